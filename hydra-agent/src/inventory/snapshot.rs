@@ -1,0 +1,129 @@
+//! The pure picture that everything decides on. Ordered, so that equal worlds are equal values.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use hydra_common::address::Mac;
+use ipnet::IpNet;
+use serde::Serialize;
+
+/// The world at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Snapshot {
+    /// How Docker is doing.
+    pub docker: DockerState,
+    /// Docker's networks by name. Kept from the last answer while Docker does not answer.
+    pub networks: BTreeMap<String, Network>,
+    /// Every network stack that is not the host's own: containers, and named or nameless namespaces behind a veth.
+    pub stacks: Vec<Stack>,
+    /// The interfaces of the agent's own namespace by index.
+    pub links: BTreeMap<u32, Link>,
+}
+
+/// How the engine answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "state")]
+pub enum DockerState {
+    /// `--docker none`.
+    #[default]
+    Off,
+    /// It answers.
+    Up {
+        /// Engine version, as it says.
+        version: String,
+    },
+    /// It does not; what is enforced is what was known last.
+    Down {
+        /// What the attempt said.
+        error: String,
+    },
+}
+
+/// A Docker network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Network {
+    /// Docker's id.
+    pub id: String,
+    /// `bridge`, `macvlan`, `host` …
+    pub driver: String,
+    /// The bridge's interface index, for a bridge network whose device is there.
+    pub bridge: Option<u32>,
+    /// Its blocks, both families.
+    pub subnets: Vec<IpNet>,
+    /// Gateway addresses, both families.
+    pub gateways: Vec<IpAddr>,
+    /// No way out.
+    pub internal: bool,
+}
+
+/// One network stack: a container, the containers that share its stack, or a namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Stack {
+    /// Tells this stack from every other, earlier ones of the same name included: the namespace's inode and the container's id.
+    pub key: String,
+    /// The name that operators see: the owning container's, the namespace's under `/run/netns`, else `netns-INODE`.
+    pub name: String,
+    /// Every container name in it, the owner's first; the namespace's name for a namespace.
+    pub members: Vec<String>,
+    /// Docker labels of the owner.
+    pub labels: BTreeMap<String, String>,
+    /// A path that opens the namespace, while it lives.
+    pub netns: Option<PathBuf>,
+    /// Its interfaces that have their other end on this host.
+    pub attachments: Vec<Attachment>,
+    /// A Docker container's stack; otherwise found over netlink alone.
+    pub docker: bool,
+}
+
+/// One interface of a stack.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Attachment {
+    /// Docker's network, if it is one's.
+    pub network: Option<String>,
+    /// Index of the host-side veth.
+    pub port: u32,
+    /// Its name inside the stack (`eth0`).
+    pub interface: String,
+    /// The endpoint's MAC.
+    pub mac: Mac,
+    /// Docker's word for a container of Docker, the kernel's otherwise. Link-local ones left out.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The gateway inside that network, per family, whether or not the stack routes by it.
+    pub gateways: Vec<IpAddr>,
+}
+
+/// An interface of the agent's namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Link {
+    /// Interface name.
+    pub name: String,
+    /// What kind.
+    pub kind: LinkType,
+    /// Its own MAC.
+    pub mac: Mac,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Index of the bridge that it is a port of.
+    pub master: Option<u32>,
+    /// Administratively up.
+    pub up: bool,
+    /// Its addresses with their prefix, both families, link-local ones included.
+    pub addresses: BTreeSet<IpNet>,
+    /// For a veth: the other end is in another namespace.
+    pub peer_elsewhere: bool,
+}
+
+/// The kinds that matter here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkType {
+    /// A bridge device.
+    Bridge,
+    /// One end of a veth pair.
+    Veth,
+    /// `lo`.
+    Loopback,
+    /// Cards, bonds, tunnels, taps.
+    Other,
+}

@@ -1,0 +1,139 @@
+//! What compiling a policy gives: the rows of one bank, and the names behind their numbers.
+
+use std::collections::BTreeMap;
+
+use hydra_common::id::{Identity, Tier};
+use hydra_common::tables::{Cell, Decision, IdentityRow, Interval, PrefixRow, RuleSet};
+use ipnet::IpNet;
+
+/// Who an identity belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Owner {
+    /// Addresses that belong to nobody we know.
+    External,
+    /// This machine.
+    Host,
+    /// Containers on networks that the policy does not name.
+    Unmanaged,
+    /// A tier: endpoints of it that no service names.
+    Tier(String),
+    /// A service of a tier.
+    Service {
+        /// The tier's name.
+        tier: String,
+        /// The service's own name, without the tier.
+        service: String,
+    },
+}
+
+impl Owner {
+    /// The tier's name, for reserved tiers the reserved word.
+    pub fn tier(&self) -> &str {
+        match self {
+            Self::External => "external",
+            Self::Host => "host",
+            Self::Unmanaged => "unmanaged",
+            Self::Tier(t) | Self::Service { tier: t, .. } => t,
+        }
+    }
+
+    /// The service's own name, if it is one.
+    pub fn service(&self) -> Option<&str> {
+        match self {
+            Self::Service { service, .. } => Some(service),
+            Self::External | Self::Host | Self::Unmanaged | Self::Tier(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Owner {
+    /// As in the policy: `databases`, `databases/postgres`, `external`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.service() {
+            Some(s) => write!(f, "{}/{s}", self.tier()),
+            None => f.write_str(self.tier()),
+        }
+    }
+}
+
+/// What an identity number stands for: an owner, and the address blocks of the policy's rules that its addresses lie in
+/// (indexes into [`Compiled::blocks`], ascending; empty for nearly all).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Class {
+    /// Whose.
+    pub owner: Owner,
+    /// In which blocks.
+    pub blocks: Vec<u16>,
+}
+
+/// An address block selector of the policy's rules.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Block {
+    /// The block.
+    pub cidr: IpNet,
+    /// Less these.
+    pub except: Vec<IpNet>,
+}
+
+impl Block {
+    /// Whether an address matches.
+    pub fn contains(&self, ip: std::net::IpAddr) -> bool {
+        self.cidr.contains(&ip) && !self.except.iter().any(|e| e.contains(&ip))
+    }
+}
+
+/// Names to numbers, kept across policies and restarts (in the state directory) so that counters and live flows keep their
+/// meaning. Numbers are given in order and used again only when all are taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Numbers {
+    /// By the text of a [`Class`]: the owner, then `@` and the block's texts where it has any.
+    pub identities: BTreeMap<String, u16>,
+    /// By tier name.
+    pub tiers: BTreeMap<String, u16>,
+}
+
+/// One bank, whole, but for what changes with every container (see `datapath`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Compiled {
+    /// `mode: audit`.
+    pub audit: bool,
+    /// Every identity in use, by number, reserved ones included.
+    pub identities: BTreeMap<Identity, (Class, IdentityRow)>,
+    /// Tier names by number, reserved ones included.
+    pub tiers: BTreeMap<Tier, String>,
+    /// The whole matrix of the identities in use.
+    pub cells: BTreeMap<(Identity, Identity), Cell>,
+    /// By index.
+    pub rule_sets: Vec<RuleSet>,
+    /// By index, see [`RuleSet`].
+    pub intervals: Vec<Interval>,
+    /// By index; 0 is "denied, bad-table". `until` is in Unix seconds here: the datapath turns it into the kernel's clock.
+    pub decisions: Vec<(Decision, Option<i64>)>,
+    /// Blocks of tiers and services, subnets of networks and bridges, and the blocks of rules, disjoint by longest match.
+    pub prefixes: BTreeMap<IpNet, PrefixRow>,
+    /// The address blocks that rules name, in the order of their first use.
+    pub blocks: Vec<Block>,
+    /// Rule names; a row's `rule` is the index plus 1.
+    pub rules: Vec<String>,
+}
+
+impl Compiled {
+    /// The number of an owner's address, if the matrix has it.
+    pub fn identity(&self, owner: &Owner, ip: Option<std::net::IpAddr>) -> Option<Identity> {
+        let blocks: Vec<u16> = match ip {
+            Some(ip) => {
+                (0..self.blocks.len()).filter(|&i| self.blocks[i].contains(ip)).map(|i| i as u16).collect()
+            }
+            None => Vec::new(),
+        };
+        self.identities
+            .iter()
+            .find(|(_, (class, _))| class.owner == *owner && class.blocks == blocks)
+            .map(|(number, _)| *number)
+    }
+
+    /// A rule's name by the number in a row, flow or event.
+    pub fn rule(&self, number: u16) -> Option<&str> {
+        self.rules.get(usize::from(number).checked_sub(1)?).map(String::as_str)
+    }
+}

@@ -1,0 +1,131 @@
+//! IP addresses and MAC addresses as the tables keep them.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// An IP address of either family: 16 bytes in network order, IPv4 as IPv4-mapped IPv6 (RFC 4291, 2.5.5.2). A packet that
+/// carries an IPv4-mapped address in an IPv6 header is refused by the parser, so the two never meet.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(transparent)]
+pub struct Address([u8; 16]);
+
+impl Address {
+    /// `::`, the unspecified address of IPv6 (RFC 4291, 2.5.2).
+    pub const UNSPECIFIED6: Self = Self([0; 16]);
+    /// `0.0.0.0`, the unspecified address of IPv4.
+    pub const UNSPECIFIED4: Self = Self::v4([0; 4]);
+
+    /// From an IPv4 address in network order.
+    #[inline(always)]
+    pub const fn v4(a: [u8; 4]) -> Self {
+        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a[0], a[1], a[2], a[3]])
+    }
+
+    /// From an IPv6 address in network order.
+    #[inline(always)]
+    pub const fn v6(a: [u8; 16]) -> Self {
+        Self(a)
+    }
+
+    /// The 16 bytes, IPv4 mapped.
+    #[inline(always)]
+    pub const fn octets(&self) -> [u8; 16] {
+        self.0
+    }
+
+    /// Whether this is an IPv4 address.
+    #[inline(always)]
+    pub fn is_v4(&self) -> bool {
+        self.word(0) == 0 && self.word(1) == 0 && self.word(2) == 0xffff
+    }
+
+    /// `0.0.0.0` or `::`.
+    #[inline(always)]
+    pub fn is_unspecified(&self) -> bool {
+        self.word(0) == 0
+            && self.word(1) == 0
+            && self.word(3) == 0
+            && (self.word(2) == 0 || self.word(2) == 0xffff)
+    }
+
+    /// IPv4 224.0.0.0/4 (RFC 1112) and 255.255.255.255 (RFC 919), IPv6 ff00::/8 (RFC 4291, 2.7).
+    #[inline(always)]
+    pub fn is_group(&self) -> bool {
+        if self.is_v4() { self.0[12] & 0xf0 == 0xe0 || self.word(3) == u32::MAX } else { self.0[0] == 0xff }
+    }
+
+    /// IPv4 169.254.0.0/16 (RFC 3927), IPv6 fe80::/10 (RFC 4291, 2.5.6).
+    #[inline(always)]
+    pub fn is_link_local(&self) -> bool {
+        if self.is_v4() {
+            self.0[12] == 169 && self.0[13] == 254
+        } else {
+            self.0[0] == 0xfe && self.0[1] & 0xc0 == 0x80
+        }
+    }
+
+    /// IPv4 127.0.0.0/8 (RFC 1122, 3.2.1.3), IPv6 ::1.
+    #[inline(always)]
+    pub fn is_loopback(&self) -> bool {
+        if self.is_v4() {
+            self.0[12] == 127
+        } else {
+            self.word(0) == 0 && self.word(1) == 0 && self.word(2) == 0 && self.word(3) == 1
+        }
+    }
+
+    /// The IPv6 link-local address that Linux makes from a MAC (modified EUI-64, RFC 4291, appendix A).
+    #[inline(always)]
+    pub fn link_local_of(mac: &Mac) -> Self {
+        let m = mac.0;
+        Self([0xfe, 0x80, 0, 0, 0, 0, 0, 0, m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]])
+    }
+
+    #[inline(always)]
+    fn word(&self, n: usize) -> u32 {
+        u32::from_be_bytes([self.0[n * 4], self.0[n * 4 + 1], self.0[n * 4 + 2], self.0[n * 4 + 3]])
+    }
+}
+
+/// An Ethernet address.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(transparent)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// Not known.
+    pub const ZERO: Self = Self([0; 6]);
+
+    /// The group bit: multicast and broadcast (IEEE 802.3, 3.2.3).
+    #[inline(always)]
+    pub fn is_group(&self) -> bool {
+        self.0[0] & 1 == 1
+    }
+}

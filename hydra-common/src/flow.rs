@@ -1,0 +1,174 @@
+//! One conversation, both directions: the key that both find, and the entry behind it.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::address::Address;
+use crate::id::{Container, Identity};
+
+/// Which end of a canonical key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Side {
+    /// The end with the smaller (address, port).
+    A = 0,
+    /// The other.
+    B = 1,
+}
+
+impl Side {
+    /// The other end.
+    #[inline(always)]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
+
+    /// 0 or 1, for the pairs in a [`Flow`].
+    #[inline(always)]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// From a [`Flow`]'s `opener`.
+    #[inline(always)]
+    pub const fn from_row(n: u8) -> Self {
+        if n == 0 { Self::A } else { Self::B }
+    }
+}
+
+/// The key of a flow: the same for both directions. Ports in network order; for ICMP queries the opener's "port" is the
+/// identifier and the responder's the request's type, so that two ends that ping each other have two flows.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct FlowKey {
+    /// The smaller end's address.
+    pub a: Address,
+    /// The other end's address.
+    pub b: Address,
+    /// The smaller end's port, network order.
+    pub port_a: [u8; 2],
+    /// The other end's port, network order.
+    pub port_b: [u8; 2],
+    /// IP protocol.
+    pub protocol: u8,
+    /// Zero: a key is compared byte by byte.
+    pub zero: [u8; 3],
+}
+
+impl FlowKey {
+    /// The canonical key of a packet from (`source`, `source_port`) to (`destination`, `destination_port`), and the side
+    /// that sent it. Ports in host order.
+    #[inline(always)]
+    pub fn of(
+        source: Address,
+        source_port: u16,
+        destination: Address,
+        destination_port: u16,
+        protocol: u8,
+    ) -> (Self, Side) {
+        let (sp, dp) = (source_port.to_be_bytes(), destination_port.to_be_bytes());
+        if less(&source, source_port, &destination, destination_port) {
+            (Self { a: source, b: destination, port_a: sp, port_b: dp, protocol, zero: [0; 3] }, Side::A)
+        } else {
+            (Self { a: destination, b: source, port_a: dp, port_b: sp, protocol, zero: [0; 3] }, Side::B)
+        }
+    }
+
+    /// The address of one end.
+    #[inline(always)]
+    pub const fn address(&self, side: Side) -> Address {
+        match side {
+            Side::A => self.a,
+            Side::B => self.b,
+        }
+    }
+
+    /// The port of one end, host order.
+    #[inline(always)]
+    pub const fn port(&self, side: Side) -> u16 {
+        match side {
+            Side::A => u16::from_be_bytes(self.port_a),
+            Side::B => u16::from_be_bytes(self.port_b),
+        }
+    }
+}
+
+#[inline(always)]
+fn less(a: &Address, a_port: u16, b: &Address, b_port: u16) -> bool {
+    let (a, b) = (a.octets(), b.octets());
+    let high = |x: &[u8; 16]| u64::from_be_bytes([x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]]);
+    let low = |x: &[u8; 16]| u64::from_be_bytes([x[8], x[9], x[10], x[11], x[12], x[13], x[14], x[15]]);
+    let (ah, bh) = (high(&a), high(&b));
+    if ah != bh {
+        return ah < bh;
+    }
+    let (al, bl) = (low(&a), low(&b));
+    if al != bl {
+        return al < bl;
+    }
+    a_port < b_port
+}
+
+/// The entry of a flow that passed. `[_; 2]` is by [`Side`]: what side A sent, what side B sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Flow {
+    /// The tables' generation under which it was decided. An older one is decided again.
+    pub generation: u32,
+    /// The policy's revision under which it was decided.
+    pub revision: u32,
+    /// Seconds of the monotonic clock at which the deciding rule ends; 0 = never.
+    pub until: u32,
+    /// The rule that decided: its place in the policy, counted from 1; 0 = none.
+    pub rule: u16,
+    /// [`crate::verdict::Verdict`].
+    pub verdict: u8,
+    /// [`crate::verdict::Reason`].
+    pub reason: u8,
+    /// The [`Side`] that opened it.
+    pub opener: u8,
+    /// [`Path`].
+    pub path: u8,
+    /// TCP flags seen from each side, ORed (RFC 9293, 3.1); for other protocols bit 0 says that the side has sent.
+    pub flags: [u8; 2],
+    /// Who opened it.
+    pub source: Identity,
+    /// Who was called.
+    pub destination: Identity,
+    /// The cell of the traffic counters, see [`crate::tables::traffic_index`].
+    pub traffic: u32,
+    /// Zero.
+    pub zero: [u8; 4],
+    /// The containers at both ends, if they are on this host.
+    pub containers: [Container; 2],
+    /// First packet, nanoseconds of the monotonic clock.
+    pub created: u64,
+    /// Last packet, nanoseconds of the monotonic clock.
+    pub seen: u64,
+    /// Wire packets.
+    pub packets: [u64; 2],
+    /// Bytes of the wire frames, Ethernet header included, FCS not: what the interface counters of Linux count.
+    pub bytes: [u64; 2],
+}
+
+/// The way that a flow's packets take through the host, the same for its whole life and both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Path {
+    /// The kernel's own: bridge, routing, netfilter.
+    Stack = 0,
+    /// Straight from the source's port into the destination's namespace.
+    Peer = 1,
+}
+
+impl Path {
+    /// From a [`Flow`]'s `path`.
+    #[inline(always)]
+    pub const fn from_row(n: u8) -> Self {
+        if n == 1 { Self::Peer } else { Self::Stack }
+    }
+}

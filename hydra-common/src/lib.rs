@@ -1,0 +1,27 @@
+//! The contract between hydra's kernel object and its user space, and the pure engine that both compile:
+//! table rows, the packet parser, flow tracking and the one verdict function.
+//!
+//! No map, no system call, no clock: time and tables are arguments. Addresses and TCP/UDP ports keep the order
+//! that their type says; see [`address`].
+#![no_std]
+#![forbid(unsafe_op_in_unsafe_fn)]
+
+#[cfg(any(test, feature = "user"))]
+extern crate std;
+
+pub mod address;
+pub mod decide;
+pub mod event;
+pub mod flow;
+pub mod id;
+pub mod names;
+pub mod packet;
+pub mod tables;
+pub mod track;
+#[cfg(feature = "user")]
+pub mod user;
+pub mod verdict;
+
+/// The layout's number: part of the pin path, so that an agent never reads another layout's tables. Raised with every
+/// change of a row, a key or the meaning of either.
+pub const ABI: u32 = 1;

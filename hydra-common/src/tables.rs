@@ -1,0 +1,432 @@
+//! The rows that the agent writes and the verdict function reads, and the trait it reads them through.
+//!
+//! What belongs to a policy is kept twice, in two banks; the generation's lowest bit says which one counts. The agent writes
+//! the other bank and then changes the generation, so no packet meets a mixture. Rows of containers (`Link`, `Endpoint`) hold
+//! their identity once per bank for the same reason.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::address::{Address, Mac};
+use crate::flow::{Flow, FlowKey};
+use crate::id::{Container, Identity, MAX_IDENTITIES, MAX_TIERS, Tier};
+
+/// Rule sets per bank.
+pub const MAX_RULE_SETS: u32 = 65_536;
+/// Intervals per bank, over all rule sets.
+pub const MAX_INTERVALS: u32 = 262_144;
+/// Decisions per bank.
+pub const MAX_DECISIONS: u32 = 131_072;
+/// Rules per policy: their number is 16 bits in a flow.
+pub const MAX_RULES: u32 = 65_535;
+/// Address prefixes, both banks together.
+pub const MAX_PREFIXES: u32 = 65_536;
+/// Addresses of endpoints and of this host.
+pub const MAX_ENDPOINTS: u32 = 65_536;
+/// Interfaces of this host.
+pub const MAX_LINKS: u32 = 16_384;
+/// Halvings of an interval search: enough for `MAX_INTERVALS` in one rule set.
+pub const SEARCH_STEPS: u32 = 18;
+/// Decisions that may follow each other when rules expire.
+pub const MAX_CHAIN: u32 = 8;
+
+/// What counts for a bank as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Head {
+    /// The generation that this bank was written for. Differs from the flipped word only while a bank is written, and then
+    /// nothing reads it; a packet that sees a difference is denied.
+    pub generation: u32,
+    /// The policy's revision.
+    pub revision: u32,
+    /// [`Head::AUDIT`].
+    pub flags: u32,
+}
+
+impl Head {
+    /// `mode: audit`: nothing is dropped.
+    pub const AUDIT: u32 = 1;
+}
+
+/// What an identity is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct IdentityRow {
+    /// Whose counters it counts on.
+    pub tier: Tier,
+    /// [`IdentityRow::INTERIOR`], [`IdentityRow::DECLARED`].
+    pub flags: u16,
+}
+
+impl IdentityRow {
+    /// Its endpoints live on this host's networks or bridges: an address of it that comes from elsewhere is forged.
+    pub const INTERIOR: u16 = 1;
+    /// A tier or service of the policy; not reserved.
+    pub const DECLARED: u16 = 2;
+}
+
+/// One cell of the matrix: a decision, or a rule set that finds one by protocol and port.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(transparent)]
+pub struct Cell(pub u32);
+
+impl Cell {
+    const RULE_SET: u32 = 1 << 31;
+
+    /// Every packet gets this decision. Decision 0 is always "denied, bad-table", so that an unwritten cell denies.
+    #[inline(always)]
+    pub const fn decision(index: u32) -> Self {
+        Self(index)
+    }
+
+    /// The rule set decides.
+    #[inline(always)]
+    pub const fn rule_set(index: u32) -> Self {
+        Self(index | Self::RULE_SET)
+    }
+
+    /// The index behind it, and whether that is a rule set's.
+    #[inline(always)]
+    pub const fn index(self) -> (u32, bool) {
+        (self.0 & !Self::RULE_SET, self.0 & Self::RULE_SET != 0)
+    }
+}
+
+/// The part of the intervals that belongs to one rule set.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C)]
+pub struct RuleSet {
+    /// Index of the first interval.
+    pub start: u32,
+    /// Number of intervals, at least 1.
+    pub count: u32,
+}
+
+/// From here to the next interval's `from` every (protocol, port) has this decision. The first of a rule set has `from` 0.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C)]
+pub struct Interval {
+    /// [`selector`] of the first (protocol, port) in it.
+    pub from: u32,
+    /// Index of the decision.
+    pub decision: u32,
+}
+
+/// The number by which rule sets are searched: protocol in the high bits, then the destination port of TCP, UDP and SCTP, the
+/// type of ICMP and ICMPv6, and 0 for everything else.
+#[inline(always)]
+pub const fn selector(protocol: u8, port_or_type: u16) -> u32 {
+    ((protocol as u32) << 16) | port_or_type as u32
+}
+
+/// What a cell or an interval says.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C)]
+pub struct Decision {
+    /// Seconds of the monotonic clock at which it ends and `next` takes its place; 0 = never.
+    pub until: u32,
+    /// The decision that follows. Only read when `until` is not 0.
+    pub next: u32,
+    /// The rule that decided: its place in the policy, counted from 1; 0 = none.
+    pub rule: u16,
+    /// [`crate::verdict::Verdict`].
+    pub verdict: u8,
+    /// [`crate::verdict::Reason`]: for an audited packet what enforcing would have said.
+    pub reason: u8,
+}
+
+/// Key of the prefix table: the bank (network order), then the address.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C)]
+pub struct PrefixData {
+    /// 0 or 1, network order.
+    pub bank: [u8; 4],
+    /// The block's address, IPv4 mapped.
+    pub address: Address,
+}
+
+impl PrefixData {
+    /// Bits before the address; an IPv4 block adds another 96.
+    pub const BANK_BITS: u32 = 32;
+}
+
+/// Whose addresses a block holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct PrefixRow {
+    /// The identity of an address in it that no endpoint has.
+    pub identity: Identity,
+    /// [`PrefixRow::INTERIOR`], [`PrefixRow::OPEN`].
+    pub flags: u16,
+}
+
+impl PrefixRow {
+    /// The subnet of a network or bridge of this host: an address in it that no endpoint has is unknown, not the tier's.
+    pub const INTERIOR: u16 = 1;
+    /// An interior subnet with ports whose addresses nobody can list (a tap, a card): an unlisted address is the tier's.
+    pub const OPEN: u16 = 2;
+}
+
+/// An address of a container on this host, or of this host itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Endpoint {
+    /// Its identity, one per bank.
+    pub identity: [Identity; 2],
+    /// Whose it is; [`Container::NONE`] for the host's own addresses.
+    pub container: Container,
+    /// The host-side veth; 0 for the host's own addresses.
+    pub port: u32,
+    /// The bridge that the port is on.
+    pub bridge: u32,
+    /// [`Endpoint::HOST`], [`Endpoint::ATTACHED`], [`Endpoint::PEER`].
+    pub flags: u16,
+    /// The endpoint's MTU in bytes.
+    pub mtu: u16,
+    /// The endpoint's MAC.
+    pub mac: Mac,
+    /// The bridge's MAC: the source of what is forwarded to the endpoint.
+    pub gateway_mac: Mac,
+}
+
+impl Endpoint {
+    /// An address of this host.
+    pub const HOST: u16 = 1;
+    /// Its port has hydra's programs: bridge hooks leave it to them.
+    pub const ATTACHED: u16 = 2;
+    /// Its port is a veth whose peer is in another namespace: `bpf_redirect_peer` reaches it.
+    pub const PEER: u16 = 4;
+}
+
+/// An interface of this host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Link {
+    /// The identity of what is behind it, one per bank, where the address does not say more.
+    pub identity: [Identity; 2],
+    /// Whose port it is.
+    pub container: Container,
+    /// The bridge that it is a port of, or its own index for a bridge; 0 elsewhere.
+    pub bridge: u32,
+    /// [`LinkKind`].
+    pub kind: u8,
+    /// [`Link::UNBOUND`].
+    pub flags: u8,
+    /// The endpoint's MAC for a port; the device's own for a bridge.
+    pub mac: Mac,
+    /// The bridge's MAC.
+    pub gateway_mac: Mac,
+    /// Zero.
+    pub zero: [u8; 2],
+}
+
+impl Link {
+    /// A port whose MAC and addresses nobody can list: any address of its tier that no endpoint has is true on it.
+    pub const UNBOUND: u8 = 1;
+}
+
+/// What an interface is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum LinkKind {
+    /// Not known: closed.
+    Unknown = 0,
+    /// A port of an endpoint that the policy protects.
+    Port = 1,
+    /// A bridge of a tier.
+    Bridge = 2,
+    /// A bridge or port of a network that the policy does not name.
+    Unmanaged = 3,
+    /// Any other interface: the outside.
+    Uplink = 4,
+}
+
+impl LinkKind {
+    /// From a [`Link`]'s `kind`.
+    #[inline(always)]
+    pub const fn from_row(n: u8) -> Self {
+        match n {
+            1 => Self::Port,
+            2 => Self::Bridge,
+            3 => Self::Unmanaged,
+            4 => Self::Uplink,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// Packets and bytes, as in [`Flow`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Count {
+    /// Wire packets.
+    pub packets: u64,
+    /// Wire bytes.
+    pub bytes: u64,
+}
+
+/// Key of the drop counters.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C)]
+pub struct DropKey {
+    /// Who sent.
+    pub source: Tier,
+    /// To whom.
+    pub destination: Tier,
+    /// [`crate::verdict::Reason`].
+    pub reason: u8,
+    /// [`crate::verdict::Verdict`]: denied, or audited.
+    pub verdict: u8,
+    /// The rule that decided, counted from 1; 0 = none.
+    pub rule: u16,
+}
+
+/// The cell of the traffic counters (a per-CPU array) of what passes from one tier to another.
+#[inline(always)]
+pub const fn traffic_index(source: Tier, destination: Tier, audited: bool) -> u32 {
+    let (s, d) = (source.0 as u32 % MAX_TIERS, destination.0 as u32 % MAX_TIERS);
+    (audited as u32 * MAX_TIERS + s) * MAX_TIERS + d
+}
+
+/// Entries of the traffic counters.
+pub const TRAFFIC_CELLS: u32 = 2 * MAX_TIERS * MAX_TIERS;
+
+/// The index of a cell in the matrix of both banks.
+#[inline(always)]
+pub const fn cell_index(bank: u32, source: Identity, destination: Identity) -> u32 {
+    let (s, d) = (source.0 as u32 % MAX_IDENTITIES, destination.0 as u32 % MAX_IDENTITIES);
+    ((bank & 1) * MAX_IDENTITIES + s) * MAX_IDENTITIES + d
+}
+
+/// What the datapath counts beside packets: indexes of a per-CPU array of u64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Gauge {
+    /// Events written.
+    Events = 0,
+    /// Events that found no room or exceeded the rate.
+    EventsLost = 1,
+    /// Flow entries that could not be written.
+    FlowsRefused = 2,
+    /// Packets sent straight to the peer.
+    Forwarded = 3,
+    /// Packets of a flow on the peer path that went through the stack, in doubt.
+    FellBack = 4,
+}
+
+/// Number of [`Gauge`]s.
+pub const GAUGES: u32 = 5;
+
+/// How the verdict function reads its tables: maps in the kernel, plain collections in user space.
+pub trait Tables {
+    /// A live flow entry. The kernel's points into the map.
+    type Flow<'a>: Copy + core::ops::Deref<Target = Flow>
+    where
+        Self: 'a;
+
+    /// The flipped word. 0 = no policy yet.
+    fn generation(&self) -> u32;
+    /// By bank.
+    fn head(&self, bank: u32) -> Option<&Head>;
+    /// By interface index.
+    fn link(&self, ifindex: u32) -> Option<&Link>;
+    /// By exact address.
+    fn endpoint(&self, address: &Address) -> Option<&Endpoint>;
+    /// By longest match within the bank.
+    fn prefix(&self, bank: u32, address: &Address) -> Option<&PrefixRow>;
+    /// By bank and identity.
+    fn identity(&self, bank: u32, identity: Identity) -> Option<&IdentityRow>;
+    /// By bank, source and destination.
+    fn cell(&self, bank: u32, source: Identity, destination: Identity) -> Option<Cell>;
+    /// By bank and index.
+    fn rule_set(&self, bank: u32, index: u32) -> Option<&RuleSet>;
+    /// By bank and index.
+    fn interval(&self, bank: u32, index: u32) -> Option<&Interval>;
+    /// By bank and index.
+    fn decision(&self, bank: u32, index: u32) -> Option<&Decision>;
+    /// By canonical key.
+    fn flow(&self, key: &FlowKey) -> Option<Self::Flow<'_>>;
+}

@@ -1,0 +1,2 @@
+//! The project's own commands. Run as `cargo xtask VERB`.
+fn main() {}
