@@ -17,6 +17,7 @@ pub enum Side {
 
 impl Side {
     /// The other end.
+    #[must_use]
     #[inline(always)]
     pub const fn other(self) -> Self {
         match self {
@@ -41,7 +42,19 @@ impl Side {
 /// The key of a flow: the same for both directions. Ports in network order; for ICMP queries the opener's "port" is the
 /// identifier and the responder's the request's type, so that two ends that ping each other have two flows.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
 )]
 #[repr(C)]
 pub struct FlowKey {

@@ -5,6 +5,10 @@
 //! that their type says; see [`address`].
 #![no_std]
 #![forbid(unsafe_op_in_unsafe_fn)]
+#![allow(
+    clippy::inline_always,
+    reason = "a call costs a frame of 512 bytes and a verifier state in the kernel"
+)]
 
 #[cfg(any(test, feature = "user"))]
 extern crate std;
