@@ -1,7 +1,7 @@
 //! What is wrong with a text that somebody wrote, and where: collected all at once, printed with the source line and a caret,
 //! sent as flat JSON objects. Knows nothing of policies.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
 use serde::{Deserialize, Serialize};
@@ -195,7 +195,7 @@ impl Diagnostics {
         out.push('\n');
         if let Some(hint) = &d.hint {
             let style = if colour { anstyle::Style::new().bold() } else { anstyle::Style::new() };
-            out.push_str(&format!("{style}hint{style:#}: {}\n", printable(hint)));
+            let _ = writeln!(out, "{style}hint{style:#}: {}", printable(hint));
         }
     }
 }
