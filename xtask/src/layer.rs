@@ -1,0 +1,235 @@
+//! The layers of the tests, what belongs to each, and how each is run.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::lint;
+use crate::process::{self, Job};
+use crate::programs::{Built, Program};
+use crate::say::{self, Progress};
+use crate::tally::{Row, Tally, skips};
+
+/// A layer, in the order in which they run: what is quick to fail comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Layer {
+    /// Tests that need neither root nor a kernel of their own
+    Unit,
+    /// Formatting and clippy
+    Lint,
+    /// Generated files are current
+    Gen,
+    /// The committed eBPF object is what its source gives
+    Object,
+    /// The kernel object and the agent in network namespaces
+    Netns,
+    /// The agent beside real Docker engines
+    Docker,
+}
+
+/// Test files of `tests/` that need no root. Every other one runs as root in the `netns` layer, so that none is forgotten.
+const AS_USER: &[&str] = &["cli", "policies"];
+
+impl Layer {
+    /// All of them, in order.
+    pub const ALL: [Self; 6] = [Self::Unit, Self::Lint, Self::Gen, Self::Object, Self::Netns, Self::Docker];
+
+    /// The name on the command line and in the table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unit => "unit",
+            Self::Lint => "lint",
+            Self::Gen => "gen",
+            Self::Object => "object",
+            Self::Netns => "netns",
+            Self::Docker => "docker",
+        }
+    }
+
+    /// Whether it runs test programs, which must be built first.
+    pub fn has_programs(self) -> bool {
+        matches!(self, Self::Unit | Self::Netns | Self::Docker)
+    }
+
+    /// The layer that a test program belongs to.
+    pub fn of(program: &Program) -> Self {
+        if !program.integration || program.package == "xtask" {
+            Self::Unit
+        } else if program.target.starts_with("docker") {
+            Self::Docker
+        } else if program.package == "tests" && AS_USER.contains(&program.target.as_str()) {
+            Self::Unit
+        } else {
+            Self::Netns
+        }
+    }
+}
+
+/// What to run of a layer.
+pub struct Run<'a> {
+    /// What was built.
+    pub built: &'a Built,
+    /// Only these test programs; all where empty.
+    pub only: &'a [String],
+    /// What to give to the test programs: a part of a test's name, or an option of libtest.
+    pub filters: &'a [String],
+    /// Where the output of each step is kept.
+    pub logs: &'a Path,
+}
+
+impl Run<'_> {
+    /// Runs one layer. `Err` only when there is no sense in going on.
+    pub fn layer(&self, layer: Layer) -> Result<Row> {
+        let begun = Instant::now();
+        say::line("");
+        say::line(&format!("{}:", layer.name()));
+        let (tally, skipped) = match layer {
+            Layer::Unit | Layer::Netns | Layer::Docker => self.programs(layer)?,
+            Layer::Lint => (self.checks(layer, &lint::checks())?, None),
+            Layer::Gen => (self.verb(layer, &["gen", "--check"])?, None),
+            Layer::Object => (self.verb(layer, &["ebpf", "--check"])?, None),
+        };
+        if let Some(why) = &skipped {
+            say::line(&format!("  skipped: {why}"));
+        }
+        Ok(Row { layer: layer.name(), tally, took: begun.elapsed(), skipped })
+    }
+
+    fn programs(&self, layer: Layer) -> Result<(Tally, Option<String>)> {
+        let root = layer != Layer::Unit;
+        if root && let Err(error) = process::allow_sudo() {
+            return Ok((Tally::default(), Some(format!("{error:#}"))));
+        }
+        let mut tally = Tally::default();
+        let mut any = false;
+        for program in self.built.tests.iter().filter(|program| Layer::of(program) == layer) {
+            if self.only.is_empty() || self.only.contains(&program.target) {
+                any = true;
+                tally += self.program(layer, program, root)?;
+            }
+        }
+        if layer == Layer::Unit && self.only.is_empty() && self.filters.is_empty() {
+            let job = Job::cargo().args(["test", "--workspace", "--doc", "--locked"]);
+            tally += self.libtest(layer, "examples in the documentation", &job)?;
+        }
+        Ok((tally, (!any).then(|| "there is no test program of this layer".to_owned())))
+    }
+
+    fn program(&self, layer: Layer, program: &Program, root: bool) -> Result<Tally> {
+        let mut job = Job::new(&program.file)
+            .args(["--show-output"])
+            .args(self.filters)
+            .dir(&program.dir)
+            .env("CARGO_MANIFEST_DIR", &program.dir)
+            .env("RUST_BACKTRACE", "1")
+            // Snapshots are compared, never written, and not by asking cargo, which root may not have.
+            .env("INSTA_WORKSPACE_ROOT", crate::root())
+            .env("INSTA_UPDATE", "no");
+        for (name, file) in &self.built.binaries {
+            job = job.env(&format!("CARGO_BIN_EXE_{name}"), file);
+        }
+        if root {
+            // Kernel tables and engines are not shared between tests that run at the same time.
+            job = job.args(["--test-threads=1"]).for_root();
+        }
+        let name = if program.package == "tests" || !program.integration {
+            program.target.clone()
+        } else {
+            format!("{} of {}", program.target, program.package)
+        };
+        self.libtest(layer, &name, &job)
+    }
+
+    /// Runs something whose output has libtest's result lines.
+    fn libtest(&self, layer: Layer, name: &str, job: &Job) -> Result<Tally> {
+        let (ran, end) = self.step(layer, name, job)?;
+        let mut tally = Tally::parse(&ran.all).unwrap_or_default();
+        if !ran.status.success() && tally.failed == 0 {
+            tally.failed = 1;
+        }
+        end(&tally.to_string());
+        for why in skips(&ran.all) {
+            say::line(&format!("    skipped: {why}"));
+        }
+        if tally.failed > 0 {
+            say::quote(&ran.all);
+            say::line(&format!("    ended with {}: {}", ran.status, job.shown()));
+        }
+        Ok(tally)
+    }
+
+    /// Runs named commands, each of which counts as one test.
+    fn checks(&self, layer: Layer, checks: &[(&str, Job)]) -> Result<Tally> {
+        let mut tally = Tally::default();
+        for (name, job) in checks {
+            let (ran, end) = self.step(layer, name, job)?;
+            let held = ran.status.success();
+            end(if held { "holds" } else { "FAILED" });
+            if !held {
+                say::quote(&ran.all);
+            }
+            tally += Tally::one(held);
+        }
+        Ok(tally)
+    }
+
+    /// Runs another verb of this program as one test.
+    fn verb(&self, layer: Layer, args: &[&str]) -> Result<Tally> {
+        let name = format!("cargo xtask {}", args.join(" "));
+        self.checks(layer, &[(&name, Job::new(process::myself()).args(args))])
+    }
+
+    fn step(&self, layer: Layer, name: &str, job: &Job) -> Result<(process::Ran, impl Fn(&str))> {
+        let mut progress = Progress::start(name);
+        let ran = job.run(|line| progress.at(line));
+        let ran = match ran {
+            Ok(ran) => ran,
+            Err(error) => {
+                progress.end("stopped");
+                return Err(error);
+            }
+        };
+        let log = self.logs.join(format!("{}-{}.log", layer.name(), name.replace([' ', '/'], "-")));
+        std::fs::write(&log, format!("$ {}\n{}", job.shown(), ran.all))
+            .with_context(|| format!("cannot write `{}`", log.display()))?;
+        let progress = std::cell::Cell::new(Some(progress));
+        Ok((ran, move |word: &str| {
+            if let Some(progress) = progress.take() {
+                progress.end(word);
+            }
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn program(package: &str, target: &str, integration: bool) -> Program {
+        Program {
+            package: package.to_owned(),
+            target: target.to_owned(),
+            integration,
+            file: "/t/x".into(),
+            dir: "/w".into(),
+        }
+    }
+
+    #[test]
+    fn every_program_has_its_layer() {
+        assert_eq!(Layer::of(&program("hydra-common", "hydra_common", false)), Layer::Unit);
+        assert_eq!(Layer::of(&program("tests", "hydra_tests", false)), Layer::Unit);
+        assert_eq!(Layer::of(&program("tests", "policies", true)), Layer::Unit);
+        assert_eq!(Layer::of(&program("tests", "docker_stack", true)), Layer::Docker);
+        assert_eq!(Layer::of(&program("tests", "something_new", true)), Layer::Netns);
+        assert_eq!(Layer::of(&program("hydra-agent", "policies", true)), Layer::Netns);
+    }
+
+    #[test]
+    fn names_are_those_of_the_command_line() {
+        for layer in Layer::ALL {
+            assert_eq!(<Layer as clap::ValueEnum>::from_str(layer.name(), false), Ok(layer));
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! `cargo xtask test`: runs the layers and counts.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use clap::ValueEnum;
+
+use crate::layer::{Layer, Run};
+use crate::needs::{self, For};
+use crate::process;
+use crate::programs::{self, Built};
+use crate::say;
+use crate::tally::{Row, Tally, table};
+
+/// `cargo xtask test`
+#[derive(clap::Args)]
+#[command(after_help = "Layers, in order:
+  unit    tests that need neither root nor a kernel of their own
+  lint    formatting and clippy
+  gen     generated files are current
+  object  the committed eBPF object is what its source gives
+  netns   the kernel object and the agent in network namespaces (root)
+  docker  the agent beside real Docker engines (root; installs the engines in folders of their own)
+
+Examples:
+  cargo xtask test                    everything
+  cargo xtask test unit netns         two layers
+  cargo xtask test matrix             one test program
+  cargo xtask test matrix -- ipv6     the tests of it that have `ipv6` in their name
+
+The output of every step is kept in `target/xtask/`. The last line is the sum. Exit code 0: all passed; 1: a test
+failed, or a whole layer could not run; 2: the run itself could not be done.")]
+pub struct Args {
+    /// Layers or test programs; everything where none is named
+    names: Vec<String>,
+    /// Install what is missing without asking
+    #[arg(long, short)]
+    yes: bool,
+    /// A layer to leave out
+    #[arg(long, value_name = "LAYER")]
+    skip: Vec<Layer>,
+    /// For the test programs: a part of a test's name, or options of libtest
+    #[arg(last = true, value_name = "FILTER")]
+    filters: Vec<String>,
+}
+
+impl Args {
+    /// Everything, without questions.
+    pub fn everything() -> Self {
+        Self { names: Vec::new(), yes: true, skip: Vec::new(), filters: Vec::new() }
+    }
+}
+
+/// Runs the layers, prints the table, and answers with the exit code.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let (mut layers, only) = sort_names(&args.names);
+    let built = if !only.is_empty() || layers.iter().any(|layer| layer.has_programs()) {
+        // Only the names of test programs need the build before anything else is known.
+        if only.is_empty() { None } else { Some(programs::build_tests()?) }
+    } else {
+        Some(Built::default())
+    };
+    if let Some(built) = &built {
+        layers.extend(layers_of(built, &only)?);
+    }
+    layers.sort_unstable();
+    layers.dedup();
+    layers.retain(|layer| !args.skip.contains(layer));
+
+    let who: Vec<For> = layers.iter().map(|&layer| For::Layer(layer)).collect();
+    needs::install(&who, args.yes)?;
+    if layers.contains(&Layer::Netns) || layers.contains(&Layer::Docker) {
+        // Asked now rather than in the middle; a refusal is told where it matters.
+        let _ = process::allow_sudo();
+    }
+    let logs = crate::target().join("xtask");
+    std::fs::create_dir_all(&logs).with_context(|| format!("cannot make `{}`", logs.display()))?;
+
+    let built = match built {
+        Some(built) => built,
+        None if layers.iter().any(|layer| layer.has_programs()) => programs::build_tests()?,
+        None => Built::default(),
+    };
+    let run = Run { built: &built, only: &only, filters: &args.filters, logs: &logs };
+    let mut rows = Vec::new();
+    let mut layers = layers.into_iter();
+    for layer in layers.by_ref() {
+        match run.layer(layer) {
+            Ok(row) => rows.push(row),
+            Err(error) => {
+                say::failure(&error);
+                let tally = Tally::one(false);
+                rows.push(Row { layer: layer.name(), tally, took: Duration::ZERO, skipped: None });
+                break;
+            }
+        }
+    }
+    for layer in layers {
+        let why = Some("the run was stopped before".to_owned());
+        rows.push(Row { layer: layer.name(), tally: Tally::default(), took: Duration::ZERO, skipped: why });
+    }
+    let whole = rows.iter().all(|row| row.skipped.is_none());
+    if !whole {
+        say::line(
+            "\nA whole layer was skipped, which counts as a failure; leave it out on purpose with `--skip`.",
+        );
+    }
+    let sum = table(&rows);
+    Ok(if whole && sum.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Tells layers from names of test programs; no name at all means every layer.
+fn sort_names(names: &[String]) -> (Vec<Layer>, Vec<String>) {
+    if names.is_empty() {
+        return (Layer::ALL.to_vec(), Vec::new());
+    }
+    let mut layers = Vec::new();
+    let mut programs = Vec::new();
+    for name in names {
+        match Layer::from_str(name, false) {
+            Ok(layer) => layers.push(layer),
+            Err(_) => programs.push(name.clone()),
+        }
+    }
+    (layers, programs)
+}
+
+/// The layers of these test programs.
+fn layers_of(built: &Built, only: &[String]) -> Result<Vec<Layer>> {
+    only.iter()
+        .map(|name| {
+            built.tests.iter().find(|program| &program.target == name).map(Layer::of).ok_or_else(|| {
+                let mut known: Vec<&str> =
+                    built.tests.iter().map(|program| program.target.as_str()).collect();
+                known.sort_unstable();
+                known.dedup();
+                anyhow!(
+                    "hint: layers are unit, lint, gen, object, netns, docker; test programs: {}",
+                    known.join(", ")
+                )
+                .context(format!("there is no layer and no test program with this name: {name}"))
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_means_everything() {
+        assert_eq!(sort_names(&[]), (Layer::ALL.to_vec(), Vec::new()));
+    }
+
+    #[test]
+    fn layers_and_programs_are_told_apart() {
+        let names = ["docker", "matrix", "unit"].map(str::to_owned);
+        assert_eq!(sort_names(&names), (vec![Layer::Docker, Layer::Unit], vec!["matrix".to_owned()]));
+    }
+
+    #[test]
+    fn an_unknown_program_is_an_error_that_lists_the_known() {
+        let error = layers_of(&Built::default(), &["nothing".to_owned()]).unwrap_err();
+        assert_eq!(error.to_string(), "there is no layer and no test program with this name: nothing");
+    }
+}
