@@ -1,1 +1,12 @@
-//! What the tests share.
+//! What the tests and the demo share: a host of their own made of namespaces, the real agent in it, probes, a packet builder,
+//! a runner for the kernel object, and a naive second opinion on what a policy means.
+//!
+//! Everything that is made here lives in network and mount namespaces that only the test process holds: they vanish with it,
+//! however it ends.
+
+pub mod messages;
+pub mod packets;
+pub mod probe;
+pub mod sniffer;
+pub mod topology;
+pub mod world;

@@ -1,0 +1,387 @@
+//! Real traffic between the places of a world: echo servers that note what reaches them, and clients that try.
+//!
+//! All attempts of a call run at once: a whole matrix takes as long as its slowest time-out.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect, getsockopt,
+    recv, send, socket, sockopt,
+};
+
+use crate::world::World;
+
+/// What an attempt sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// A connection to this port, answered by the server's first bytes.
+    Tcp(u16),
+    /// A datagram to this port, answered by its echo.
+    Udp(u16),
+    /// An echo request of the address's family.
+    Ping,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(port) => write!(f, "tcp/{port}"),
+            Self::Udp(port) => write!(f, "udp/{port}"),
+            Self::Ping => f.write_str("ping"),
+        }
+    }
+}
+
+/// One attempt.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Probe {
+    /// The place it comes from.
+    pub from: String,
+    /// The address it comes from, where the place has several.
+    pub source: Option<IpAddr>,
+    /// The address it goes to.
+    pub to: IpAddr,
+    /// How.
+    pub kind: Kind,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Both directions work.
+    Answered,
+    /// Somebody said no: a reset, or an ICMP error.
+    Refused(ErrorKind),
+    /// Silence.
+    TimedOut,
+}
+
+/// Tries everything at once. Stops when each attempt has an outcome, or else when `patience` has passed since the last one
+/// came in.
+pub fn probe(world: &World, probes: &[Probe], patience: Duration) -> Result<Vec<Outcome>> {
+    raise_file_limit()?;
+    let mut by_place: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (index, probe) in probes.iter().enumerate() {
+        by_place.entry(&probe.from).or_default().push(index);
+    }
+    let mut outcomes = vec![None; probes.len()];
+    let mut sockets: Vec<(usize, OwnedFd)> = Vec::with_capacity(probes.len());
+    for (place, indexes) in by_place {
+        let opened =
+            world.enter(place, || -> Vec<_> { indexes.iter().map(|&i| (i, open(&probes[i]))).collect() })?;
+        for (index, result) in opened {
+            match result {
+                Ok(fd) => sockets.push((index, fd)),
+                Err(error) => outcomes[index] = Some(Outcome::Refused(error.kind())),
+            }
+        }
+    }
+    let mut last = Instant::now();
+    let mut resend = Instant::now();
+    let mut connected = vec![false; probes.len()];
+    while !sockets.is_empty() && last.elapsed() < patience {
+        // A lost datagram is not a verdict: ask again until somebody answers.
+        if resend.elapsed() > Duration::from_millis(250) {
+            resend = Instant::now();
+            for (index, fd) in &sockets {
+                if probes[*index].kind != Kind::Ping && !matches!(probes[*index].kind, Kind::Udp(_)) {
+                    continue;
+                }
+                let _ = send(fd.as_raw_fd(), &payload(&probes[*index]), MsgFlags::MSG_DONTWAIT);
+            }
+        }
+        let mut wait: Vec<_> = sockets
+            .iter()
+            .map(|(index, fd)| {
+                let tcp = matches!(probes[*index].kind, Kind::Tcp(_));
+                poll_for(fd.as_raw_fd(), if tcp && !connected[*index] { libc::POLLOUT } else { libc::POLLIN })
+            })
+            .collect();
+        poll(&mut wait, 50)?;
+        for ((index, fd), ready) in sockets.iter().zip(&wait) {
+            if ready.revents == 0 {
+                continue;
+            }
+            let outcome = advance(fd, &mut connected[*index]);
+            if outcome.is_some() {
+                outcomes[*index] = outcome;
+                last = Instant::now();
+            }
+        }
+        sockets.retain(|(index, _)| outcomes[*index].is_none());
+    }
+    Ok(outcomes.into_iter().map(|o| o.unwrap_or(Outcome::TimedOut)).collect())
+}
+
+/// A connection to an echo server, for traffic that goes on.
+#[derive(Debug)]
+pub struct Stream {
+    tcp: TcpStream,
+    sent: u64,
+}
+
+impl Stream {
+    /// Connects and reads the server's greeting.
+    pub fn open(world: &World, from: &str, to: SocketAddr) -> Result<Self> {
+        let tcp = world
+            .enter(from, || TcpStream::connect_timeout(&to, Duration::from_secs(5)))?
+            .with_context(|| format!("{from} cannot connect to {to}"))?;
+        tcp.set_nodelay(true)?;
+        let mut stream = Self { tcp, sent: 0 };
+        stream.wait(Duration::from_secs(5))?;
+        stream.read(1)?;
+        Ok(stream)
+    }
+
+    /// Sends a number and waits for its echo.
+    pub fn turn(&mut self, patience: Duration) -> Result<()> {
+        self.wait(patience)?;
+        self.sent += 1;
+        let message = self.sent.to_be_bytes();
+        self.tcp.write_all(&message)?;
+        let echo = self.read(message.len())?;
+        anyhow::ensure!(echo == message, "the echo differs from what was sent");
+        Ok(())
+    }
+
+    /// The client's own address and port.
+    pub fn local(&self) -> Result<SocketAddr> {
+        Ok(self.tcp.local_addr()?)
+    }
+
+    fn wait(&self, patience: Duration) -> Result<()> {
+        self.tcp.set_read_timeout(Some(patience))?;
+        Ok(self.tcp.set_write_timeout(Some(patience))?)
+    }
+
+    fn read(&mut self, length: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        self.tcp.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+/// Something that reached a server.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Receipt {
+    /// Where.
+    pub place: String,
+    /// From where, as the server saw it.
+    pub from: SocketAddr,
+    /// To which of its addresses.
+    pub to: SocketAddr,
+    /// TCP, else UDP.
+    pub tcp: bool,
+}
+
+/// Echo servers in many places, and one thread that runs them.
+#[derive(Debug)]
+pub struct Echo {
+    receipts: Arc<Mutex<Vec<Receipt>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+enum Server {
+    Listener(String, TcpListener),
+    Datagrams(String, UdpSocket),
+    Connection(TcpStream),
+}
+
+impl Server {
+    fn fd(&self) -> RawFd {
+        match self {
+            Self::Listener(_, s) => s.as_raw_fd(),
+            Self::Datagrams(_, s) => s.as_raw_fd(),
+            Self::Connection(s) => s.as_raw_fd(),
+        }
+    }
+}
+
+impl Echo {
+    /// Listens on the given ports of every address of the given places. Pings are the kernel's.
+    pub fn start(world: &World, listeners: &[(String, Kind)]) -> Result<Self> {
+        raise_file_limit()?;
+        let mut servers = Vec::new();
+        let mut by_place: BTreeMap<&str, Vec<Kind>> = BTreeMap::new();
+        for (place, kind) in listeners {
+            by_place.entry(place).or_default().push(*kind);
+        }
+        for (place, kinds) in by_place {
+            let addresses = world.topology().addresses(place);
+            let opened = world.enter(place, || -> io::Result<Vec<Server>> {
+                let mut opened = Vec::new();
+                for (kind, address) in kinds.iter().flat_map(|k| addresses.iter().map(move |a| (*k, *a))) {
+                    match kind {
+                        Kind::Tcp(port) => {
+                            let listener = TcpListener::bind((address, port))?;
+                            listener.set_nonblocking(true)?;
+                            opened.push(Server::Listener(place.to_owned(), listener));
+                        }
+                        Kind::Udp(port) => {
+                            let socket = UdpSocket::bind((address, port))?;
+                            socket.set_nonblocking(true)?;
+                            opened.push(Server::Datagrams(place.to_owned(), socket));
+                        }
+                        Kind::Ping => {}
+                    }
+                }
+                Ok(opened)
+            })?;
+            servers.extend(opened.with_context(|| format!("cannot listen in {place}"))?);
+        }
+        let (receipts, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (log, end) = (Arc::clone(&receipts), Arc::clone(&stop));
+        let thread = thread::Builder::new().name("hy-echo".into()).spawn(move || {
+            while !end.load(Ordering::Relaxed) {
+                let mut wait: Vec<_> = servers.iter().map(|s| poll_for(s.fd(), libc::POLLIN)).collect();
+                if poll(&mut wait, 20).is_err() {
+                    return;
+                }
+                let mut fresh = Vec::new();
+                let mut ready = wait.iter().map(|w| w.revents != 0);
+                servers.retain_mut(|server| {
+                    !ready.next().unwrap_or(false) || serve(server, &mut fresh, &log).is_ok()
+                });
+                servers.append(&mut fresh);
+            }
+        })?;
+        Ok(Self { receipts, stop, thread: Some(thread) })
+    }
+
+    /// What has reached the servers so far.
+    pub fn receipts(&self) -> Vec<Receipt> {
+        self.receipts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Forgets what has reached them.
+    pub fn clear(&self) {
+        self.receipts.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(server: &mut Server, fresh: &mut Vec<Server>, log: &Mutex<Vec<Receipt>>) -> io::Result<()> {
+    let note = |receipt| log.lock().unwrap_or_else(PoisonError::into_inner).push(receipt);
+    let mut bytes = [0; 8192];
+    match server {
+        Server::Listener(place, listener) => {
+            while let Ok((mut connection, from)) = listener.accept() {
+                let Ok(to) = connection.local_addr() else { continue };
+                note(Receipt { place: place.clone(), from, to, tcp: true });
+                connection.set_nonblocking(true)?;
+                if connection.write_all(b"!").is_ok() {
+                    fresh.push(Server::Connection(connection));
+                }
+            }
+            Ok(())
+        }
+        Server::Datagrams(place, socket) => {
+            while let Ok((length, from)) = socket.recv_from(&mut bytes) {
+                note(Receipt { place: place.clone(), from, to: socket.local_addr()?, tcp: false });
+                let _ = socket.send_to(&bytes[..length], from);
+            }
+            Ok(())
+        }
+        Server::Connection(connection) => match connection.read(&mut bytes) {
+            Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+            Ok(length) => connection.write_all(&bytes[..length]),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error),
+        },
+    }
+}
+
+fn open(probe: &Probe) -> io::Result<OwnedFd> {
+    let (family, ping) = if probe.to.is_ipv6() {
+        (AddressFamily::Inet6, SockProtocol::IcmpV6)
+    } else {
+        (AddressFamily::Inet, SockProtocol::Icmp)
+    };
+    let (kind, protocol, port) = match probe.kind {
+        Kind::Tcp(port) => (SockType::Stream, SockProtocol::Tcp, port),
+        Kind::Udp(port) => (SockType::Datagram, SockProtocol::Udp, port),
+        Kind::Ping => (SockType::Datagram, ping, 0),
+    };
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let fd = socket(family, kind, flags, protocol)?;
+    if let Some(source) = probe.source {
+        bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(source, 0)))?;
+    }
+    match connect(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(probe.to, port))) {
+        Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    if !matches!(probe.kind, Kind::Tcp(_)) {
+        send(fd.as_raw_fd(), &payload(probe), MsgFlags::empty())?;
+    }
+    Ok(fd)
+}
+
+fn payload(probe: &Probe) -> Vec<u8> {
+    match (probe.kind, probe.to) {
+        // Type, code, checksum, identifier (the kernel fills in the last two), sequence, a little data.
+        (Kind::Ping, IpAddr::V4(_)) => vec![8, 0, 0, 0, 0, 0, 0, 1, b'h', b'y'],
+        (Kind::Ping, IpAddr::V6(_)) => vec![128, 0, 0, 0, 0, 0, 0, 1, b'h', b'y'],
+        (Kind::Tcp(_) | Kind::Udp(_), _) => b"hydra".to_vec(),
+    }
+}
+
+fn advance(fd: &OwnedFd, connected: &mut bool) -> Option<Outcome> {
+    match getsockopt(&fd.as_fd(), sockopt::SocketError) {
+        Ok(0) => {}
+        Ok(errno) => return Some(Outcome::Refused(io::Error::from_raw_os_error(errno).kind())),
+        Err(errno) => return Some(Outcome::Refused(io::Error::from(errno).kind())),
+    }
+    let mut bytes = [0; 2048];
+    match recv(fd.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
+        Ok(0) => Some(Outcome::Refused(ErrorKind::UnexpectedEof)),
+        Ok(_) => Some(Outcome::Answered),
+        Err(nix::errno::Errno::EAGAIN) => {
+            *connected = true;
+            None
+        }
+        Err(errno) => Some(Outcome::Refused(io::Error::from(errno).kind())),
+    }
+}
+
+/// A matrix needs more sockets than the usual soft limit.
+fn raise_file_limit() -> io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a struct of the right type that outlives the call.
+    let got = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: as above.
+    if got == 0 && unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } == 0 {
+        return Ok(());
+    }
+    Err(io::Error::last_os_error())
+}
+
+fn poll_for(fd: RawFd, events: i16) -> libc::pollfd {
+    libc::pollfd { fd, events, revents: 0 }
+}
+
+/// Waits until one of them is ready, or for so many milliseconds.
+pub(crate) fn poll(wait: &mut [libc::pollfd], milliseconds: i32) -> io::Result<()> {
+    // SAFETY: pointer and length are one slice's.
+    let ready = unsafe { libc::poll(wait.as_mut_ptr(), wait.len() as libc::nfds_t, milliseconds) };
+    let error = io::Error::last_os_error();
+    if ready < 0 && error.kind() != ErrorKind::Interrupted { Err(error) } else { Ok(()) }
+}
