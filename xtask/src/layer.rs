@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::lint;
-use crate::process::{self, Job};
+use crate::process::{self, Job, Ran};
 use crate::programs::{Built, Program};
 use crate::say::{self, Progress};
 use crate::tally::{Row, Tally, skips};
@@ -79,41 +79,49 @@ pub struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Runs one layer. `Err` only when there is no sense in going on.
-    pub fn layer(&self, layer: Layer) -> Result<Row> {
+    /// Runs one layer; what it counted until then is told also where it could not be run to its end.
+    pub fn layer(&self, layer: Layer) -> (Row, Result<()>) {
         let begun = Instant::now();
         say::line("");
         say::line(&format!("{}:", layer.name()));
-        let (tally, skipped) = match layer {
-            Layer::Unit | Layer::Netns | Layer::Docker => self.programs(layer)?,
-            Layer::Lint => (self.checks(layer, &lint::checks())?, None),
-            Layer::Gen => (self.verb(layer, &["gen", "--check"])?, None),
-            Layer::Object => (self.verb(layer, &["ebpf", "--check"])?, None),
+        let mut tally = Tally::default();
+        let ran = match layer {
+            Layer::Unit | Layer::Netns | Layer::Docker => self.programs(layer, &mut tally),
+            Layer::Lint => self.checks(layer, &lint::checks(), &mut tally),
+            Layer::Gen => self.verb(layer, &["gen", "--check"], &mut tally),
+            Layer::Object => self.verb(layer, &["ebpf", "--check"], &mut tally),
+        };
+        let (skipped, ended) = match ran {
+            Ok(skipped) => (skipped, Ok(())),
+            Err(error) => {
+                tally += Tally::one(false);
+                (None, Err(error))
+            }
         };
         if let Some(why) = &skipped {
             say::line(&format!("  skipped: {why}"));
         }
-        Ok(Row { layer: layer.name(), tally, took: begun.elapsed(), skipped })
+        (Row { layer: layer.name(), tally, took: begun.elapsed(), skipped }, ended)
     }
 
-    fn programs(&self, layer: Layer) -> Result<(Tally, Option<String>)> {
+    /// Runs the test programs of a layer. Answers why there was nothing to run.
+    fn programs(&self, layer: Layer, tally: &mut Tally) -> Result<Option<String>> {
         let root = layer != Layer::Unit;
         if root && let Err(error) = process::allow_sudo() {
-            return Ok((Tally::default(), Some(format!("{error:#}"))));
+            return Ok(Some(format!("{error:#}")));
         }
-        let mut tally = Tally::default();
         let mut any = false;
         for program in self.built.tests.iter().filter(|program| Layer::of(program) == layer) {
             if self.only.is_empty() || self.only.contains(&program.target) {
                 any = true;
-                tally += self.program(layer, program, root)?;
+                *tally += self.program(layer, program, root)?;
             }
         }
         if layer == Layer::Unit && self.only.is_empty() && self.filters.is_empty() {
             let job = Job::cargo().args(["test", "--workspace", "--doc", "--locked"]);
-            tally += self.libtest(layer, "examples in the documentation", &job)?;
+            *tally += self.libtest(layer, "examples in the documentation", &job)?;
         }
-        Ok((tally, (!any).then(|| "there is no test program of this layer".to_owned())))
+        Ok((!any).then(|| "there is no test program of this layer".to_owned()))
     }
 
     fn program(&self, layer: Layer, program: &Program, root: bool) -> Result<Tally> {
@@ -143,12 +151,12 @@ impl Run<'_> {
 
     /// Runs something whose output has libtest's result lines.
     fn libtest(&self, layer: Layer, name: &str, job: &Job) -> Result<Tally> {
-        let (ran, end) = self.step(layer, name, job)?;
+        let (ran, progress) = self.step(layer, name, job)?;
         let mut tally = Tally::parse(&ran.all).unwrap_or_default();
         if !ran.status.success() && tally.failed == 0 {
             tally.failed = 1;
         }
-        end(&tally.to_string());
+        progress.end(&tally.to_string());
         for why in skips(&ran.all) {
             say::line(&format!("    skipped: {why}"));
         }
@@ -160,45 +168,38 @@ impl Run<'_> {
     }
 
     /// Runs named commands, each of which counts as one test.
-    fn checks(&self, layer: Layer, checks: &[(&str, Job)]) -> Result<Tally> {
-        let mut tally = Tally::default();
+    fn checks(&self, layer: Layer, checks: &[(&str, Job)], tally: &mut Tally) -> Result<Option<String>> {
         for (name, job) in checks {
-            let (ran, end) = self.step(layer, name, job)?;
+            let (ran, progress) = self.step(layer, name, job)?;
             let held = ran.status.success();
-            end(if held { "holds" } else { "FAILED" });
+            progress.end(if held { "holds" } else { "FAILED" });
             if !held {
                 say::quote(&ran.all);
             }
-            tally += Tally::one(held);
+            *tally += Tally::one(held);
         }
-        Ok(tally)
+        Ok(None)
     }
 
     /// Runs another verb of this program as one test.
-    fn verb(&self, layer: Layer, args: &[&str]) -> Result<Tally> {
+    fn verb(&self, layer: Layer, args: &[&str], tally: &mut Tally) -> Result<Option<String>> {
         let name = format!("cargo xtask {}", args.join(" "));
-        self.checks(layer, &[(&name, Job::new(process::myself()).args(args))])
+        self.checks(layer, &[(&name, Job::new(process::myself()).args(args))], tally)
     }
 
-    fn step(&self, layer: Layer, name: &str, job: &Job) -> Result<(process::Ran, impl Fn(&str))> {
+    /// Runs a command with its progress on the screen and its output in a log; the second answer ends the progress.
+    fn step(&self, layer: Layer, name: &str, job: &Job) -> Result<(Ran, Progress)> {
         let mut progress = Progress::start(name);
-        let ran = job.run(|line| progress.at(line));
-        let ran = match ran {
-            Ok(ran) => ran,
-            Err(error) => {
-                progress.end("stopped");
-                return Err(error);
-            }
-        };
+        let ran = job.run(|line| progress.at(line))?;
         let log = self.logs.join(format!("{}-{}.log", layer.name(), name.replace([' ', '/'], "-")));
         std::fs::write(&log, format!("$ {}\n{}", job.shown(), ran.all))
             .with_context(|| format!("cannot write `{}`", log.display()))?;
-        let progress = std::cell::Cell::new(Some(progress));
-        Ok((ran, move |word: &str| {
-            if let Some(progress) = progress.take() {
-                progress.end(word);
-            }
-        }))
+        if process::stopped() {
+            progress.end("stopped");
+            say::quote(&ran.all);
+            bail!("stopped while `{}` ran", job.shown());
+        }
+        Ok((ran, progress))
     }
 }
 

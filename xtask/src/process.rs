@@ -135,9 +135,6 @@ impl Job {
         let mut alive = child.stdin.take();
         let (out, all) = collect(&mut alive, &pieces, &mut watch);
         let status = child.wait().with_context(|| format!("cannot wait for `{}`", self.shown()))?;
-        if stopped() {
-            bail!("stopped while `{}` ran", self.shown());
-        }
         Ok(Ran { status, out, all })
     }
 
@@ -156,6 +153,9 @@ impl Job {
     }
 
     fn spawn(&self, out: Stdio, err: Stdio) -> Result<Child> {
+        if stopped() {
+            bail!("stopped before `{}`", self.shown());
+        }
         let myself = myself();
         let mut command = if self.root && !is_root() {
             allow_sudo()?;

@@ -86,14 +86,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut rows = Vec::new();
     let mut layers = layers.into_iter();
     for layer in layers.by_ref() {
-        match run.layer(layer) {
-            Ok(row) => rows.push(row),
-            Err(error) => {
-                say::failure(&error);
-                let tally = Tally::one(false);
-                rows.push(Row { layer: layer.name(), tally, took: Duration::ZERO, skipped: None });
-                break;
-            }
+        let (row, ended) = run.layer(layer);
+        rows.push(row);
+        if let Err(error) = ended {
+            say::failure(&error);
+            break;
         }
     }
     for layer in layers {
