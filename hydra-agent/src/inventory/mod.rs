@@ -1,4 +1,337 @@
 //! Who is where: Docker's containers and networks, the kernel's links and addresses, read into one pure snapshot.
 //! Events only say "look again"; the lists are the truth.
 
+mod assemble;
+mod docker;
+mod docker_view;
+pub mod namespaces;
+pub mod netlink;
+pub mod routes;
 pub mod snapshot;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use self::assemble::{Inside, Kernelside, Space, assemble};
+use self::docker::Client;
+use self::docker_view::{Container, View};
+use self::namespaces::{NamespaceError, Opened};
+use self::netlink::{Kernel, NetlinkError, Watch};
+use self::snapshot::{LinkType, Snapshot};
+
+mod kept;
+
+/// Messages come in bursts: a start of a container makes about twenty.
+const BURST: Duration = Duration::from_millis(3);
+/// How long the first look waits for the engine's first word.
+const FIRST_WORD: Duration = Duration::from_secs(10);
+/// How often a look is begun anew when a namespace goes away under it.
+const ATTEMPTS: u32 = 4;
+
+/// Which engine to ask.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// Docker's usual socket, as soon as it is there.
+    #[default]
+    Auto,
+    /// None: the kernel alone says who is where.
+    None,
+    /// The one behind that socket, there or not.
+    Socket(PathBuf),
+}
+
+/// Where to look.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The engine.
+    pub engine: Engine,
+    /// The directory that names namespaces.
+    pub netns_dir: PathBuf,
+    /// A look is due after that time even if nothing seems to have changed.
+    pub every: Duration,
+    /// The file that keeps Docker's last word over restarts of the agent.
+    pub keep: Option<PathBuf>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            engine: Engine::default(),
+            netns_dir: PathBuf::from("/run/netns"),
+            every: Duration::from_secs(30),
+            keep: None,
+        }
+    }
+}
+
+/// Why the inventory could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum InventoryError {
+    /// The kernel's lists.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// A namespace's file.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    /// No thread to enter namespaces with.
+    #[error("no thread could be started to enter namespaces: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Watches the kernel and the engine, and puts together what they list.
+#[derive(Debug)]
+pub struct Inventory {
+    settings: Settings,
+    kernel: Kernel,
+    watch: Watch,
+    blind: Option<String>,
+    docker: Option<Client>,
+    last: Snapshot,
+    looked: Option<Instant>,
+    due: bool,
+}
+
+impl Inventory {
+    /// Opens the sockets in the calling thread's network namespace, and begins to ask the engine. Must be called inside a tokio
+    /// runtime. A missing engine is no error, a kernel that does not answer is.
+    pub fn new(settings: Settings) -> Result<Self, InventoryError> {
+        let kernel = Kernel::open()?;
+        let (watch, blind) = Watch::open()?;
+        let docker = Client::start(&settings.engine, settings.every, settings.keep.as_deref());
+        Ok(Self {
+            settings,
+            kernel,
+            watch,
+            blind,
+            docker,
+            last: Snapshot::default(),
+            looked: None,
+            due: false,
+        })
+    }
+
+    /// The world now: the kernel is asked, of the engine the last word is taken (only the very first look waits for one). What
+    /// fails keeps its last value and is named in [`Snapshot::problems`].
+    pub async fn observe(&mut self) -> Snapshot {
+        // First take back what would wake us, then list: a change in between wakes us again.
+        self.watch.drain();
+        let view = self.view().await;
+        self.looked = Some(Instant::now());
+        let (mut snapshot, doubts) = match self.kernelside(&view).await {
+            Ok((kernel, gone, host)) => {
+                let (mut snapshot, mut doubts) = assemble(&kernel, &view);
+                snapshot.host_network = host;
+                doubts.containers.extend(gone);
+                (snapshot, doubts)
+            }
+            Err(error) => {
+                let mut kept = self.last.clone();
+                (kept.docker, kept.problems) = (view.state.clone(), view.problems.clone());
+                kept.problems.push(error.to_string());
+                (kept, assemble::Doubts::default())
+            }
+        };
+        snapshot.problems.extend(self.blind.clone());
+        snapshot.problems.sort_unstable();
+        snapshot.problems.dedup();
+        if let (Some(docker), false) = (&self.docker, doubts.is_empty()) {
+            docker.doubt(doubts.containers);
+        }
+        self.last = snapshot.clone();
+        snapshot
+    }
+
+    /// Returns when a look is due: something changed, or it has been long enough. Bursts are one change. Dropped before it is
+    /// done, it forgets nothing.
+    pub async fn changed(&mut self) {
+        if !self.due {
+            let latest = self.looked.unwrap_or_else(Instant::now) + self.settings.every;
+            tokio::select! {
+                () = changed(self.docker.as_mut()) => {}
+                result = self.watch.changed() => if let Err(error) = result {
+                    tracing::warn!(%error, "the watch on links and addresses broke off and is opened again");
+                    self.watch_again().await;
+                },
+                () = tokio::time::sleep_until(latest) => {}
+            }
+            self.due = true;
+        }
+        tokio::time::sleep(BURST).await;
+        self.due = false;
+    }
+
+    async fn watch_again(&mut self) {
+        match Watch::open() {
+            Ok((watch, blind)) => (self.watch, self.blind) = (watch, blind),
+            // Without a watch the regular look is what remains.
+            Err(error) => {
+                self.blind = Some(error.to_string());
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+
+    async fn view(&mut self) -> View {
+        let Some(docker) = &mut self.docker else { return View::default() };
+        if self.looked.is_none() {
+            docker.asked(FIRST_WORD).await;
+        }
+        docker.seen();
+        View::clone(&docker.view())
+    }
+
+    /// The kernel's lists; the containers whose process is gone though the engine lists it; the names of those in the host's
+    /// own stack.
+    async fn kernelside(
+        &mut self,
+        view: &View,
+    ) -> Result<(Kernelside, BTreeSet<String>, Vec<String>), InventoryError> {
+        let mut attempt = 1;
+        loop {
+            match self.list(view).await {
+                Ok(found) => return Ok(found),
+                Err(error) if attempt == ATTEMPTS => return Err(error),
+                Err(error) => {
+                    attempt += 1;
+                    if matches!(&error, InventoryError::Netlink(e) if e.is_fatal()) {
+                        self.kernel = Kernel::open()?;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn list(&self, view: &View) -> Result<(Kernelside, BTreeSet<String>, Vec<String>), InventoryError> {
+        let links = self.kernel.links(None).await?;
+        let addresses = self.kernel.addresses(None).await?;
+        let behind: BTreeSet<i32> =
+            links.iter().filter(|l| l.kind == LinkType::Veth).filter_map(|l| l.peer_nsid).collect();
+        let mut inside = BTreeMap::new();
+        for nsid in &behind {
+            let links = self.kernel.links(Some(*nsid)).await?;
+            let addresses = self.kernel.addresses(Some(*nsid)).await?;
+            inside.insert(*nsid, Inside { links, addresses });
+        }
+        let found = Found::by_name_and_container(&self.settings, view)?;
+        let (gone, host) = (found.gone.clone(), found.host.clone());
+        let spaces = self.spaces(found, &behind).await?;
+        Ok((Kernelside { links, addresses, inside, spaces }, gone, host))
+    }
+
+    /// Which of the namespaces found is behind which veth. Closes them all.
+    async fn spaces(&self, found: Found, behind: &BTreeSet<i32>) -> Result<Vec<Space>, InventoryError> {
+        let mut missing = behind.clone();
+        let mut wanted = BTreeMap::new();
+        let mut known: BTreeSet<u64> = [found.own].into();
+        for (inode, place) in found.places {
+            known.insert(inode);
+            let nsid = self.nsid(&place.opened).await?.filter(|nsid| missing.remove(nsid));
+            if nsid.is_some() || !place.containers.is_empty() {
+                wanted.insert(inode, (nsid, place));
+            }
+        }
+        if !missing.is_empty() {
+            for opened in namespaces::of_processes(&known) {
+                if let Some(nsid) = self.nsid(&opened).await?.filter(|nsid| missing.remove(nsid)) {
+                    let place = Place { opened, names: Vec::new(), containers: Vec::new() };
+                    wanted.insert(place.opened.inode, (Some(nsid), place));
+                }
+            }
+        }
+        let (mut opened, mut rest) = (Vec::new(), Vec::new());
+        for (nsid, place) in wanted.into_values() {
+            opened.push(place.opened);
+            rest.push((nsid, place.names, place.containers));
+        }
+        let identified = namespaces::identify(opened).await.map_err(InventoryError::Thread)?;
+        Ok(identified
+            .into_iter()
+            .zip(rest)
+            .map(|((opened, id), (nsid, names, containers))| Space {
+                id,
+                nsid,
+                path: opened.path,
+                names,
+                containers,
+            })
+            .collect())
+    }
+
+    async fn nsid(&self, opened: &Opened) -> Result<Option<i32>, NetlinkError> {
+        use std::os::fd::AsFd;
+        self.kernel.nsid(opened.file.as_fd()).await
+    }
+}
+
+async fn changed(docker: Option<&mut Client>) {
+    match docker {
+        Some(docker) => docker.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// An open namespace and what it is called.
+#[derive(Debug)]
+struct Place {
+    opened: Opened,
+    names: Vec<String>,
+    containers: Vec<String>,
+}
+
+/// Namespaces that have a name or a container, by inode; all open at once, so that no two share an inode.
+#[derive(Debug)]
+struct Found {
+    own: u64,
+    places: BTreeMap<u64, Place>,
+    gone: BTreeSet<String>,
+    host: Vec<String>,
+}
+
+impl Found {
+    fn by_name_and_container(settings: &Settings, view: &View) -> Result<Self, NamespaceError> {
+        let own = namespaces::own()?.inode;
+        let mut found = Self { own, places: BTreeMap::new(), gone: BTreeSet::new(), host: Vec::new() };
+        for (name, opened) in namespaces::named(&settings.netns_dir)? {
+            if opened.inode != own {
+                found.place(opened).names.push(name);
+            }
+        }
+        for container in view.world.containers.values() {
+            found.container(container)?;
+        }
+        found.host.sort_unstable();
+        Ok(found)
+    }
+
+    fn container(&mut self, container: &Container) -> Result<(), NamespaceError> {
+        if container.mode == "host" {
+            self.host.push(container.name.clone());
+            return Ok(());
+        }
+        match Opened::of_process(container.process) {
+            Ok(opened) if opened.inode == self.own => self.host.push(container.name.clone()),
+            Ok(opened) => self.place(opened).containers.push(container.id.clone()),
+            // It ended; Docker will say so.
+            Err(NamespaceError::Replaced { .. }) => drop(self.gone.insert(container.id.clone())),
+            Err(NamespaceError::Open { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound
+                    || source.raw_os_error() == Some(libc::ESRCH) =>
+            {
+                self.gone.insert(container.id.clone());
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn place(&mut self, opened: Opened) -> &mut Place {
+        self.places.entry(opened.inode).or_insert_with(|| Place {
+            opened,
+            names: Vec::new(),
+            containers: Vec::new(),
+        })
+    }
+}

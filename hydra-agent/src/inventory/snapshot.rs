@@ -13,12 +13,16 @@ use serde::Serialize;
 pub struct Snapshot {
     /// How Docker is doing.
     pub docker: DockerState,
-    /// Docker's networks by name. Kept from the last answer while Docker does not answer.
+    /// Docker's networks by name (of two with one name only one is here, see [`Snapshot::problems`]). Kept from the last answer while Docker does not answer.
     pub networks: BTreeMap<String, Network>,
-    /// Every network stack that is not the host's own: containers, and named or nameless namespaces behind a veth.
+    /// Every network stack that is not the host's own: containers, and named or nameless namespaces behind a veth. By key.
     pub stacks: Vec<Stack>,
     /// The interfaces of the agent's own namespace by index.
     pub links: BTreeMap<u32, Link>,
+    /// Names of running containers that use the host's own stack, in order. They are in no [`Stack`].
+    pub host_network: Vec<String>,
+    /// What could not be read, as sentences without a final period; the parts concerned are as they were read last.
+    pub problems: Vec<String>,
 }
 
 /// How the engine answers.
@@ -60,7 +64,8 @@ pub struct Network {
 /// One network stack: a container, the containers that share its stack, or a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Stack {
-    /// Tells this stack from every other, earlier ones of the same name included: the namespace's inode and the container's id.
+    /// Tells this stack from every other, earlier ones of the same name included: the namespace's inode and cookie, and the
+    /// container's id. The same after a restart of the agent.
     pub key: String,
     /// The name that operators see: the owning container's, the namespace's under `/run/netns`, else `netns-INODE`.
     pub name: String,
@@ -79,7 +84,7 @@ pub struct Stack {
 /// One interface of a stack.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Attachment {
-    /// Docker's network, if it is one's.
+    /// The Docker network whose bridge the port is on, if it is one's.
     pub network: Option<String>,
     /// Index of the host-side veth.
     pub port: u32,
@@ -87,9 +92,10 @@ pub struct Attachment {
     pub interface: String,
     /// The endpoint's MAC.
     pub mac: Mac,
-    /// Docker's word for a container of Docker, the kernel's otherwise. Link-local ones left out.
+    /// Docker's word for a container of Docker, the kernel's otherwise. Link-local ones left out. Empty while Docker has not
+    /// spoken yet: a port on a Docker network has only the addresses that Docker gave it, whatever its owner set.
     pub addresses: BTreeSet<IpAddr>,
-    /// The gateway inside that network, per family, whether or not the stack routes by it.
+    /// Addresses of the port's bridge in the blocks of this attachment, whether or not the stack routes by them.
     pub gateways: Vec<IpAddr>,
 }
 

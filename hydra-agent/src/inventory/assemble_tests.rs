@@ -1,0 +1,1 @@
+//! Worlds as lists, and the snapshots that they make.
