@@ -1,1 +1,29 @@
-//! Placeholder.
+//! The kernel's side of the agent: loads and pins maps and programs, attaches them, writes and reads the tables. The only place
+//! that knows aya. Everything here blocks: call it from `spawn_blocking`.
+//!
+//! `Datapath::open` adopts what is pinned; `sync` makes the kernel hold what is desired; `verify` says what is not as it was left;
+//! `purge` takes everything away. What is decided is decided in `tables`, without a system call.
+
+mod attach;
+mod clsact;
+mod error;
+mod events;
+mod flows;
+mod load;
+mod maps;
+mod pins;
+mod purge;
+mod raw;
+mod reader;
+mod store;
+mod sync;
+mod tables;
+mod verify;
+
+pub use attach::Mechanism;
+pub use error::DatapathError;
+pub use events::Events;
+pub use flows::{Collected, Collector};
+pub use purge::{Purged, purge};
+pub use reader::KernelReader;
+pub use sync::{Datapath, Held, SyncReport};

@@ -1,0 +1,277 @@
+//! Programs on interfaces: TCX links, first in the chain, pinned by interface and hook; or clsact filters where the kernel has
+//! no TCX (before 6.6). What is pinned and alive is adopted, never detached and attached again.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use hydra_common::verdict::Hook;
+use nix::net::if_::if_indextoname;
+
+use super::clsact;
+use super::load::Programs;
+use super::pins::{self, Entry, Pins};
+use super::raw;
+use crate::published::{HookView, NotEnforced};
+
+/// How programs get onto interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mechanism {
+    /// TCX where the kernel has it.
+    #[default]
+    Auto,
+    /// TCX or nothing.
+    Tcx,
+    /// clsact, also where the kernel has TCX.
+    Clsact,
+}
+
+/// Where one program really is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// The kernel's number of the program that runs there.
+    pub program: u32,
+    /// Of the link; 0 for clsact.
+    pub link: u32,
+    /// In the chain.
+    pub position: u32,
+}
+
+/// What [`Attacher::ensure`] had to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// Nothing.
+    Kept,
+    /// Another program was put under the link.
+    Replaced,
+    /// It was not there.
+    Attached,
+    /// Somebody else's program stood in front.
+    MovedFirst,
+}
+
+/// The hooks of one set of pins.
+#[derive(Debug)]
+pub struct Attacher {
+    pins: Pins,
+    tcx: bool,
+}
+
+/// TCX's name of a hook's side.
+fn attach_type(hook: Hook) -> u32 {
+    match hook {
+        Hook::PortIn | Hook::BridgeIn => raw::TCX_INGRESS,
+        Hook::PortOut | Hook::BridgeOut => raw::TCX_EGRESS,
+    }
+}
+
+/// An interface's name, or its number where it is gone.
+pub fn interface(ifindex: u32) -> String {
+    if_indextoname(ifindex).map_or_else(|_| format!("#{ifindex}"), |n| n.to_string_lossy().into_owned())
+}
+
+impl Attacher {
+    /// Chooses the mechanism.
+    pub fn new(pins: &Pins, mechanism: Mechanism) -> Self {
+        // Every namespace has `lo` as 1; a kernel without TCX does not know the attach type.
+        let tcx = match mechanism {
+            Mechanism::Clsact => false,
+            Mechanism::Tcx => true,
+            Mechanism::Auto => !matches!(
+                raw::tcx_chain(1, raw::TCX_INGRESS),
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL)
+            ),
+        };
+        Self { pins: pins.clone(), tcx }
+    }
+
+    /// `tcx` or `clsact`.
+    pub fn mechanism(&self) -> &'static str {
+        if self.tcx { "tcx" } else { "clsact" }
+    }
+
+    /// Everything that is pinned, alive or not.
+    pub fn pinned(&self) -> io::Result<BTreeSet<(u32, Hook)>> {
+        let names = pins::names(&self.pins.links)?;
+        Ok(names
+            .iter()
+            .filter_map(|name| pins::entry(name))
+            .map(|entry| match entry {
+                Entry::Link(ifindex, hook) | Entry::Filter(ifindex, hook) => (ifindex, hook),
+            })
+            .collect())
+    }
+
+    /// Where the program of a hook is now; none where it is not, or where its interface went away.
+    pub fn seat(&self, ifindex: u32, hook: Hook) -> io::Result<Option<Seat>> {
+        if !self.tcx {
+            return clsact::seat(ifindex, hook);
+        }
+        let Some(link) = open(&self.pins.link(ifindex, hook))? else { return Ok(None) };
+        tcx_seat(&link, ifindex, hook)
+    }
+
+    /// Puts a hook's program where it belongs, first, whatever is there.
+    pub fn ensure(&self, programs: &Programs, ifindex: u32, hook: Hook) -> io::Result<Done> {
+        let (program, id) = programs.get(hook);
+        if !self.tcx {
+            let done = clsact::ensure(program.as_fd(), id, ifindex, hook)?;
+            self.mark_filter(program, ifindex, hook)?;
+            self.remove_link(ifindex, hook)?;
+            return Ok(done);
+        }
+        let path = self.pins.link(ifindex, hook);
+        let mut done = None;
+        if let Some(link) = open(&path)? {
+            match tcx_seat(&link, ifindex, hook)? {
+                Some(seat) => {
+                    if seat.program != id {
+                        raw::link_update(link.as_fd(), program.as_fd())?;
+                        done = Some(Done::Replaced);
+                    }
+                    if seat.position != 0 {
+                        move_first(&link, program, &path, ifindex, hook)?;
+                        done = Some(Done::MovedFirst);
+                    }
+                    done = done.or(Some(Done::Kept));
+                }
+                // A pin outlives its interface; a new interface may have got the old one's number.
+                None => fs::remove_file(&path)?,
+            }
+        }
+        let done = if let Some(done) = done {
+            done
+        } else {
+            let link = raw::tcx_attach_first(program.as_fd(), ifindex, attach_type(hook))?;
+            pin_or_detach(&link, &path)?;
+            Done::Attached
+        };
+        if self.pins.filter(ifindex, hook).exists() {
+            self.remove_filter(ifindex, hook)?;
+        }
+        Ok(done)
+    }
+
+    /// Takes a hook's program away. What is gone already is fine.
+    pub fn detach(&self, ifindex: u32, hook: Hook) -> io::Result<()> {
+        self.remove_link(ifindex, hook)?;
+        if self.pins.filter(ifindex, hook).exists() {
+            self.remove_filter(ifindex, hook)?;
+        }
+        Ok(())
+    }
+
+    /// What is really attached.
+    pub fn views(&self) -> io::Result<Vec<HookView>> {
+        let mut views = Vec::new();
+        for (ifindex, hook) in self.pinned()? {
+            if let Some(seat) = self.seat(ifindex, hook)? {
+                views.push(HookView {
+                    interface: interface(ifindex),
+                    ifindex,
+                    hook: hook.as_str().to_owned(),
+                    mechanism: self.mechanism().to_owned(),
+                    program_id: seat.program,
+                    link_id: seat.link,
+                    position: seat.position,
+                });
+            }
+        }
+        Ok(views)
+    }
+
+    /// What is wrong with one hook, if anything.
+    pub fn complaint(&self, programs: &Programs, ifindex: u32, hook: Hook) -> Option<NotEnforced> {
+        let why = match self.seat(ifindex, hook) {
+            Ok(Some(seat)) if seat.program != programs.get(hook).1 => {
+                format!("{} runs program {} instead of hydra's", hook.as_str(), seat.program)
+            }
+            Ok(Some(seat)) if seat.position != 0 => {
+                format!("{} programs run before hydra's at {}", seat.position, hook.as_str())
+            }
+            Ok(Some(_)) => return None,
+            Ok(None) => format!("no program at {}", hook.as_str()),
+            Err(e) => format!("{} could not be looked at: {e}", hook.as_str()),
+        };
+        Some(NotEnforced { what: interface(ifindex), why })
+    }
+
+    fn remove_link(&self, ifindex: u32, hook: Hook) -> io::Result<()> {
+        let path = self.pins.link(ifindex, hook);
+        let Some(link) = open(&path)? else { return Ok(()) };
+        detach_now(&link)?;
+        fs::remove_file(path)
+    }
+
+    fn mark_filter(&self, program: &OwnedFd, ifindex: u32, hook: Hook) -> io::Result<()> {
+        let path = self.pins.filter(ifindex, hook);
+        match raw::pin(program.as_fd(), &path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                fs::remove_file(&path)?;
+                raw::pin(program.as_fd(), &path)
+            }
+            result => result,
+        }
+    }
+
+    fn remove_filter(&self, ifindex: u32, hook: Hook) -> io::Result<()> {
+        clsact::remove(ifindex, hook)?;
+        fs::remove_file(self.pins.filter(ifindex, hook))
+    }
+}
+
+/// A pin's descriptor, if there is one.
+fn open(path: &Path) -> io::Result<Option<OwnedFd>> {
+    match raw::open_pin(path) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// A link's place in the chain; none where the interface is gone, is another one or lies in another namespace.
+fn tcx_seat(link: &OwnedFd, ifindex: u32, hook: Hook) -> io::Result<Option<Seat>> {
+    let info = raw::link_info(link.as_fd())?;
+    if info.kind != raw::LINK_TCX || info.ifindex != ifindex || info.attach_type != attach_type(hook) {
+        return Ok(None);
+    }
+    let chain = match raw::tcx_chain(ifindex, attach_type(hook)) {
+        Ok(chain) => chain,
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::EINVAL)) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let position = chain.iter().position(|(_, id)| *id == info.id);
+    Ok(position.map(|position| Seat { program: info.program, link: info.id, position: position as u32 }))
+}
+
+/// Detaches; a link whose interface is gone has nothing to detach.
+pub fn detach_now(link: &OwnedFd) -> io::Result<()> {
+    match raw::link_detach(link.as_fd()) {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOLINK | libc::ENODEV | libc::EINVAL)) => Ok(()),
+        result => result,
+    }
+}
+
+/// Pins a new link; where that fails it must not stay behind unpinned.
+fn pin_or_detach(link: &OwnedFd, path: &Path) -> io::Result<()> {
+    raw::pin(link.as_fd(), path).inspect_err(|_| {
+        let _ = raw::link_detach(link.as_fd());
+    })
+}
+
+/// Moves our program to the front. The kernel can't move a link, and refuses the same program twice in a chain: so a program
+/// that drops everything stands first meanwhile, and nothing passes unjudged.
+fn move_first(link: &OwnedFd, program: &OwnedFd, path: &Path, ifindex: u32, hook: Hook) -> io::Result<()> {
+    let barrier = raw::load_barrier()?;
+    let barrier = raw::tcx_attach_first(barrier.as_fd(), ifindex, attach_type(hook))?;
+    let moved = (|| {
+        raw::link_detach(link.as_fd())?;
+        let new = raw::tcx_attach_first(program.as_fd(), ifindex, attach_type(hook))?;
+        fs::remove_file(path)?;
+        pin_or_detach(&new, path)
+    })();
+    raw::link_detach(barrier.as_fd())?;
+    moved
+}

@@ -1,0 +1,274 @@
+//! A pinned map as a typed table: single entries, ranges of arrays, and everything at once, batched where the kernel can.
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use hydra_common::tables::Count;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::raw::{self, Cursor, Map};
+
+/// Entries per system call: far more than any hash bucket holds, few enough to stay in the cache.
+const BATCH: usize = 4096;
+
+/// What keys and values are made of.
+pub trait Bytes: FromBytes + IntoBytes + Immutable + Copy {}
+impl<T: FromBytes + IntoBytes + Immutable + Copy> Bytes for T {}
+
+/// A map whose keys are `K` and whose values are `V`.
+#[derive(Debug)]
+pub struct Table<K, V> {
+    map: Map,
+    types: PhantomData<(K, V)>,
+}
+
+impl<K: Bytes, V: Bytes> Table<K, V> {
+    /// Opens a pin; a map of other sizes is refused.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Self::new(raw::open_pin(path)?)
+    }
+
+    /// Takes a map's descriptor; a map of other sizes is refused.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        let map = Map::new(fd)?;
+        let info = map.info();
+        if info.key_size as usize != size_of::<K>() || info.value_size as usize != size_of::<V>() {
+            return Err(io::Error::other(format!(
+                "its keys have {} bytes and its values {}, expected {} and {}",
+                info.key_size,
+                info.value_size,
+                size_of::<K>(),
+                size_of::<V>()
+            )));
+        }
+        Ok(Self { map, types: PhantomData })
+    }
+
+    /// Entries that it can hold.
+    pub fn room(&self) -> u32 {
+        self.map.info().max_entries
+    }
+
+    /// One entry.
+    pub fn get(&self, key: &K) -> io::Result<Option<V>> {
+        let mut value = V::new_zeroed();
+        Ok(self.map.get(key.as_bytes(), value.as_mut_bytes())?.then_some(value))
+    }
+
+    /// Writes one entry, new or not.
+    pub fn put(&self, key: &K, value: &V) -> io::Result<()> {
+        self.map.put(key.as_bytes(), value.as_bytes())
+    }
+
+    /// Removes one entry; it may be gone already.
+    pub fn remove(&self, key: &K) -> io::Result<bool> {
+        self.map.remove(key.as_bytes())
+    }
+
+    /// Writes many entries; on an error some of them are written.
+    pub fn put_all(&self, keys: &[K], values: &[V]) -> io::Result<()> {
+        let count = keys.len().min(values.len());
+        if count == 0 {
+            return Ok(());
+        }
+        match self.map.put_batch(keys.as_bytes(), values.as_bytes(), count) {
+            Err(e) if raw::no_batches(&e) => {
+                keys.iter().zip(values).try_for_each(|(key, value)| self.put(key, value))
+            }
+            result => result,
+        }
+    }
+
+    /// Every entry. What changes meanwhile may be missing or be there twice, as the kernel's iteration has it.
+    pub fn all(&self) -> io::Result<Vec<(K, V)>> {
+        let mut cursor = Cursor::default();
+        let mut all = Vec::new();
+        while self.some(&mut cursor, &mut all)? {}
+        Ok(all)
+    }
+
+    /// The next few thousand entries; false after the last.
+    pub fn some(&self, cursor: &mut Cursor, into: &mut Vec<(K, V)>) -> io::Result<bool> {
+        let mut room = BATCH;
+        loop {
+            let mut keys = vec![K::new_zeroed(); room];
+            let mut values = vec![V::new_zeroed(); room];
+            match self.map.get_batch(cursor, keys.as_mut_bytes(), values.as_mut_bytes(), room) {
+                Ok(got) => {
+                    into.extend(keys.into_iter().zip(values).take(got.count));
+                    return Ok(!got.end);
+                }
+                // One bucket holds more.
+                Err(e) if e.raw_os_error() == Some(libc::ENOSPC) && room < 1 << 20 => room *= 4,
+                Err(e) if raw::no_batches(&e) => {
+                    self.one_by_one(into)?;
+                    return Ok(false);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    fn one_by_one(&self, into: &mut Vec<(K, V)>) -> io::Result<()> {
+        let mut key: Option<K> = None;
+        let mut next = K::new_zeroed();
+        // The kernel starts again from the front when the key it stands on is deleted: this bounds that.
+        for _ in 0..self.room() {
+            if !self.map.next(key.as_ref().map(IntoBytes::as_bytes), next.as_mut_bytes())? {
+                break;
+            }
+            into.extend(self.get(&next)?.map(|value| (next, value)));
+            key = Some(next);
+        }
+        Ok(())
+    }
+}
+
+impl<V: Bytes + PartialEq> Table<u32, V> {
+    /// Writes a range of an array.
+    pub fn put_range(&self, from: u32, values: &[V]) -> io::Result<()> {
+        for (n, chunk) in values.chunks(BATCH).enumerate() {
+            let first = from + (n * BATCH) as u32;
+            let keys: Vec<u32> = (first..first + chunk.len() as u32).collect();
+            self.put_all(&keys, chunk)?;
+        }
+        Ok(())
+    }
+
+    /// Reads a range of an array.
+    pub fn range(&self, from: u32, count: usize) -> io::Result<Vec<V>> {
+        let mut values = vec![V::new_zeroed(); count];
+        let mut done = 0;
+        while done < count {
+            let next = from + done as u32;
+            let mut cursor = if next == 0 { Cursor::default() } else { Cursor::after(next - 1) };
+            let want = (count - done).min(BATCH);
+            let mut keys = vec![0u32; want];
+            match self.map.get_batch(
+                &mut cursor,
+                keys.as_mut_bytes(),
+                values[done..done + want].as_mut_bytes(),
+                want,
+            ) {
+                Ok(got) if got.count == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(got) => done += got.count,
+                Err(e) if raw::no_batches(&e) => {
+                    for (n, value) in values.iter_mut().enumerate().skip(done) {
+                        *value = self.get(&(from + n as u32))?.ok_or(io::ErrorKind::UnexpectedEof)?;
+                    }
+                    done = count;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(values)
+    }
+}
+
+/// A per-CPU map of counters, read as sums.
+#[derive(Debug)]
+pub struct Sums<K, V> {
+    map: Map,
+    types: PhantomData<(K, V)>,
+}
+
+/// What can be summed over the CPUs.
+pub trait Sum: Bytes {
+    /// Adds; counters wrap rather than end an agent.
+    fn add(&mut self, other: &Self);
+}
+
+impl Sum for u64 {
+    fn add(&mut self, other: &Self) {
+        *self = self.wrapping_add(*other);
+    }
+}
+
+impl Sum for Count {
+    fn add(&mut self, other: &Self) {
+        self.packets = self.packets.wrapping_add(other.packets);
+        self.bytes = self.bytes.wrapping_add(other.bytes);
+    }
+}
+
+impl<K: Bytes, V: Sum> Sums<K, V> {
+    /// Opens a pin; a map of other sizes is refused.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let table = Table::<K, V>::open(path)?;
+        Ok(Self { map: table.map, types: PhantomData })
+    }
+
+    /// Entries that it can hold.
+    pub fn room(&self) -> u32 {
+        self.map.info().max_entries
+    }
+
+    fn sum(value: &[u8]) -> V {
+        let mut total = V::new_zeroed();
+        for cpu in value.chunks_exact(size_of::<V>().next_multiple_of(8)) {
+            if let Ok(part) = V::read_from_bytes(&cpu[..size_of::<V>()]) {
+                total.add(&part);
+            }
+        }
+        total
+    }
+
+    /// The sum of one entry.
+    pub fn get(&self, key: &K) -> io::Result<Option<V>> {
+        let mut value = vec![0; self.map.value_size()];
+        Ok(self.map.get(key.as_bytes(), &mut value)?.then(|| Self::sum(&value)))
+    }
+
+    /// The sums of every entry.
+    pub fn all(&self) -> io::Result<Vec<(K, V)>> {
+        let size = self.map.value_size();
+        let mut cursor = Cursor::default();
+        let mut all = Vec::new();
+        loop {
+            let mut keys = vec![K::new_zeroed(); BATCH];
+            let mut values = vec![0u8; BATCH * size];
+            match self.map.get_batch(&mut cursor, keys.as_mut_bytes(), &mut values, BATCH) {
+                Ok(got) => {
+                    all.extend(
+                        keys.into_iter().zip(values.chunks_exact(size).map(Self::sum)).take(got.count),
+                    );
+                    if got.end {
+                        return Ok(all);
+                    }
+                }
+                Err(e) if raw::no_batches(&e) => return self.one_by_one(),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    fn one_by_one(&self) -> io::Result<Vec<(K, V)>> {
+        let (mut all, mut key, mut next) = (Vec::new(), None::<K>, K::new_zeroed());
+        for _ in 0..self.room() {
+            if !self.map.next(key.as_ref().map(IntoBytes::as_bytes), next.as_mut_bytes())? {
+                break;
+            }
+            all.extend(self.get(&next)?.map(|sum| (next, sum)));
+            key = Some(next);
+        }
+        Ok(all)
+    }
+}
+
+impl<V: Sum> Sums<u32, V> {
+    /// The sums of a range of an array.
+    pub fn range(&self, from: u32, count: usize) -> io::Result<Vec<V>> {
+        let size = self.map.value_size();
+        let mut cursor = if from == 0 { Cursor::default() } else { Cursor::after(from - 1) };
+        let (mut keys, mut values) = (vec![0u32; count], vec![0u8; count * size]);
+        match self.map.get_batch(&mut cursor, keys.as_mut_bytes(), &mut values, count) {
+            Ok(got) => Ok(values.chunks_exact(size).map(Self::sum).take(got.count).collect()),
+            Err(e) if raw::no_batches(&e) => (from..from + count as u32)
+                .map(|n| self.get(&n)?.ok_or(io::ErrorKind::UnexpectedEof.into()))
+                .collect(),
+            Err(e) => Err(e),
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Where pins lie: `<bpffs>/v<ABI>/{maps,programs/<object>,links}`, directories of this user alone.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use hydra_common::ABI;
+use hydra_common::verdict::Hook;
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use super::error::DatapathError;
+
+/// The directories of one layout. Names hold no dot: the kernel keeps those for itself (`bpf_lookup`).
+#[derive(Clone, Debug)]
+pub struct Pins {
+    /// What the operator named.
+    pub bpffs: PathBuf,
+    /// One pin per map, by its name.
+    pub maps: PathBuf,
+    /// One directory per object.
+    pub programs: PathBuf,
+    /// One pin per interface and hook.
+    pub links: PathBuf,
+}
+
+impl Pins {
+    /// Opens or makes them.
+    pub fn open(bpffs: &Path) -> Result<Self, DatapathError> {
+        on_bpffs(bpffs)?;
+        let root = bpffs.join(format!("v{ABI}"));
+        let pins = Self {
+            bpffs: bpffs.to_owned(),
+            maps: root.join("maps"),
+            programs: root.join("programs"),
+            links: root.join("links"),
+        };
+        // Directories above the one named are somebody else's.
+        if let Some(parent) = bpffs.parent() {
+            fs::create_dir_all(parent).map_err(|e| DatapathError::pin("make", parent, e))?;
+        }
+        for directory in [bpffs, &root, &pins.maps, &pins.programs, &pins.links] {
+            private(directory)?;
+        }
+        Ok(pins)
+    }
+
+    /// The pin of a TCX link.
+    pub fn link(&self, ifindex: u32, hook: Hook) -> PathBuf {
+        self.links.join(format!("{ifindex}-{}", hook.as_str()))
+    }
+
+    /// The pin that says that a clsact filter of ours is there: of the program that it runs.
+    pub fn filter(&self, ifindex: u32, hook: Hook) -> PathBuf {
+        self.links.join(format!("{ifindex}-{}{CLSACT}", hook.as_str()))
+    }
+}
+
+/// What the names of filters' pins end with.
+const CLSACT: &str = "-clsact";
+
+/// What stands behind an entry of the links' directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// A TCX link.
+    Link(u32, Hook),
+    /// The mark of a clsact filter.
+    Filter(u32, Hook),
+}
+
+/// Reads a name that [`Pins::link`] or [`Pins::filter`] made.
+pub fn entry(name: &str) -> Option<Entry> {
+    let (ifindex, rest) = name.split_once('-')?;
+    let ifindex = ifindex.parse().ok()?;
+    let (word, filter) = match rest.strip_suffix(CLSACT) {
+        Some(word) => (word, true),
+        None => (rest, false),
+    };
+    let hook = Hook::ALL.into_iter().find(|h| h.as_str() == word)?;
+    Some(if filter { Entry::Filter(ifindex, hook) } else { Entry::Link(ifindex, hook) })
+}
+
+/// The names in a directory; none where there is none.
+pub fn names(directory: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry?.file_name().into_string());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Refuses a path that is not, or would not be made, on a BPF file system.
+pub fn on_bpffs(path: &Path) -> Result<(), DatapathError> {
+    let there = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+    let kind = statfs(there).map_err(|e| DatapathError::pin("look at", there, e.into()))?;
+    if kind.filesystem_type() == BPF_FS_MAGIC {
+        Ok(())
+    } else {
+        Err(DatapathError::NotBpffs(path.to_owned()))
+    }
+}
+
+fn private(directory: &Path) -> Result<(), DatapathError> {
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Ok(()) => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(DatapathError::pin("make", directory, e)),
+    }
+    let meta = fs::symlink_metadata(directory).map_err(|e| DatapathError::pin("look at", directory, e))?;
+    if !meta.is_dir() || meta.uid() != nix::unistd::geteuid().as_raw() {
+        return Err(DatapathError::NotOurs(directory.to_owned()));
+    }
+    // The mount point itself is often the administrator's to share; what lies below it is not.
+    if meta.mode() & 0o077 != 0 && !is_mount_point(directory, &meta) {
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o700))
+            .map_err(|e| DatapathError::pin("protect", directory, e))?;
+    }
+    Ok(())
+}
+
+fn is_mount_point(directory: &Path, meta: &fs::Metadata) -> bool {
+    directory.parent().and_then(|p| fs::metadata(p).ok()).is_some_and(|p| p.dev() != meta.dev())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_links_read_back() {
+        let pins =
+            Pins { bpffs: "/b".into(), maps: "/b/m".into(), programs: "/b/p".into(), links: "/b/l".into() };
+        for hook in Hook::ALL {
+            let name = |p: PathBuf| p.file_name().unwrap().to_str().unwrap().to_owned();
+            assert_eq!(entry(&name(pins.link(7, hook))), Some(Entry::Link(7, hook)));
+            assert_eq!(entry(&name(pins.filter(7, hook))), Some(Entry::Filter(7, hook)));
+        }
+        for foreign in ["", "x", "7", "7-", "7-port", "-port-in", "7-port-in-", "seven-port-in"] {
+            assert_eq!(entry(foreign), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn a_plain_directory_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let below = directory.path().join("hydra");
+        assert!(matches!(Pins::open(&below), Err(DatapathError::NotBpffs(p)) if p == below));
+        assert!(!below.exists(), "a refusal makes nothing");
+    }
+}

@@ -1,0 +1,110 @@
+//! What the API shows of the kernel's tables: live flows and counters.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use hydra_common::flow::{Flow, FlowKey};
+use hydra_common::id::{MAX_IDENTITIES, MAX_TIERS, Tier};
+use hydra_common::names;
+use hydra_common::tables::{Count, DropKey, GAUGES, IdentityRow, traffic_index};
+use hydra_common::verdict::Reason;
+
+use super::error::DatapathError;
+use super::maps::{Sums, Table};
+use super::pins::Pins;
+use super::store::open;
+use super::sync::{Datapath, clocks};
+use crate::published::{Counters, Reader};
+
+/// The tables by descriptors of its own: it goes on reading whatever the agent does meanwhile.
+#[derive(Debug)]
+pub struct KernelReader {
+    flows: Table<FlowKey, Flow>,
+    identities: Table<u32, IdentityRow>,
+    traffic: Sums<u32, Count>,
+    drops: Sums<DropKey, Count>,
+    reasons: Sums<u32, Count>,
+    gauges: Sums<u32, u64>,
+}
+
+impl Datapath {
+    /// A reader of the tables.
+    pub fn reader(&self) -> Result<KernelReader, DatapathError> {
+        KernelReader::open(&self.pins)
+    }
+}
+
+impl KernelReader {
+    fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        Ok(Self {
+            flows: open(pins, names::FLOWS, Table::open)?,
+            identities: open(pins, names::IDENTITIES, Table::open)?,
+            traffic: open(pins, names::TRAFFIC, Sums::open)?,
+            drops: open(pins, names::DROPS, Sums::open)?,
+            reasons: open(pins, names::REASONS, Sums::open)?,
+            gauges: open(pins, names::GAUGES, Sums::open)?,
+        })
+    }
+
+    /// Flows that the table can hold.
+    pub fn flow_capacity(&self) -> u32 {
+        self.flows.room()
+    }
+
+    /// The tiers of either bank: the whole matrix of counters has 65,536 cells per CPU, and few are in use.
+    fn tiers(&self) -> io::Result<BTreeSet<u16>> {
+        let rows = self.identities.range(0, 2 * MAX_IDENTITIES as usize)?;
+        let mut tiers: BTreeSet<u16> = (0..Tier::FIRST_DECLARED.0).collect();
+        tiers.extend(rows.iter().map(|row| row.tier.0).filter(|tier| u32::from(*tier) < MAX_TIERS));
+        Ok(tiers)
+    }
+
+    fn traffic(&self) -> io::Result<BTreeMap<(u16, u16, bool), Count>> {
+        let tiers = self.tiers()?;
+        let width = tiers.last().map_or(0, |last| usize::from(*last) + 1);
+        let mut traffic = BTreeMap::new();
+        for audited in [false, true] {
+            for source in &tiers {
+                let row = self.traffic.range(traffic_index(Tier(*source), Tier(0), audited), width)?;
+                for (destination, count) in row.into_iter().enumerate() {
+                    if count != Count::default() {
+                        traffic.insert((*source, destination as u16, audited), count);
+                    }
+                }
+            }
+        }
+        Ok(traffic)
+    }
+}
+
+impl Reader for KernelReader {
+    fn flows(&self) -> io::Result<Vec<(FlowKey, Flow)>> {
+        let mut flows = self.flows.all()?;
+        // An entry that moves while the table is read may come twice.
+        flows.sort_unstable_by_key(|(key, _)| *key);
+        flows.dedup_by_key(|(key, _)| *key);
+        Ok(flows)
+    }
+
+    fn counters(&self) -> io::Result<Counters> {
+        let reasons = self.reasons.range(0, self.reasons.room() as usize)?;
+        let reasons = Reason::ALL
+            .iter()
+            .filter_map(|reason| Some((*reason, *reasons.get(*reason as usize)?)))
+            .filter(|(_, count)| *count != Count::default())
+            .collect();
+        let mut gauges = [0; GAUGES as usize];
+        gauges.copy_from_slice(&self.gauges.range(0, GAUGES as usize)?);
+        Ok(Counters {
+            traffic: self.traffic()?,
+            drops: self.drops.all()?.into_iter().collect(),
+            reasons,
+            gauges,
+        })
+    }
+
+    fn clocks(&self) -> (u64, i128) {
+        let now = clocks();
+        (now.monotonic, now.unix)
+    }
+}

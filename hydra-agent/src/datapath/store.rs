@@ -1,0 +1,179 @@
+//! The pinned maps as the tables of `hydra_common`, and one bank written to or read from them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+
+use hydra_common::address::Address;
+use hydra_common::id::{Identity, MAX_IDENTITIES};
+use hydra_common::names;
+use hydra_common::tables::{
+    Cell, Decision, Endpoint, Head, IdentityRow, Interval, Link, MAX_DECISIONS, MAX_INTERVALS, MAX_RULE_SETS,
+    PrefixRow, RuleSet, cell_index,
+};
+
+use super::error::{DatapathError, table};
+use super::maps::{Bytes, Table};
+use super::pins::Pins;
+use super::tables::{Bank, PrefixKey};
+
+/// Every table that the agent writes.
+#[derive(Debug)]
+pub struct Store {
+    generation: Table<u32, u32>,
+    heads: Table<u32, Head>,
+    identities: Table<u32, IdentityRow>,
+    cells: Table<u32, Cell>,
+    rule_sets: Table<u32, RuleSet>,
+    intervals: Table<u32, Interval>,
+    decisions: Table<u32, Decision>,
+    prefixes: Table<PrefixKey, PrefixRow>,
+    /// Rows of containers.
+    pub endpoints: Table<Address, Endpoint>,
+    /// Rows of interfaces.
+    pub links: Table<u32, Link>,
+}
+
+/// Opens one map by its name.
+pub fn open<T>(pins: &Pins, name: &str, open: impl Fn(&Path) -> io::Result<T>) -> Result<T, DatapathError> {
+    let path = pins.maps.join(name);
+    open(&path).map_err(|e| DatapathError::pin("open", &path, e))
+}
+
+impl Store {
+    /// Opens the pins.
+    pub fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        Ok(Self {
+            generation: open(pins, names::GENERATION, Table::open)?,
+            heads: open(pins, names::HEADS, Table::open)?,
+            identities: open(pins, names::IDENTITIES, Table::open)?,
+            cells: open(pins, names::CELLS, Table::open)?,
+            rule_sets: open(pins, names::RULE_SETS, Table::open)?,
+            intervals: open(pins, names::INTERVALS, Table::open)?,
+            decisions: open(pins, names::DECISIONS, Table::open)?,
+            prefixes: open(pins, names::PREFIXES, Table::open)?,
+            endpoints: open(pins, names::ENDPOINTS, Table::open)?,
+            links: open(pins, names::LINKS, Table::open)?,
+        })
+    }
+
+    /// The flipped word.
+    pub fn generation(&self) -> Result<u32, DatapathError> {
+        Ok(self.generation.get(&0).map_err(table("read", "the generation"))?.unwrap_or(0))
+    }
+
+    /// Flips: from here on packets read the other bank.
+    pub fn flip(&self, generation: u32) -> Result<(), DatapathError> {
+        self.generation.put(&0, &generation).map_err(table("write", "the generation"))?;
+        if self.generation()? == generation {
+            Ok(())
+        } else {
+            Err(DatapathError::ReadBack { table: "the generation" })
+        }
+    }
+
+    /// Writes a bank that no packet reads, over what it held: `old` where that is known. What is not known needs no cleaning:
+    /// rows count only by what points to them, and that is all written here.
+    pub fn write(&self, bank: u32, new: &Bank, old: Option<&Bank>) -> Result<(), DatapathError> {
+        let empty = Bank::default();
+        let old = old.unwrap_or(&empty);
+        self.heads.put(&bank, &new.head).map_err(table("write", "heads"))?;
+        put(&self.identities, "identities", bank * MAX_IDENTITIES, &new.identities, MAX_IDENTITIES as usize)?;
+        for (source, row) in &new.cells {
+            let from = cell_index(bank, Identity(*source), Identity(0));
+            put(&self.cells, "cells", from, row, old.cells.get(source).map_or(0, Vec::len))?;
+        }
+        for (source, row) in old.cells.iter().filter(|(source, _)| !new.cells.contains_key(source)) {
+            put(&self.cells, "cells", cell_index(bank, Identity(*source), Identity(0)), &[], row.len())?;
+        }
+        put(&self.rule_sets, "rule sets", bank * MAX_RULE_SETS, &new.rule_sets, old.rule_sets.len())?;
+        put(&self.intervals, "intervals", bank * MAX_INTERVALS, &new.intervals, old.intervals.len())?;
+        put(&self.decisions, "decisions", bank * MAX_DECISIONS, &new.decisions, old.decisions.len())?;
+        self.write_prefixes(bank, &new.prefixes)
+    }
+
+    /// Makes a bank's part of the prefix table hold these.
+    pub fn write_prefixes(
+        &self,
+        bank: u32,
+        prefixes: &BTreeMap<ipnet::IpNet, PrefixRow>,
+    ) -> Result<(), DatapathError> {
+        let wanted: BTreeMap<PrefixKey, PrefixRow> =
+            prefixes.iter().map(|(block, row)| (PrefixKey::new(bank, block), *row)).collect();
+        let all = self.prefixes.all().map_err(table("read", "address blocks"))?;
+        let held: BTreeMap<PrefixKey, PrefixRow> =
+            all.into_iter().filter(|(key, _)| key.bank() == bank).collect();
+        for key in held.keys().filter(|key| !wanted.contains_key(key)) {
+            self.prefixes.remove(key).map_err(table("write", "address blocks"))?;
+        }
+        for (key, row) in wanted.iter().filter(|(key, row)| held.get(key) != Some(row)) {
+            self.prefixes.put(key, row).map_err(table("write", "address blocks"))?;
+        }
+        Ok(())
+    }
+
+    /// What a bank holds where `like` has rows, and all of its prefixes.
+    pub fn read(&self, bank: u32, like: &Bank) -> Result<Bank, DatapathError> {
+        let head = self.heads.get(&bank).map_err(table("read", "heads"))?.unwrap_or_default();
+        let mut cells = BTreeMap::new();
+        for (source, row) in &like.cells {
+            let from = cell_index(bank, Identity(*source), Identity(0));
+            cells.insert(*source, get(&self.cells, "cells", from, row.len())?);
+        }
+        let prefixes = self.prefixes.all().map_err(table("read", "address blocks"))?;
+        Ok(Bank {
+            head,
+            identities: get(&self.identities, "identities", bank * MAX_IDENTITIES, like.identities.len())?,
+            cells,
+            rule_sets: get(&self.rule_sets, "rule sets", bank * MAX_RULE_SETS, like.rule_sets.len())?,
+            intervals: get(&self.intervals, "intervals", bank * MAX_INTERVALS, like.intervals.len())?,
+            decisions: get(&self.decisions, "decisions", bank * MAX_DECISIONS, like.decisions.len())?,
+            prefixes: prefixes
+                .into_iter()
+                .filter(|(key, _)| key.bank() == bank)
+                .filter_map(|(key, row)| Some((key.block()?, row)))
+                .collect(),
+        })
+    }
+
+    /// Compares a bank with what it should hold, to the last bit.
+    pub fn check(&self, bank: u32, wanted: &Bank) -> Result<(), DatapathError> {
+        let found = self.read(bank, wanted)?;
+        for (equal, table) in [
+            (found.head == wanted.head, "heads"),
+            (found.identities == wanted.identities, "identities"),
+            (found.cells == wanted.cells, "cells"),
+            (found.rule_sets == wanted.rule_sets, "rule sets"),
+            (found.intervals == wanted.intervals, "intervals"),
+            (found.decisions == wanted.decisions, "decisions"),
+            (found.prefixes == wanted.prefixes, "address blocks"),
+        ] {
+            if !equal {
+                return Err(DatapathError::ReadBack { table });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes rows from `from` on, and zeroes up to the length before.
+fn put<V: Bytes + PartialEq>(
+    map: &Table<u32, V>,
+    name: &'static str,
+    from: u32,
+    rows: &[V],
+    before: usize,
+) -> Result<(), DatapathError> {
+    map.put_range(from, rows).map_err(table("write", name))?;
+    let zeros = vec![V::new_zeroed(); before.saturating_sub(rows.len())];
+    map.put_range(from + rows.len() as u32, &zeros).map_err(table("write", name))
+}
+
+fn get<V: Bytes + PartialEq>(
+    map: &Table<u32, V>,
+    name: &'static str,
+    from: u32,
+    count: usize,
+) -> Result<Vec<V>, DatapathError> {
+    map.range(from, count).map_err(table("read", name))
+}

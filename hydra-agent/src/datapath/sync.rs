@@ -1,0 +1,310 @@
+//! Makes the kernel hold what is desired: hooks, rows of containers, and the policy's banks, in an order in which no packet ever
+//! meets a mixture and nothing stands open meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hydra_common::address::Address;
+use hydra_common::tables::{Endpoint, Link};
+use hydra_common::verdict::Hook;
+use tracing::{info, warn};
+
+use super::attach::{self, Attacher, Done, Mechanism};
+use super::error::{DatapathError, table};
+use super::load::{self, Programs};
+use super::maps::{Bytes, Table};
+use super::pins::{self, Pins};
+use super::raw::{self, GracePeriod};
+use super::store::Store;
+use super::tables::{self, Bank, Clocks, RowPlan};
+use crate::desired::Desired;
+use crate::published::{HookView, NotEnforced};
+
+/// The kernel's part of hydra: maps, programs and hooks below one directory of pins. Blocking; dropping it changes nothing.
+#[derive(Debug)]
+pub struct Datapath {
+    pub(super) pins: Pins,
+    pub(super) attacher: Attacher,
+    pub(super) programs: Programs,
+    pub(super) store: Store,
+    grace: GracePeriod,
+    pub(super) held: Held,
+    /// What is remembered may not be what is there: read it again before the next write.
+    pub(super) doubt: bool,
+    pub(super) looks: u32,
+}
+
+/// What the kernel holds now.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// The flipped word; 0: no policy was ever applied.
+    pub generation: u32,
+    /// By address.
+    pub endpoints: BTreeMap<Address, Endpoint>,
+    /// By interface index.
+    pub links: BTreeMap<u32, Link>,
+    /// What each bank holds, where it is known.
+    pub(super) banks: [Option<Bank>; 2],
+}
+
+/// What [`Datapath::sync`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SyncReport {
+    /// The tables' generation now.
+    pub generation: u32,
+    /// Whether it is a new one: every live flow is decided again at its next packet.
+    pub flipped: bool,
+    /// Rows of endpoints and interfaces written or removed.
+    pub rows: usize,
+    /// Hooks that were attached.
+    pub attached: Vec<(u32, Hook)>,
+    /// Hooks that were taken away.
+    pub detached: Vec<(u32, Hook)>,
+    /// Hooks that got another program, or were moved to the front of their chain.
+    pub mended: Vec<(u32, Hook)>,
+    /// What is really attached now.
+    pub hooks: Vec<HookView>,
+    /// What could not be done. The rest was.
+    pub not_enforced: Vec<NotEnforced>,
+}
+
+impl Datapath {
+    /// Opens the pins below `bpffs`: adopts what an earlier run left, loads what is missing. Changes no verdict.
+    pub fn open(bpffs: &Path, mechanism: Mechanism) -> Result<Self, DatapathError> {
+        Self::open_object(bpffs, mechanism, load::OBJECT)
+    }
+
+    /// The same with another build of the object, for tests.
+    pub fn open_object(bpffs: &Path, mechanism: Mechanism, object: &[u8]) -> Result<Self, DatapathError> {
+        let grace = load::check()?;
+        let pins = Pins::open(bpffs)?;
+        let programs = load::load(&pins, object)?;
+        let store = Store::open(&pins)?;
+        let attacher = Attacher::new(&pins, mechanism);
+        let mut datapath =
+            Self { pins, attacher, programs, store, grace, held: Held::default(), doubt: true, looks: 0 };
+        datapath.refresh()?;
+        info!(
+            generation = datapath.held.generation,
+            adopted = !datapath.programs.fresh,
+            mechanism = datapath.attacher.mechanism(),
+            endpoints = datapath.held.endpoints.len(),
+            "the datapath is open"
+        );
+        Ok(datapath)
+    }
+
+    /// What the kernel holds, as last read or written.
+    pub fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// What is really attached.
+    pub fn hooks(&self) -> Vec<HookView> {
+        self.attacher.views().unwrap_or_default()
+    }
+
+    /// Makes the kernel hold `desired`. After an error the tables enforce what they did before. A hook that could not be attached
+    /// is no error: it is in the report.
+    pub fn sync(&mut self, desired: &Desired) -> Result<SyncReport, DatapathError> {
+        let mut report = SyncReport::default();
+        let pinned = self.attacher.pinned().map_err(|e| DatapathError::pin("list", &self.pins.links, e))?;
+        if self.held.generation == 0 {
+            // Nothing is enforced yet. Programs without a policy deny everything: they come after it.
+            self.write_tables(desired, &BTreeSet::new(), &mut report)?;
+        }
+        let attached = self.attach(desired, &mut report);
+        self.write_tables(desired, &attached, &mut report)?;
+        for (ifindex, hook) in pinned.difference(&desired.hooks) {
+            match self.attacher.detach(*ifindex, *hook) {
+                Ok(()) => report.detached.push((*ifindex, *hook)),
+                Err(e) => report.not_enforced.push(NotEnforced {
+                    what: attach::interface(*ifindex),
+                    why: format!("{} could not be taken away: {e}", hook.as_str()),
+                }),
+            }
+        }
+        if report.not_enforced.is_empty() {
+            self.forget_old_programs();
+        }
+        report.generation = self.held.generation;
+        report.hooks = self.hooks();
+        Ok(report)
+    }
+
+    /// Attaches every desired hook; gives the ports that have both of theirs.
+    fn attach(&self, desired: &Desired, report: &mut SyncReport) -> BTreeSet<u32> {
+        let mut live = BTreeSet::new();
+        for (ifindex, hook) in &desired.hooks {
+            match self.attacher.ensure(&self.programs, *ifindex, *hook) {
+                Ok(Done::Kept) => {}
+                Ok(Done::Attached) => report.attached.push((*ifindex, *hook)),
+                Ok(done @ (Done::Replaced | Done::MovedFirst)) => {
+                    if done == Done::MovedFirst {
+                        warn!(
+                            interface = attach::interface(*ifindex),
+                            hook = hook.as_str(),
+                            "another program ran before hydra's; hydra's is first again"
+                        );
+                    }
+                    report.mended.push((*ifindex, *hook));
+                }
+                Err(e) => {
+                    report.not_enforced.push(NotEnforced {
+                        what: attach::interface(*ifindex),
+                        why: format!("{} could not be attached: {e}", hook.as_str()),
+                    });
+                    continue;
+                }
+            }
+            live.insert((*ifindex, *hook));
+        }
+        let both = |ifindex: u32| {
+            live.contains(&(ifindex, Hook::PortIn)) && live.contains(&(ifindex, Hook::PortOut))
+        };
+        desired.hooks.iter().map(|(ifindex, _)| *ifindex).filter(|ifindex| both(*ifindex)).collect()
+    }
+
+    fn write_tables(
+        &mut self,
+        desired: &Desired,
+        attached: &BTreeSet<u32>,
+        report: &mut SyncReport,
+    ) -> Result<(), DatapathError> {
+        if self.doubt {
+            self.refresh()?;
+        }
+        // Set until everything below is done.
+        self.doubt = true;
+        let mut new = Bank::new(desired.revision, &desired.compiled, clocks());
+        tables::check_room(&new, desired)?;
+        let endpoints = tables::without_unattached(&desired.endpoints, attached);
+        let bank = (self.held.generation & 1) as usize;
+        let flip = !self.holds(bank, &new)?
+            || tables::reopened(&self.held.endpoints, &endpoints, bank)
+            || tables::reopened(&self.held.links, &desired.links, bank)
+            || self.held.banks[bank]
+                .as_ref()
+                .is_none_or(|current| tables::claimed(&self.held.endpoints, &endpoints, current));
+        let next = tables::next_generation(self.held.generation);
+        if flip {
+            new.head.generation = next;
+            let other = 1 - bank;
+            let old = self.held.banks[other].take();
+            self.store.write(other as u32, &new, old.as_ref())?;
+            self.store.check(other as u32, &new)?;
+            self.held.banks[other] = Some(new);
+        }
+        let endpoints = tables::plan(&self.held.endpoints, &endpoints, bank, flip);
+        let links = tables::plan(&self.held.links, &desired.links, bank, flip);
+        report.rows += endpoints.write.len() + endpoints.remove.len();
+        report.rows += links.write.len() + links.remove.len();
+        write_rows(&self.store.endpoints, "endpoints", &endpoints, &mut self.held.endpoints)?;
+        if let Err(error) = write_rows(&self.store.links, "interfaces", &links, &mut self.held.links) {
+            // The endpoints' rows are good in the old bank too; those of changed containers stay closed until the next try.
+            return Err(error);
+        }
+        if flip {
+            self.store.flip(next)?;
+            self.held.generation = next;
+            report.flipped = true;
+            self.grace.wait().map_err(table("write", "the grace period"))?;
+        }
+        remove_rows(&self.store.endpoints, "endpoints", &endpoints, &mut self.held.endpoints)?;
+        remove_rows(&self.store.links, "interfaces", &links, &mut self.held.links)?;
+        if flip {
+            self.store.write_prefixes(bank as u32, &BTreeMap::new())?;
+            if let Some(old) = &mut self.held.banks[bank] {
+                old.prefixes.clear();
+            }
+        }
+        self.doubt = false;
+        Ok(())
+    }
+
+    /// Whether the bank that packets read holds this policy already.
+    fn holds(&mut self, bank: usize, policy: &Bank) -> Result<bool, DatapathError> {
+        if self.held.generation == 0 {
+            return Ok(false);
+        }
+        if self.held.banks[bank].is_none() {
+            let found = self.store.read(bank as u32, policy)?;
+            if found.head.generation != self.held.generation {
+                return Ok(false);
+            }
+            self.held.banks[bank] = Some(found);
+        }
+        Ok(self.held.banks[bank].as_ref().is_some_and(|held| held.same(policy)))
+    }
+
+    /// Reads what the kernel holds.
+    fn refresh(&mut self) -> Result<(), DatapathError> {
+        self.held = Held {
+            generation: self.store.generation()?,
+            endpoints: self.store.endpoints.all().map_err(table("read", "endpoints"))?.into_iter().collect(),
+            links: self.store.links.all().map_err(table("read", "interfaces"))?.into_iter().collect(),
+            banks: [None, None],
+        };
+        self.doubt = false;
+        Ok(())
+    }
+
+    /// Programs of earlier objects, once every hook runs this one's.
+    fn forget_old_programs(&self) {
+        let own = self.programs.directory.file_name().and_then(|n| n.to_str());
+        for name in pins::names(&self.pins.programs).unwrap_or_default() {
+            if Some(name.as_str()) != own
+                && let Err(e) = load::remove_programs(&self.pins.programs.join(&name))
+            {
+                warn!(error = %e, "old programs stay pinned");
+            }
+        }
+    }
+}
+
+/// Both clocks now.
+pub fn clocks() -> Clocks {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Clocks { monotonic: raw::monotonic(), unix: unix.as_nanos().cast_signed() }
+}
+
+/// Writes rows; where one can't be written those before it are put back.
+fn write_rows<K: Bytes + Ord, R: Bytes + PartialEq>(
+    map: &Table<K, R>,
+    name: &'static str,
+    plan: &RowPlan<K, R>,
+    held: &mut BTreeMap<K, R>,
+) -> Result<(), DatapathError> {
+    for (done, (key, row)) in plan.write.iter().enumerate() {
+        if let Err(error) = map.put(key, row) {
+            for (key, _) in &plan.write[..done] {
+                let _ = match held.get(key) {
+                    Some(old) => map.put(key, old),
+                    None => map.remove(key).map(drop),
+                };
+            }
+            return Err(table("write", name)(error));
+        }
+    }
+    for (key, row) in &plan.write {
+        if map.get(key).map_err(table("read", name))?.as_ref() != Some(row) {
+            return Err(DatapathError::ReadBack { table: name });
+        }
+        held.insert(*key, *row);
+    }
+    Ok(())
+}
+
+fn remove_rows<K: Bytes + Ord, R: Bytes>(
+    map: &Table<K, R>,
+    name: &'static str,
+    plan: &RowPlan<K, R>,
+    held: &mut BTreeMap<K, R>,
+) -> Result<(), DatapathError> {
+    for key in &plan.remove {
+        map.remove(key).map_err(table("write", name))?;
+        held.remove(key);
+    }
+    Ok(())
+}

@@ -1,0 +1,384 @@
+//! Pure: what a bank and the rows of containers should hold, what differs from what is held, and whether that takes a new
+//! generation.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use hydra_common::address::Address;
+use hydra_common::id::{Container, Identity, MAX_IDENTITIES};
+use hydra_common::tables::{
+    Cell, Decision, Endpoint, Head, IdentityRow, Interval, Link, MAX_DECISIONS, MAX_ENDPOINTS, MAX_INTERVALS,
+    MAX_LINKS, MAX_PREFIXES, MAX_RULE_SETS, PrefixData, PrefixRow, RuleSet,
+};
+use ipnet::{IpNet, Ipv4Net};
+
+use super::error::DatapathError;
+use crate::desired::{self, Desired};
+use crate::policy::rows::Compiled;
+
+/// The monotonic clock may be off by this many seconds before a rule's end is written anew: both clocks are read one after the
+/// other, and the wall clock is slewed.
+pub const CLOCK_SLACK: u32 = 2;
+
+/// Key of the prefix table: the kernel's `bpf_lpm_trie_key`.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    zerocopy::FromBytes,
+    zerocopy::IntoBytes,
+    zerocopy::Immutable,
+)]
+#[repr(C)]
+pub struct PrefixKey {
+    /// Bits of `data` that count.
+    pub bits: u32,
+    /// The bank and the address.
+    pub data: PrefixData,
+}
+
+impl PrefixKey {
+    /// The key of a block in a bank.
+    pub fn new(bank: u32, block: &IpNet) -> Self {
+        let family = if block.addr().is_ipv4() { 96 } else { 0 };
+        Self {
+            bits: PrefixData::BANK_BITS + family + u32::from(block.prefix_len()),
+            data: PrefixData { bank: bank.to_be_bytes(), address: Address::from(block.network()) },
+        }
+    }
+
+    /// The block, if the key can be one's.
+    pub fn block(&self) -> Option<IpNet> {
+        let ip = IpAddr::from(self.data.address);
+        let family = if ip.is_ipv4() { 96 } else { 0 };
+        let length = u8::try_from(self.bits.checked_sub(PrefixData::BANK_BITS + family)?).ok()?;
+        IpNet::new(ip, length).ok()
+    }
+
+    /// The bank that it belongs to.
+    pub fn bank(&self) -> u32 {
+        u32::from_be_bytes(self.data.bank)
+    }
+}
+
+/// Everything that one bank holds, but for the slots in the rows of containers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bank {
+    /// Its generation is set when it is written.
+    pub head: Head,
+    /// By number, without gaps.
+    pub identities: Vec<IdentityRow>,
+    /// The matrix by source, each row as wide as `identities`.
+    pub cells: BTreeMap<u16, Vec<Cell>>,
+    /// By index.
+    pub rule_sets: Vec<RuleSet>,
+    /// By index.
+    pub intervals: Vec<Interval>,
+    /// By index, `until` in seconds of the monotonic clock.
+    pub decisions: Vec<Decision>,
+    /// By block.
+    pub prefixes: BTreeMap<IpNet, PrefixRow>,
+}
+
+/// Both clocks at one moment, in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Clocks {
+    /// CLOCK_MONOTONIC.
+    pub monotonic: u64,
+    /// Since 1970.
+    pub unix: i128,
+}
+
+impl Clocks {
+    /// The second of the monotonic clock at which the wall clock will show `unix`; 1 where that is past (0 means never).
+    pub fn second(&self, unix: i64) -> u32 {
+        let ahead = i128::from(unix) * 1_000_000_000 - self.unix;
+        let then = (i128::from(self.monotonic) + ahead + 500_000_000) / 1_000_000_000;
+        u32::try_from(then.max(1)).unwrap_or(u32::MAX)
+    }
+}
+
+impl Bank {
+    /// The bank of a policy.
+    pub fn new(revision: u32, compiled: &Compiled, clocks: Clocks) -> Self {
+        let width = compiled.identities.keys().next_back().map_or(1, |i| usize::from(i.0) + 1);
+        let mut identities = vec![IdentityRow::default(); width];
+        for (number, (_, row)) in &compiled.identities {
+            identities[usize::from(number.0)] = *row;
+        }
+        // A row for everybody, nobody's included: what the compiler leaves out denies, whatever the bank held before.
+        let empty = vec![Cell::default(); width];
+        let mut cells: BTreeMap<u16, Vec<Cell>> =
+            compiled.identities.keys().map(|i| i.0).chain([0]).map(|i| (i, empty.clone())).collect();
+        for ((source, destination), cell) in &compiled.cells {
+            if let Some(place) = cells.get_mut(&source.0).and_then(|r| r.get_mut(usize::from(destination.0)))
+            {
+                *place = *cell;
+            }
+        }
+        let decisions = compiled
+            .decisions
+            .iter()
+            .map(|(row, until)| Decision { until: until.map_or(0, |at| clocks.second(at)), ..*row })
+            .collect();
+        let mut prefixes = compiled.prefixes.clone();
+        // The trie keeps IPv4 inside ::ffff:0:0/96: a block of IPv6 around that must not catch the addresses of IPv4.
+        let around = |block: &IpNet| match block {
+            IpNet::V4(_) => false,
+            IpNet::V6(block) => {
+                block.prefix_len() <= 96 && block.contains(&Ipv4Addr::UNSPECIFIED.to_ipv6_mapped())
+            }
+        };
+        if prefixes.keys().any(around) {
+            let external = PrefixRow { identity: Identity::EXTERNAL, flags: 0 };
+            prefixes.entry(IpNet::V4(Ipv4Net::default())).or_insert(external);
+        }
+        Self {
+            head: Head { generation: 0, revision, flags: if compiled.audit { Head::AUDIT } else { 0 } },
+            identities,
+            cells,
+            rule_sets: compiled.rule_sets.clone(),
+            intervals: compiled.intervals.clone(),
+            decisions,
+            prefixes,
+        }
+    }
+
+    /// Whether packets could not tell the two apart; generations aside, and ends of rules within [`CLOCK_SLACK`].
+    pub fn same(&self, other: &Self) -> bool {
+        let close = |a: &Decision, b: &Decision| {
+            (a.until == 0) == (b.until == 0)
+                && a.until.abs_diff(b.until) <= CLOCK_SLACK
+                && Decision { until: 0, ..*a } == Decision { until: 0, ..*b }
+        };
+        let head = |h: &Head| (h.revision, h.flags);
+        head(&self.head) == head(&other.head)
+            && self.identities == other.identities
+            && self.cells == other.cells
+            && self.rule_sets == other.rule_sets
+            && self.intervals == other.intervals
+            && self.prefixes == other.prefixes
+            && self.decisions.len() == other.decisions.len()
+            && self.decisions.iter().zip(&other.decisions).all(|(a, b)| close(a, b))
+    }
+
+    /// Whether an address that no endpoint has is nobody's: an interior block that is not open.
+    fn closed(&self, address: &Address) -> bool {
+        let ip = IpAddr::from(*address);
+        self.prefixes
+            .iter()
+            .filter(|(block, _)| block.contains(&ip))
+            .max_by_key(|(block, _)| block.prefix_len())
+            .is_some_and(|(_, row)| {
+                row.flags & (PrefixRow::INTERIOR | PrefixRow::OPEN) == PrefixRow::INTERIOR
+            })
+    }
+}
+
+/// Refuses what the tables can't hold, before a row is written.
+pub fn check_room(bank: &Bank, desired: &Desired) -> Result<(), DatapathError> {
+    for (table, needed, room) in [
+        ("identities", bank.identities.len(), MAX_IDENTITIES),
+        ("rule sets", bank.rule_sets.len(), MAX_RULE_SETS),
+        ("intervals", bank.intervals.len(), MAX_INTERVALS),
+        ("decisions", bank.decisions.len(), MAX_DECISIONS),
+        ("address blocks", bank.prefixes.len(), MAX_PREFIXES),
+        ("endpoints", desired.endpoints.len(), MAX_ENDPOINTS),
+        ("interfaces", desired.links.len(), MAX_LINKS),
+    ] {
+        if needed > room as usize {
+            return Err(DatapathError::NoRoom { table, needed, room: room as usize });
+        }
+    }
+    Ok(())
+}
+
+/// A row of a container or interface: what it says of the kernel's packets beside its place.
+pub trait Row: Copy + PartialEq {
+    /// The row before it has banks.
+    type Wanted;
+
+    /// With these identities in its two slots.
+    fn make(wanted: &Self::Wanted, slots: [Identity; 2]) -> Self;
+    /// Its two slots.
+    fn slots(&self) -> [Identity; 2];
+    /// The same with other slots.
+    fn with_slots(self, slots: [Identity; 2]) -> Self;
+    /// What `wanted` says its identity is.
+    fn identity(wanted: &Self::Wanted) -> Identity;
+    /// Whose it is.
+    fn container(&self) -> Container;
+    /// What verdicts rest on beside identity and container.
+    fn kind(&self) -> (u8, u16);
+}
+
+impl Row for Endpoint {
+    type Wanted = desired::Endpoint;
+
+    fn make(wanted: &Self::Wanted, identity: [Identity; 2]) -> Self {
+        let desired::Endpoint { identity: _, container, port, bridge, flags, mtu, mac, gateway_mac } =
+            *wanted;
+        Self { identity, container, port, bridge, flags, mtu, mac, gateway_mac }
+    }
+
+    fn slots(&self) -> [Identity; 2] {
+        self.identity
+    }
+
+    fn with_slots(self, identity: [Identity; 2]) -> Self {
+        Self { identity, ..self }
+    }
+
+    fn identity(wanted: &Self::Wanted) -> Identity {
+        wanted.identity
+    }
+
+    fn container(&self) -> Container {
+        self.container
+    }
+
+    fn kind(&self) -> (u8, u16) {
+        (0, self.flags & Self::HOST)
+    }
+}
+
+impl Row for Link {
+    type Wanted = desired::Link;
+
+    fn make(wanted: &Self::Wanted, identity: [Identity; 2]) -> Self {
+        let desired::Link { identity: _, container, bridge, kind, flags, mac, gateway_mac } = *wanted;
+        Self { identity, container, bridge, kind: kind as u8, flags, mac, gateway_mac, zero: [0; 2] }
+    }
+
+    fn slots(&self) -> [Identity; 2] {
+        self.identity
+    }
+
+    fn with_slots(self, identity: [Identity; 2]) -> Self {
+        Self { identity, ..self }
+    }
+
+    fn identity(wanted: &Self::Wanted) -> Identity {
+        wanted.identity
+    }
+
+    fn container(&self) -> Container {
+        self.container
+    }
+
+    fn kind(&self) -> (u8, u16) {
+        (self.kind, u16::from(self.flags))
+    }
+}
+
+/// What is to be done to a table of containers' rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowPlan<K, R> {
+    /// Written before the flip, where there is one.
+    pub write: Vec<(K, R)>,
+    /// Removed after the flip.
+    pub remove: Vec<K>,
+}
+
+/// Whether live flows may rest on a row that goes away or says something else now.
+pub fn reopened<K: Ord, R: Row>(held: &BTreeMap<K, R>, wanted: &BTreeMap<K, R::Wanted>, bank: usize) -> bool {
+    held.iter().any(|(key, row)| match wanted.get(key) {
+        None => true,
+        Some(new) => {
+            let identity = R::identity(new);
+            let new = R::make(new, [identity; 2]);
+            // Nothing rests on a row that denies everything: a port whose container was not known yet.
+            let closed = row.container() == Container::NONE && row.slots()[bank] == Identity::UNKNOWN;
+            (row.slots()[bank] != identity || row.container() != new.container() || row.kind() != new.kind())
+                && !(closed && row.kind() == new.kind())
+        }
+    })
+}
+
+/// Whether an address appears that was the outside's, an open network's or a block's before: flows to it may have been judged so.
+pub fn claimed(
+    held: &BTreeMap<Address, Endpoint>,
+    wanted: &BTreeMap<Address, desired::Endpoint>,
+    current: &Bank,
+) -> bool {
+    wanted.keys().any(|address| !held.contains_key(address) && !current.closed(address))
+}
+
+/// The rows to write and to remove. `bank` is the one that packets read now; with `flip` the other one will be next.
+pub fn plan<K: Ord + Copy, R: Row>(
+    held: &BTreeMap<K, R>,
+    wanted: &BTreeMap<K, R::Wanted>,
+    bank: usize,
+    flip: bool,
+) -> RowPlan<K, R> {
+    let mut plan = RowPlan { write: Vec::new(), remove: Vec::new() };
+    for (key, new) in wanted {
+        let identity = R::identity(new);
+        let old = held.get(key);
+        let row = if flip {
+            let mut slots = [identity; 2];
+            // Until the flip packets must meet what the old policy said. Of a row that is new, or another container's now, it
+            // said nothing: closed for the few milliseconds.
+            let owner = R::make(new, slots).container();
+            slots[bank] =
+                old.filter(|o| o.container() == owner).map_or(Identity::UNKNOWN, |o| o.slots()[bank]);
+            R::make(new, slots)
+        } else {
+            let mut slots = [identity; 2];
+            // What the other bank says is nobody's concern before it is written.
+            if let Some(old) = old.filter(|o| o.slots()[bank] == identity) {
+                slots = old.slots();
+            }
+            R::make(new, slots)
+        };
+        if old != Some(&row) {
+            plan.write.push((*key, row));
+        }
+    }
+    for (key, old) in held {
+        if wanted.contains_key(key) {
+            continue;
+        }
+        plan.remove.push(*key);
+        if flip && old.slots()[1 - bank] != Identity::UNKNOWN {
+            plan.write.push((*key, closed_in(old, 1 - bank)));
+        }
+    }
+    plan
+}
+
+/// The same row with nobody's identity in one slot.
+fn closed_in<R: Row>(row: &R, bank: usize) -> R {
+    let mut slots = row.slots();
+    slots[bank] = Identity::UNKNOWN;
+    row.with_slots(slots)
+}
+
+/// The generation after this one; 0 is "no policy", and its lowest bit always changes.
+pub fn next_generation(generation: u32) -> u32 {
+    match generation.wrapping_add(1) {
+        0 => 2,
+        next => next,
+    }
+}
+
+/// `wanted` without the promise that a port has its programs, where it has them not.
+pub fn without_unattached(
+    wanted: &BTreeMap<Address, desired::Endpoint>,
+    attached: &BTreeSet<u32>,
+) -> BTreeMap<Address, desired::Endpoint> {
+    wanted
+        .iter()
+        .map(|(address, row)| {
+            let mut row = *row;
+            if !attached.contains(&row.port) {
+                row.flags &= !Endpoint::ATTACHED;
+            }
+            (*address, row)
+        })
+        .collect()
+}
