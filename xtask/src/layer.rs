@@ -131,6 +131,7 @@ impl Run<'_> {
             .dir(&program.dir)
             .env("CARGO_MANIFEST_DIR", &program.dir)
             .env("RUST_BACKTRACE", "1")
+            .env("RUST_LIB_BACKTRACE", "0")
             // Snapshots are compared, never written, and not by asking cargo, which root may not have.
             .env("INSTA_WORKSPACE_ROOT", crate::root())
             .env("INSTA_UPDATE", "no");
@@ -159,6 +160,9 @@ impl Run<'_> {
         progress.end(&tally.to_string());
         for why in skips(&ran.all) {
             say::line(&format!("    skipped: {why}"));
+        }
+        for note in ran.all.lines().filter(|line| line.starts_with("note: processes left behind")) {
+            say::quote(note);
         }
         if tally.failed > 0 {
             say::quote(&ran.all);

@@ -1,6 +1,7 @@
 //! What the demo and the tests need from the machine, in one list, and how it is installed.
 
 use std::io::IsTerminal;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
@@ -24,6 +25,8 @@ pub enum For {
 enum Sign {
     /// A command.
     Command(&'static str),
+    /// A file.
+    File(&'static str),
     /// A command of the Rust tool chain, which rustup installs.
     Component(&'static str),
 }
@@ -51,34 +54,16 @@ const NEEDS: &[Need] = &[
         by: &[For::Demo, For::DockerDemo, NETNS, DOCKER],
     },
     Need {
-        sign: Sign::Command("iptables"),
-        package: "iptables",
-        why: "Docker Engine needs it",
+        sign: Sign::Command("mmdebstrap"),
+        package: "mmdebstrap",
+        why: "makes the folders that the engines and the servers in the containers run from",
         by: &[For::DockerDemo, DOCKER],
     },
     Need {
-        sign: Sign::Command("debootstrap"),
-        package: "debootstrap",
-        why: "makes the folders in which the engines and the servers of the containers live",
+        sign: Sign::File("/usr/share/keyrings/debian-archive-keyring.gpg"),
+        package: "debian-archive-keyring",
+        why: "proves that what is in these folders is Debian's",
         by: &[For::DockerDemo, DOCKER],
-    },
-    Need {
-        sign: Sign::Command("psql"),
-        package: "postgresql-client",
-        why: "a real client of a real server",
-        by: &[DOCKER],
-    },
-    Need {
-        sign: Sign::Command("redis-cli"),
-        package: "redis-tools",
-        why: "a real client of a real server",
-        by: &[DOCKER],
-    },
-    Need {
-        sign: Sign::Command("curl"),
-        package: "curl",
-        why: "a real client of a real server",
-        by: &[DOCKER],
     },
 ];
 
@@ -119,6 +104,7 @@ fn packages(missing: &[&Need], component: bool) -> Vec<&'static str> {
 fn there(sign: Sign) -> bool {
     match sign {
         Sign::Command(command) => process::exists(command),
+        Sign::File(file) => Path::new(file).exists(),
         // rustup puts a stand-in for each command into the path, installed or not: only a call tells.
         Sign::Component(command) => std::process::Command::new(command)
             .arg("--version")

@@ -4,6 +4,7 @@
 //! also happens when whoever started it is killed, or when it is told to stop, it ends the whole tree. That needs no right
 //! to signal processes of root from outside: closing a pipe is enough.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -31,6 +32,9 @@ pub struct Args {
     /// Folder to run it in
     #[arg(long)]
     dir: Option<PathBuf>,
+    /// How many seconds what the command left behind may take to end by itself
+    #[arg(long, default_value_t = 20)]
+    patience: u64,
     /// The command
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<OsString>,
@@ -65,7 +69,7 @@ fn supervise(args: &Args) -> anyhow::Result<u8> {
         Some(status) => status,
         None => stop(&mut child)?,
     };
-    end_descendants();
+    end_descendants(Duration::from_secs(args.patience));
     Ok(match (status.code(), status.signal()) {
         (Some(code), _) => u8::try_from(code).unwrap_or(1),
         (None, signal) => 128 + u8::try_from(signal.unwrap_or(0)).unwrap_or(0),
@@ -106,29 +110,32 @@ fn stop(child: &mut Child) -> anyhow::Result<ExitStatus> {
     Ok(child.wait()?)
 }
 
-/// Ends what the command left behind: politely first, then not.
-fn end_descendants() {
-    let left = descendants();
-    if left.is_empty() {
+/// Ends what the command left behind. What tidies up after it gets the time to do so; then politely, then not.
+fn end_descendants(patience: Duration) {
+    if all_gone(patience, None) {
         return;
     }
-    let names: Vec<String> = left.iter().map(|&pid| format!("{} ({pid})", name(pid))).collect();
+    let names: Vec<String> = descendants().iter().map(|&pid| format!("{} ({pid})", name(pid))).collect();
     note(&format!("note: processes left behind, ended now: {}", names.join(", ")));
-    for (signal, patience) in [(Signal::SIGTERM, GRACE / 2), (Signal::SIGKILL, GRACE)] {
-        let until = Instant::now() + patience;
-        while Instant::now() < until {
-            let left = descendants();
-            if left.is_empty() {
-                return;
-            }
-            for pid in left {
+    let _ = all_gone(GRACE / 2, Some(Signal::SIGTERM)) || all_gone(GRACE, Some(Signal::SIGKILL));
+}
+
+/// Waits until there are no descendants any more, and sends each that there is a signal, once: some take the second as haste.
+fn all_gone(patience: Duration, signal: Option<Signal>) -> bool {
+    let until = Instant::now() + patience;
+    let mut told = HashSet::new();
+    loop {
+        let left = descendants();
+        if left.is_empty() || Instant::now() > until {
+            return left.is_empty();
+        }
+        for pid in left {
+            if told.insert(pid) {
                 let _ = kill(pid, signal);
             }
-            std::thread::sleep(LOOK);
-            reap(0);
         }
+        std::thread::sleep(LOOK);
     }
-    reap(0);
 }
 
 /// Collects ended orphans, but not the command itself: its status is asked for by its own handle.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// Starts a shell script under supervision and reads the pid that it prints first.
 fn supervised(script: &str) -> (Child, u32) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_xtask"))
-        .args(["supervise", "--", "sh", "-c", script])
+        .args(["supervise", "--patience", "0", "--", "sh", "-c", script])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -54,6 +54,24 @@ fn a_detached_process_ends_with_the_command() {
     assert!(child.wait().unwrap().success());
     drop(held);
     assert!(gone(pid));
+}
+
+#[test]
+fn what_tidies_up_gets_its_time() {
+    let ran = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(["supervise", "--", "sh", "-c", "sleep 0.5 &"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .and_then(|mut child| {
+            let held = child.stdin.take();
+            let output = child.wait_with_output();
+            drop(held);
+            output
+        })
+        .unwrap();
+    assert!(ran.status.success());
+    assert_eq!(String::from_utf8_lossy(&ran.stderr), "", "nothing had to be ended");
 }
 
 #[test]
