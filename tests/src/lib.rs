@@ -4,6 +4,7 @@
 //! Everything that is made here lives in network and mount namespaces that only the test process holds: they vanish with it,
 //! however it ends.
 
+pub mod engine;
 pub mod messages;
 pub mod packets;
 pub mod probe;

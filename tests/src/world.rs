@@ -193,6 +193,17 @@ impl World {
         Ok(())
     }
 
+    /// Makes a place of a stack that somebody else made, an engine's container for one, by a process in it. Under a name that it
+    /// knows already, this is that container started anew.
+    pub fn adopt(&mut self, container: Container, process: u32) -> Result<()> {
+        let path = format!("/proc/{process}/ns/net");
+        let space = File::open(&path).with_context(|| format!("cannot open {path} of {}", container.name))?;
+        self.spaces.insert(container.name.clone(), Arc::new(space));
+        self.topology.containers.retain(|c| c.name != container.name);
+        self.topology.containers.push(container);
+        Ok(())
+    }
+
     /// Takes a container away, as its end would: the name, the namespace, its ports.
     pub fn remove_container(&mut self, name: &str) -> Result<()> {
         let position = self.topology.containers.iter().position(|c| c.name == name);
