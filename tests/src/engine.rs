@@ -24,7 +24,7 @@ use cage::Cage;
 const BOOT: &str = include_str!("engine/boot.sh");
 
 /// How long an engine may take to come up or to go down on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The image with the real servers and clients; `serve` in it starts one.
 pub const IMAGE: &str = "hydra-services";
@@ -145,7 +145,11 @@ impl Engine {
         if said.trim() != "ready" {
             let _ = holder.kill();
             let output = holder.wait_with_output()?;
-            bail!("cannot make a root of `{}`: {}", folder.display(), String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "cannot make a root of `{}`: {}",
+                folder.display(),
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         let running = Running { daemon: None, holder, cage };
         let mut engine = Self { version, options, running, world };
@@ -237,7 +241,11 @@ impl Engine {
 
     fn import(&self, tar: &Path) -> Result<()> {
         let mut command = self.inside(Command::new("nsenter"), &["--mount"]);
-        command.args(["docker", "import", "-", IMAGE]).stdin(fs::File::open(tar)?).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .args(["docker", "import", "-", IMAGE])
+            .stdin(fs::File::open(tar)?)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let output = self.world.spawn(HOST, command)?.wait_with_output()?;
         ensure!(
             output.status.success(),

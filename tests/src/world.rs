@@ -193,11 +193,9 @@ impl World {
         Ok(())
     }
 
-    /// Makes a place of a stack that somebody else made, an engine's container for one, by a process in it. Under a name that it
-    /// knows already, this is that container started anew.
+    /// Makes a place of an engine's container, by a process in it; anew where it has been started anew.
     pub fn adopt(&mut self, container: Container, process: u32) -> Result<()> {
-        let path = format!("/proc/{process}/ns/net");
-        let space = File::open(&path).with_context(|| format!("cannot open {path} of {}", container.name))?;
+        let space = File::open(format!("/proc/{process}/ns/net"))?;
         self.spaces.insert(container.name.clone(), Arc::new(space));
         self.topology.containers.retain(|c| c.name != container.name);
         self.topology.containers.push(container);

@@ -22,7 +22,8 @@ impl Cage {
     pub fn new(name: &str, disk: &Path) -> Result<Self> {
         let group = own_group()?.join(name);
         fs::create_dir_all(disk).with_context(|| format!("cannot make `{}`", disk.display()))?;
-        fs::create_dir(&group).with_context(|| format!("cannot make the control group `{}`", group.display()))?;
+        fs::create_dir(&group)
+            .with_context(|| format!("cannot make the control group `{}`", group.display()))?;
         fs::create_dir(group.join("engine"))?;
         let reaper = reaper(&group, disk).stdin(Stdio::piped()).spawn().context("cannot start `sh`")?;
         Ok(Self { group, disk: disk.to_owned(), reaper })
@@ -53,7 +54,10 @@ impl Cage {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
             if owner(&name).is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
-                reaper(&own_group()?.join(&name), &entry.path()).stdin(Stdio::null()).stderr(Stdio::null()).status()?;
+                reaper(&own_group()?.join(&name), &entry.path())
+                    .stdin(Stdio::null())
+                    .stderr(Stdio::null())
+                    .status()?;
             }
         }
         Ok(())

@@ -112,7 +112,8 @@ impl Engine {
     /// Makes many at once, as `docker compose` does.
     pub fn add_containers(&self, containers: &[Container]) -> Result<()> {
         // More at a time than two is slower: the engine waits for locks of its own.
-        let (even, odd): (Vec<_>, Vec<_>) = containers.iter().enumerate().partition(|(index, _)| index % 2 == 0);
+        let (even, odd): (Vec<_>, Vec<_>) =
+            containers.iter().enumerate().partition(|(index, _)| index % 2 == 0);
         let all = |half: &[(usize, &Container)]| half.iter().try_for_each(|(_, one)| self.add_container(one));
         thread::scope(|scope| {
             let other = scope.spawn(|| all(&odd));

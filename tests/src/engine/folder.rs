@@ -9,8 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
 
 /// Packages of the image of the real servers and clients.
-const SERVICES: &str =
-    "postgresql,postgresql-client,redis-server,redis-tools,nginx-light,curl,iproute2,iputils-ping,netcat-openbsd";
+const SERVICES: &str = "postgresql,postgresql-client,redis-server,redis-tools,nginx-light,curl,iproute2,iputils-ping,netcat-openbsd";
 /// Finishes the image of the servers.
 const FINISH: &str = include_str!("services.sh");
 /// Counts up when this file makes something else of the same packages.
@@ -57,10 +56,15 @@ pub fn once(name: &str, recipe: &str, make: impl FnOnce(&Path) -> Result<()>) ->
     }
     let part = directory.join(format!("{name}.part"));
     clear(&part)?;
-    eprintln!("making `{}`, once", path.display());
+    announce(&path);
     make(&part).with_context(|| format!("cannot make `{}`", path.display()))?;
     fs::rename(&part, &path)?;
     Ok(path)
+}
+
+#[expect(clippy::print_stderr, reason = "it takes a minute, in which whoever waits should know for what")]
+fn announce(path: &Path) {
+    eprintln!("making `{}`, once", path.display());
 }
 
 fn hash(recipe: &str) -> u32 {
@@ -93,9 +97,9 @@ fn debian(suite: &str, packages: &str, options: &[String], into: &Path) -> Resul
         .args(mirror())
         .env("LC_ALL", "C.UTF-8")
         .stdin(Stdio::null());
-    let output = command.output().context(
-        "cannot run `mmdebstrap`\n\nhint: `cargo xtask test` installs what the tests need",
-    )?;
+    let output = command
+        .output()
+        .context("cannot run `mmdebstrap`\n\nhint: `cargo xtask test` installs what the tests need")?;
     ensure!(
         output.status.success(),
         "mmdebstrap of `{suite}` failed: {}",
@@ -106,8 +110,10 @@ fn debian(suite: &str, packages: &str, options: &[String], into: &Path) -> Resul
 
 /// The Debian mirror that this machine's own package manager uses; none elsewhere, and mmdebstrap takes Debian's own.
 fn mirror() -> Option<String> {
-    let targets = stdout("apt-get", &["indextargets", "--format", "$(REPO_URI) $(ORIGIN)", "Created-By: Packages"]);
-    let debian = fs::read_to_string("/etc/os-release").is_ok_and(|text| text.lines().any(|line| line == "ID=debian"));
+    let targets =
+        stdout("apt-get", &["indextargets", "--format", "$(REPO_URI) $(ORIGIN)", "Created-By: Packages"]);
+    let debian =
+        fs::read_to_string("/etc/os-release").is_ok_and(|text| text.lines().any(|line| line == "ID=debian"));
     targets.ok()?.lines().filter_map(|line| line.split_once(' ')).find_map(|(uri, origin)| {
         // Before the first `apt-get update` nobody knows the origin; Debian's own sources come first, by custom.
         let is_debian = origin == "Debian" || (debian && origin.starts_with("$("));
@@ -118,7 +124,10 @@ fn mirror() -> Option<String> {
 /// The machine's own way to its mirrors, where there is a particular one.
 fn proxies() -> Vec<String> {
     let dump = stdout("apt-config", &["dump", "--format", "%f \"%v\"%n", "Acquire"]).unwrap_or_default();
-    dump.lines().filter(|line| line.contains("::Proxy ") && !line.ends_with("\"\"")).map(str::to_owned).collect()
+    dump.lines()
+        .filter(|line| line.contains("::Proxy ") && !line.ends_with("\"\""))
+        .map(str::to_owned)
+        .collect()
 }
 
 fn stdout(program: &str, arguments: &[&str]) -> Result<String> {
