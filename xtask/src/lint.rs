@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::process::Job;
-use crate::say::{self, Progress};
+use crate::step;
 
 /// The checks by name.
 pub fn checks() -> [(&'static str, Job); 2] {
@@ -22,13 +22,7 @@ pub fn checks() -> [(&'static str, Job); 2] {
 pub fn run() -> Result<ExitCode> {
     let mut held = true;
     for (name, job) in checks() {
-        let mut progress = Progress::start(name);
-        let ran = job.run(|line| progress.at(line))?;
-        progress.end(if ran.status.success() { "holds" } else { "FAILED" });
-        if !ran.status.success() {
-            say::quote(&ran.all);
-            held = false;
-        }
+        held &= step::run(name, &job, "holds")?.status.success();
     }
     Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -9,6 +9,7 @@ mod needs;
 mod process;
 mod programs;
 mod say;
+mod step;
 mod supervise;
 mod tally;
 mod test;

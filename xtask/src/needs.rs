@@ -7,7 +7,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::layer::Layer;
 use crate::process::{self, Job};
-use crate::say::{self, Progress};
+use crate::say;
+use crate::step;
 
 /// Who needs a thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +144,7 @@ fn add_components(components: &[&str]) -> Result<()> {
     if !process::exists("rustup") {
         bail!("there is no `rustup` here to add {}", components.join(", "));
     }
-    step("add to the Rust tool chain", &Job::new("rustup").args(["component", "add"]).args(components))
+    must("add to the Rust tool chain", &Job::new("rustup").args(["component", "add"]).args(components))
 }
 
 fn apt_get(packages: &[&str]) -> Result<()> {
@@ -154,22 +155,22 @@ fn apt_get(packages: &[&str]) -> Result<()> {
         );
     };
     process::allow_sudo()?;
-    let job = || Job::new(&apt_get).env("DEBIAN_FRONTEND", "noninteractive").for_root();
-    step("fetch the lists of packages", &job().args(["update", "-q"]))?;
-    step(
+    let job = || {
+        // A machine that was just started may be at its own updates.
+        let patient = ["-o", "DPkg::Lock::Timeout=300"];
+        Job::new(&apt_get).env("DEBIAN_FRONTEND", "noninteractive").args(patient).for_root()
+    };
+    must("fetch the lists of packages", &job().args(["update", "-q"]))?;
+    must(
         &format!("install {}", packages.join(", ")),
         &job().args(["install", "-q", "-y", "--no-install-recommends"]).args(packages),
     )
 }
 
-fn step(what: &str, job: &Job) -> Result<()> {
-    let mut progress = Progress::start(what);
-    let ran = job.run(|line| progress.at(line))?;
-    progress.end(if ran.status.success() { "done" } else { "FAILED" });
-    if ran.status.success() {
+fn must(what: &str, job: &Job) -> Result<()> {
+    if step::run(what, job, "done")?.status.success() {
         return Ok(());
     }
-    say::quote(&ran.all);
     bail!("`{}` failed", job.shown());
 }
 

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::process::{Job, Ran};
-use crate::say::{self, Progress};
+use crate::process::Job;
+use crate::step;
 
 /// A test program.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,23 +41,12 @@ pub fn build_tests() -> Result<Built> {
 
 /// Builds what the arguments say and returns the programs.
 pub fn cargo(what: &str, args: &[&str]) -> Result<Built> {
-    let mut progress = Progress::start(what);
     let job = Job::cargo().args(args).args(["--locked", "--message-format=json-render-diagnostics"]);
-    let ran = job.run(|line| {
-        if !line.starts_with('{') {
-            progress.at(line);
-        }
-    })?;
-    progress.end(if ran.status.success() { "done" } else { "FAILED" });
+    let ran = step::run(what, &job, "done")?;
     if !ran.status.success() {
-        say::quote(&words(&ran));
         bail!("`cargo {}` failed", args.join(" "));
     }
     read(&ran.out)
-}
-
-fn words(ran: &Ran) -> String {
-    ran.all.lines().filter(|line| !line.starts_with('{')).collect::<Vec<_>>().join("\n")
 }
 
 /// Reads cargo's messages, one JSON object a line.
