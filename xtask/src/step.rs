@@ -1,8 +1,8 @@
 //! One command as a step of a verb: its progress on the screen, and what it wrote if it fails.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
-use crate::process::{Job, Ran};
+use crate::process::{self, Job, Ran};
 use crate::say::{self, Progress};
 
 /// Runs it; `good` is the word for a success. A failure is shown here and told by the status.
@@ -13,6 +13,10 @@ pub fn run(what: &str, job: &Job, good: &str) -> Result<Ran> {
             progress.at(line);
         }
     })?;
+    if process::stopped() {
+        progress.end("stopped");
+        bail!("stopped while `{}` ran", job.shown());
+    }
     progress.end(if ran.status.success() { good } else { "FAILED" });
     if !ran.status.success() {
         say::quote(&ran.all.lines().filter(|line| !is_message(line)).collect::<Vec<_>>().join("\n"));

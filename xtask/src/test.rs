@@ -77,24 +77,32 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let logs = crate::target().join("xtask");
     std::fs::create_dir_all(&logs).with_context(|| format!("cannot make `{}`", logs.display()))?;
 
-    let built = match built {
-        Some(built) => built,
-        None if layers.iter().any(|layer| layer.has_programs()) => programs::build_tests()?,
-        None => Built::default(),
-    };
-    let run = Run { built: &built, only: &only, filters: &args.filters, logs: &logs };
     let mut rows = Vec::new();
+    let built = match built {
+        Some(built) => Ok(built),
+        None if layers.iter().any(|layer| layer.has_programs()) => programs::build_tests(),
+        None => Ok(Built::default()),
+    };
     let mut layers = layers.into_iter();
-    for layer in layers.by_ref() {
-        let (row, ended) = run.layer(layer);
-        rows.push(row);
-        if let Err(error) = ended {
-            say::failure(&error);
-            break;
+    let stop = match built {
+        Ok(built) => {
+            let run = Run { built: &built, only: &only, filters: &args.filters, logs: &logs };
+            layers.by_ref().find_map(|layer| {
+                let (row, ended) = run.layer(layer);
+                rows.push(row);
+                ended.err()
+            })
         }
+        Err(error) => {
+            rows.push(Row { layer: "build", tally: Tally::one(false), took: Duration::ZERO, skipped: None });
+            Some(error)
+        }
+    };
+    if let Some(error) = stop {
+        say::failure(&error);
     }
     for layer in layers {
-        let why = Some("the run was stopped before".to_owned());
+        let why = Some("the run ended before".to_owned());
         rows.push(Row { layer: layer.name(), tally: Tally::default(), took: Duration::ZERO, skipped: why });
     }
     let whole = rows.iter().all(|row| row.skipped.is_none());
