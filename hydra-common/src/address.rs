@@ -3,23 +3,10 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// An IP address of either family: 16 bytes in network order, IPv4 as IPv4-mapped IPv6 (RFC 4291, 2.5.5.2). A packet that
-/// carries an IPv4-mapped address in an IPv6 header is refused by the parser, so the two never meet.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-)]
-#[repr(transparent)]
+/// carries an IPv4-mapped address in an IPv6 header is refused by the parser, so the two never meet. Aligned, so that the kernel's
+/// target copies and compares it in words.
+#[derive(Clone, Copy, Debug, Default, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(8))]
 pub struct Address([u8; 16]);
 
 impl Address {
@@ -49,22 +36,23 @@ impl Address {
     /// Whether this is an IPv4 address.
     #[inline(always)]
     pub fn is_v4(&self) -> bool {
-        self.word(0) == 0 && self.word(1) == 0 && self.word(2) == 0xffff
+        self.high() == 0 && self.low() >> 32 == 0xffff
     }
 
     /// `0.0.0.0` or `::`.
     #[inline(always)]
     pub fn is_unspecified(&self) -> bool {
-        self.word(0) == 0
-            && self.word(1) == 0
-            && self.word(3) == 0
-            && (self.word(2) == 0 || self.word(2) == 0xffff)
+        self.high() == 0 && (self.low() == 0 || self.low() == 0xffff << 32)
     }
 
     /// IPv4 224.0.0.0/4 (RFC 1112) and 255.255.255.255 (RFC 919), IPv6 ff00::/8 (RFC 4291, 2.7).
     #[inline(always)]
     pub fn is_group(&self) -> bool {
-        if self.is_v4() { self.0[12] & 0xf0 == 0xe0 || self.word(3) == u32::MAX } else { self.0[0] == 0xff }
+        if self.is_v4() {
+            self.0[12] & 0xf0 == 0xe0 || self.low() as u32 == u32::MAX
+        } else {
+            self.0[0] == 0xff
+        }
     }
 
     /// IPv4 169.254.0.0/16 (RFC 3927), IPv6 fe80::/10 (RFC 4291, 2.5.6).
@@ -80,11 +68,7 @@ impl Address {
     /// IPv4 127.0.0.0/8 (RFC 1122, 3.2.1.3), IPv6 ::1.
     #[inline(always)]
     pub fn is_loopback(&self) -> bool {
-        if self.is_v4() {
-            self.0[12] == 127
-        } else {
-            self.word(0) == 0 && self.word(1) == 0 && self.word(2) == 0 && self.word(3) == 1
-        }
+        if self.is_v4() { self.0[12] == 127 } else { self.high() == 0 && self.low() == 1 }
     }
 
     /// The IPv6 link-local address that Linux makes from a MAC (modified EUI-64, RFC 4291, appendix A).
@@ -94,29 +78,45 @@ impl Address {
         Self([0xfe, 0x80, 0, 0, 0, 0, 0, 0, m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]])
     }
 
+    /// The first eight bytes as a number.
     #[inline(always)]
-    fn word(&self, n: usize) -> u32 {
-        u32::from_be_bytes([self.0[n * 4], self.0[n * 4 + 1], self.0[n * 4 + 2], self.0[n * 4 + 3]])
+    pub fn high(&self) -> u64 {
+        self.word::<0>()
+    }
+
+    /// The last eight bytes as a number.
+    #[inline(always)]
+    pub fn low(&self) -> u64 {
+        self.word::<8>()
+    }
+
+    #[inline(always)]
+    fn word<const AT: usize>(&self) -> u64 {
+        let mut word = [0; 8];
+        word.copy_from_slice(&self.0[AT..AT + 8]);
+        u64::from_be_bytes(word)
+    }
+}
+
+// By words: the derived comparison is one of bytes on the kernel's target.
+impl PartialEq for Address {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        self.high() == other.high() && self.low() == other.low()
+    }
+}
+
+impl Eq for Address {}
+
+impl core::hash::Hash for Address {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
     }
 }
 
 /// An Ethernet address.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-)]
-#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(2))]
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
@@ -127,5 +127,31 @@ impl Mac {
     #[inline(always)]
     pub fn is_group(&self) -> bool {
         self.0[0] & 1 == 1
+    }
+}
+
+impl Mac {
+    #[inline(always)]
+    fn word<const AT: usize>(self) -> u16 {
+        let mut word = [0; 2];
+        word.copy_from_slice(&self.0[AT..AT + 2]);
+        u16::from_ne_bytes(word)
+    }
+}
+
+impl PartialEq for Mac {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        self.word::<0>() == other.word::<0>()
+            && self.word::<2>() == other.word::<2>()
+            && self.word::<4>() == other.word::<4>()
+    }
+}
+
+impl Eq for Mac {}
+
+impl core::hash::Hash for Mac {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
     }
 }

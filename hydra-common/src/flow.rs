@@ -35,7 +35,7 @@ impl Side {
     /// From a [`Flow`]'s `opener`.
     #[inline(always)]
     pub const fn from_row(n: u8) -> Self {
-        if n == 0 { Self::A } else { Self::B }
+        if n & 1 == 0 { Self::A } else { Self::B }
     }
 }
 
@@ -83,12 +83,31 @@ impl FlowKey {
         destination_port: u16,
         protocol: u8,
     ) -> (Self, Side) {
-        let (sp, dp) = (source_port.to_be_bytes(), destination_port.to_be_bytes());
-        if less(&source, source_port, &destination, destination_port) {
-            (Self { a: source, b: destination, port_a: sp, port_b: dp, protocol, zero: [0; 3] }, Side::A)
+        let (port_a, port_b) = (source_port.to_be_bytes(), destination_port.to_be_bytes());
+        let mut key = Self { a: source, b: destination, port_a, port_b, protocol, zero: [0; 3] };
+        let side = key.canonical();
+        (key, side)
+    }
+
+    /// Puts the smaller (address, port) first. Returns where the end is that was side A before.
+    #[inline(always)]
+    pub fn canonical(&mut self) -> Side {
+        let (ah, bh) = (self.a.high(), self.b.high());
+        let (al, bl) = (self.a.low(), self.b.low());
+        let (ap, bp) = (u16::from_be_bytes(self.port_a), u16::from_be_bytes(self.port_b));
+        let ordered = if ah != bh {
+            ah < bh
+        } else if al != bl {
+            al < bl
         } else {
-            (Self { a: destination, b: source, port_a: dp, port_b: sp, protocol, zero: [0; 3] }, Side::B)
+            ap < bp
+        };
+        if ordered {
+            return Side::A;
         }
+        core::mem::swap(&mut self.a, &mut self.b);
+        core::mem::swap(&mut self.port_a, &mut self.port_b);
+        Side::B
     }
 
     /// The address of one end.
@@ -108,22 +127,6 @@ impl FlowKey {
             Side::B => u16::from_be_bytes(self.port_b),
         }
     }
-}
-
-#[inline(always)]
-fn less(a: &Address, a_port: u16, b: &Address, b_port: u16) -> bool {
-    let (a, b) = (a.octets(), b.octets());
-    let high = |x: &[u8; 16]| u64::from_be_bytes([x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]]);
-    let low = |x: &[u8; 16]| u64::from_be_bytes([x[8], x[9], x[10], x[11], x[12], x[13], x[14], x[15]]);
-    let (ah, bh) = (high(&a), high(&b));
-    if ah != bh {
-        return ah < bh;
-    }
-    let (al, bl) = (low(&a), low(&b));
-    if al != bl {
-        return al < bl;
-    }
-    a_port < b_port
 }
 
 /// The entry of a flow that passed. `[_; 2]` is by [`Side`]: what side A sent, what side B sent.

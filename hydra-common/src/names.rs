@@ -34,9 +34,11 @@ pub const GAUGES: &str = "HYDRA_GAUGES";
 pub const EVENTS: &str = "HYDRA_EVENTS";
 /// `PerCpuArray<EventWindow>`, one entry.
 pub const EVENT_WINDOW: &str = "HYDRA_EVWIN";
+/// `PerCpuArray` of the programs' own scratch, one entry; user space neither reads nor writes it.
+pub const SCRATCH: &str = "HYDRA_SCRATCH";
 
 /// All maps, in the order above.
-pub const MAPS: [&str; 17] = [
+pub const MAPS: [&str; 18] = [
     GENERATION,
     HEADS,
     IDENTITIES,
@@ -54,6 +56,7 @@ pub const MAPS: [&str; 17] = [
     GAUGES,
     EVENTS,
     EVENT_WINDOW,
+    SCRATCH,
 ];
 
 /// TC programs by [`crate::verdict::Hook`].

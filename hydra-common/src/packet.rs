@@ -22,11 +22,33 @@ const ETHERNET: usize = 14;
 /// Reads a frame. Offsets count from the destination MAC.
 pub trait Bytes {
     /// `N` bytes at an offset, or `None` where the frame ends before.
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+    fn load<const N: usize>(&self, offset: usize) -> Option<Chunk<N>>;
     /// Length of the frame in bytes; that of the super-packet under GSO.
     fn length(&self) -> usize;
     /// Whether the device took a VLAN tag off the frame (`skb->vlan_tci`).
     fn tagged(&self) -> bool;
+}
+
+/// Bytes of a frame. Aligned for the sake of a target that copies what is not byte by byte.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+pub struct Chunk<const N: usize>(pub [u8; N]);
+
+impl<const N: usize> Chunk<N> {
+    /// `M` of the bytes, from `AT`: a copy of words, where taking them apart would be one of bytes.
+    #[inline(always)]
+    fn part<const AT: usize, const M: usize>(&self) -> [u8; M] {
+        const { assert!(AT + M <= N) };
+        let mut part = [0; M];
+        part.copy_from_slice(&self.0[AT..AT + M]);
+        part
+    }
+
+    /// Two of the bytes as a number in network order.
+    #[inline(always)]
+    fn number<const AT: usize>(&self) -> u16 {
+        u16::from_be_bytes(self.part::<AT, 2>())
+    }
 }
 
 /// What a frame is, beside its addresses.
@@ -91,15 +113,15 @@ pub struct Packet {
     pub ttl: u8,
     /// Flow key of the packet, or of the one that an ICMP error is about.
     pub key: FlowKey,
-    /// Who sent it, in that key.
-    pub sent_by_b: bool,
+    /// Who sent it, in that key: a [`Side`] as a number.
+    pub sender: u8,
 }
 
 impl Packet {
     /// Who sent it, in `key`.
     #[inline(always)]
     pub const fn side(&self) -> Side {
-        if self.sent_by_b { Side::B } else { Side::A }
+        Side::from_row(self.sender)
     }
 
     /// By what rule sets are searched, see [`crate::tables::selector`].
@@ -121,11 +143,10 @@ impl Packet {
     /// Reads a frame. On an error as much is filled in as was understood, for the event.
     #[inline(always)]
     pub fn parse<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
-        let ethernet = bytes.load::<ETHERNET>(0).ok_or(Reason::Malformed)?;
-        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = ethernet;
-        self.destination_mac = Mac([d0, d1, d2, d3, d4, d5]);
-        self.source_mac = Mac([s0, s1, s2, s3, s4, s5]);
-        self.ethertype = u16::from_be_bytes([t0, t1]);
+        let h = bytes.load::<ETHERNET>(0).ok_or(Reason::Malformed)?;
+        self.destination_mac = Mac(h.part::<0, 6>());
+        self.source_mac = Mac(h.part::<6, 6>());
+        self.ethertype = h.number::<12>();
         let mut at = ETHERNET;
         let mut tagged = bytes.tagged();
         for _ in 0..MAX_TAGS {
@@ -133,12 +154,12 @@ impl Packet {
             if self.ethertype != 0x8100 && self.ethertype != 0x88a8 {
                 break;
             }
-            let [_, _, t0, t1] = bytes.load::<4>(at).ok_or(Reason::Malformed)?;
-            self.ethertype = u16::from_be_bytes([t0, t1]);
+            self.ethertype = bytes.load::<4>(at).ok_or(Reason::Malformed)?.number::<2>();
             tagged = true;
             at += 4;
         }
         let understood = self.network_header(bytes, at);
+        self.sender = self.key.canonical() as u8;
         if tagged { Err(Reason::Vlan) } else { understood }
     }
 
@@ -163,22 +184,13 @@ impl Packet {
     fn arp<B: Bytes>(&mut self, bytes: &B, at: usize) -> Result<(), Reason> {
         let a = bytes.load::<28>(at).ok_or(Reason::Malformed)?;
         // Ethernet, IPv4, 6 and 4 bytes, request or reply (RFC 826).
-        if a[0] != 0
-            || a[1] != 1
-            || a[2] != 8
-            || a[3] != 0
-            || a[4] != 6
-            || a[5] != 4
-            || a[6] != 0
-            || a[7] == 0
-            || a[7] > 2
-        {
+        if a.part::<0, 6>() != [0, 1, 8, 0, 6, 4] || !matches!(a.number::<6>(), 1 | 2) {
             return Err(Reason::Malformed);
         }
-        self.source = Address::v4([a[14], a[15], a[16], a[17]]);
-        self.destination = Address::v4([a[24], a[25], a[26], a[27]]);
+        self.source = Address::v4(a.part::<14, 4>());
+        self.destination = Address::v4(a.part::<24, 4>());
         self.claim = self.source;
-        if Mac([a[8], a[9], a[10], a[11], a[12], a[13]]) != self.source_mac {
+        if Mac(a.part::<8, 6>()) != self.source_mac {
             return Err(Reason::SpoofedArp);
         }
         self.kind = Kind::Arp;
@@ -189,27 +201,27 @@ impl Packet {
     #[inline(always)]
     fn ipv4<B: Bytes>(&mut self, bytes: &B, at: usize) -> Result<(usize, usize), Reason> {
         let h = bytes.load::<20>(at).ok_or(Reason::Malformed)?;
-        if h[0] >> 4 != 4 || h[0] & 15 < 5 {
+        if h.0[0] >> 4 != 4 || h.0[0] & 15 < 5 {
             return Err(Reason::Malformed);
         }
-        let header = usize::from(h[0] & 15) * 4;
+        let header = usize::from(h.0[0] & 15) * 4;
         let room = bytes.length() - at;
-        let mut total = usize::from(u16::from_be_bytes([h[2], h[3]]));
+        let mut total = usize::from(h.number::<2>());
         if total == 0 && room > 65_535 {
             // BIG TCP writes 0 (Linux 6.3, b1a78b9b9886).
             total = room;
         }
-        self.ttl = h[8];
-        self.protocol = h[9];
-        self.source = Address::v4([h[12], h[13], h[14], h[15]]);
-        self.destination = Address::v4([h[16], h[17], h[18], h[19]]);
+        self.ttl = h.0[8];
+        self.protocol = h.0[9];
+        self.source = Address::v4(h.part::<12, 4>());
+        self.destination = Address::v4(h.part::<16, 4>());
         if total < header || total > room {
             return Err(Reason::Malformed);
         }
         if header > 20 {
             source_routed(bytes, at + 20, at + header)?;
         }
-        if u16::from_be_bytes([h[6], h[7]]) & 0x3fff != 0 {
+        if h.number::<6>() & 0x3fff != 0 {
             return Err(Reason::Fragment);
         }
         Ok((at + header, at + total))
@@ -219,19 +231,19 @@ impl Packet {
     #[inline(always)]
     fn ipv6<B: Bytes>(&mut self, bytes: &B, at: usize) -> Result<(usize, usize), Reason> {
         let h = bytes.load::<40>(at).ok_or(Reason::Malformed)?;
-        if h[0] >> 4 != 6 {
+        if h.0[0] >> 4 != 6 {
             return Err(Reason::Malformed);
         }
         let room = bytes.length() - at;
-        let mut total = 40 + usize::from(u16::from_be_bytes([h[4], h[5]]));
+        let mut total = 40 + usize::from(h.number::<4>());
         if total == 40 && room > 65_535 {
             // A jumbogram (RFC 2675), as BIG TCP makes them inside the host.
             total = room;
         }
-        self.ttl = h[7];
-        let mut next = h[6];
-        self.source = Address::v6(sixteen::<8>(&h));
-        self.destination = Address::v6(sixteen::<24>(&h));
+        self.ttl = h.0[7];
+        let mut next = h.0[6];
+        self.source = Address::v6(h.part::<8, 16>());
+        self.destination = Address::v6(h.part::<24, 16>());
         if total > room || self.source.is_v4() || self.destination.is_v4() {
             return Err(Reason::Malformed);
         }
@@ -243,7 +255,8 @@ impl Packet {
                 // Hop-by-hop options come first or not at all (RFC 8200, 4.1).
                 0 if n > 0 => return Err(Reason::HeaderChain),
                 0 | 43 | 60 => {
-                    let [following, units, routing, left] = bytes.load::<4>(here).ok_or(Reason::Malformed)?;
+                    let Chunk([following, units, routing, left]) =
+                        bytes.load::<4>(here).ok_or(Reason::Malformed)?;
                     if next == 43 && (routing == 0 || left != 0) {
                         // Somebody behind the destination would get it (RFC 5095; RFC 8754 for segment routing).
                         return Err(Reason::SourceRoute);
@@ -253,7 +266,7 @@ impl Packet {
                 }
                 // The authentication header counts words, less two (RFC 4302, 2.2).
                 51 => {
-                    let [following, words] = bytes.load::<2>(here).ok_or(Reason::Malformed)?;
+                    let Chunk([following, words]) = bytes.load::<2>(here).ok_or(Reason::Malformed)?;
                     next = following;
                     (usize::from(words) + 2) * 4
                 }
@@ -275,59 +288,55 @@ impl Packet {
         let mut header = 0;
         match self.protocol {
             protocol::TCP => {
-                let [s0, s1, d0, d1, _, _, _, _, _, _, _, _, offset, flags] =
-                    load_within::<14, B>(bytes, at, end)?;
-                header = usize::from(offset >> 4) * 4;
+                let h = load_within::<14, B>(bytes, at, end)?;
+                header = usize::from(h.0[12] >> 4) * 4;
                 if header < 20 || at + header > end {
                     return Err(Reason::Malformed);
                 }
-                self.ports([s0, s1, d0, d1]);
-                self.tcp_flags = flags;
+                self.ports(&h);
+                self.tcp_flags = h.0[13];
             }
             protocol::UDP => {
-                let [s0, s1, d0, d1, l0, l1, _, _] = load_within::<8, B>(bytes, at, end)?;
-                let length = usize::from(u16::from_be_bytes([l0, l1]));
+                let h = load_within::<8, B>(bytes, at, end)?;
+                let length = usize::from(h.number::<4>());
                 // 0 in a jumbogram (RFC 2675, 4).
                 if length != 0 && (length < 8 || at + length > end) {
                     return Err(Reason::Malformed);
                 }
                 header = 8;
-                self.ports([s0, s1, d0, d1]);
+                self.ports(&h);
                 self.dhcp();
             }
             protocol::SCTP => {
-                let [s0, s1, d0, d1, ..] = load_within::<12, B>(bytes, at, end)?;
+                let h = load_within::<12, B>(bytes, at, end)?;
                 header = 12;
-                self.ports([s0, s1, d0, d1]);
+                self.ports(&h);
             }
             protocol::ICMP | protocol::ICMPV6 => {
                 if v4 != (self.protocol == protocol::ICMP) {
                     return Err(Reason::Malformed);
                 }
                 header = 8;
-                if self.icmp(bytes, at, end)? {
+                self.icmp(bytes, at, end)?;
+                if matches!(self.kind, Kind::IcmpError) {
                     return Ok(());
                 }
             }
             _ => {}
         }
         self.payload = (at + header) as u16;
-        let (key, side) = FlowKey::of(
-            self.source,
-            self.source_port,
-            self.destination,
-            self.destination_port,
-            self.protocol,
-        );
-        self.key = key;
-        self.sent_by_b = matches!(side, Side::B);
+        self.key.a = self.source;
+        self.key.b = self.destination;
+        self.key.port_a = self.source_port.to_be_bytes();
+        self.key.port_b = self.destination_port.to_be_bytes();
+        self.key.protocol = self.protocol;
         Ok(())
     }
 
     #[inline(always)]
-    fn ports(&mut self, [s0, s1, d0, d1]: [u8; 4]) {
-        self.source_port = u16::from_be_bytes([s0, s1]);
-        self.destination_port = u16::from_be_bytes([d0, d1]);
+    fn ports<const N: usize>(&mut self, h: &Chunk<N>) {
+        self.source_port = h.number::<0>();
+        self.destination_port = h.number::<2>();
     }
 
     #[inline(always)]
@@ -340,12 +349,11 @@ impl Packet {
         }
     }
 
-    /// `true` when `key` is already that of the packet an error is about.
     #[inline(always)]
-    fn icmp<B: Bytes>(&mut self, bytes: &B, at: usize, end: usize) -> Result<bool, Reason> {
-        let [kind, _, _, _, i0, i1, _, _] = load_within::<8, B>(bytes, at, end)?;
+    fn icmp<B: Bytes>(&mut self, bytes: &B, at: usize, end: usize) -> Result<(), Reason> {
+        let h = load_within::<8, B>(bytes, at, end)?;
+        let (kind, identifier) = (h.0[0], h.number::<4>());
         self.icmp_type = kind;
-        let identifier = u16::from_be_bytes([i0, i1]);
         (self.source_port, self.destination_port, self.icmp_reply) = query(self.protocol, kind, identifier);
         let v6 = self.protocol == protocol::ICMPV6;
         match (v6, kind) {
@@ -353,7 +361,6 @@ impl Packet {
             (false, 3 | 4 | 11 | 12) | (true, 1..=4) => {
                 self.kind = Kind::IcmpError;
                 self.embedded(bytes, at + 8, end)?;
-                return Ok(true);
             }
             // Redirect, router advertisement.
             (false, 5 | 9) | (true, 134 | 137) => self.kind = Kind::Router,
@@ -364,7 +371,7 @@ impl Packet {
             (true, 131 | 132 | 143) => self.kind = Kind::Listener,
             _ => {}
         }
-        Ok(false)
+        Ok(())
     }
 
     /// RFC 4861, 4.1, 4.3, 4.4: hop limit 255, and a link-layer address option that is the frame's own source.
@@ -377,7 +384,7 @@ impl Packet {
         if self.icmp_type == 133 {
             self.claim = self.source;
         } else {
-            let target = load_within::<16, B>(bytes, here, end)?;
+            let target = load_within::<16, B>(bytes, here, end)?.0;
             self.claim = if self.icmp_type == 136 { Address::v6(target) } else { self.source };
             here += 16;
         }
@@ -385,11 +392,12 @@ impl Packet {
             if here >= end {
                 return Ok(());
             }
-            let [kind, units, a0, a1, a2, a3, a4, a5] = load_within::<8, B>(bytes, here, end)?;
+            let h = load_within::<8, B>(bytes, here, end)?;
+            let [kind, units] = h.part::<0, 2>();
             if units == 0 {
                 return Err(Reason::Malformed);
             }
-            if kind <= 2 && Mac([a0, a1, a2, a3, a4, a5]) != self.source_mac {
+            if kind <= 2 && Mac(h.part::<2, 6>()) != self.source_mac {
                 return Err(Reason::SpoofedNeighbour);
             }
             here += usize::from(units) * 8;
@@ -400,43 +408,43 @@ impl Packet {
     /// The packet that an ICMP error quotes: its key, and its sender, who must be the one that the error goes to.
     #[inline(always)]
     fn embedded<B: Bytes>(&mut self, bytes: &B, at: usize, end: usize) -> Result<(), Reason> {
-        let (source, destination, inner, here) = if self.protocol == protocol::ICMP {
+        let here = if self.protocol == protocol::ICMP {
             let h = load_within::<20, B>(bytes, at, end)?;
-            if h[0] >> 4 != 4 || h[0] & 15 < 5 {
+            if h.0[0] >> 4 != 4 || h.0[0] & 15 < 5 {
                 return Err(Reason::Malformed);
             }
-            if u16::from_be_bytes([h[6], h[7]]) & 0x1fff != 0 {
+            if h.number::<6>() & 0x1fff != 0 {
                 return Err(Reason::UnmatchedError);
             }
-            let source = Address::v4([h[12], h[13], h[14], h[15]]);
-            let destination = Address::v4([h[16], h[17], h[18], h[19]]);
-            (source, destination, h[9], at + usize::from(h[0] & 15) * 4)
+            self.key.a = Address::v4(h.part::<12, 4>());
+            self.key.b = Address::v4(h.part::<16, 4>());
+            self.key.protocol = h.0[9];
+            at + usize::from(h.0[0] & 15) * 4
         } else {
             let h = load_within::<40, B>(bytes, at, end)?;
-            if h[0] >> 4 != 6 {
+            if h.0[0] >> 4 != 6 {
                 return Err(Reason::Malformed);
             }
-            (Address::v6(sixteen::<8>(&h)), Address::v6(sixteen::<24>(&h)), h[6], at + 40)
+            self.key.a = Address::v6(h.part::<8, 16>());
+            self.key.b = Address::v6(h.part::<24, 16>());
+            self.key.protocol = h.0[6];
+            at + 40
         };
-        let (source_port, destination_port) = match inner {
+        match self.key.protocol {
             protocol::TCP | protocol::UDP | protocol::SCTP => {
-                let [s0, s1, d0, d1] = load_within::<4, B>(bytes, here, end)?;
-                (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]))
+                let h = load_within::<4, B>(bytes, here, end)?;
+                self.key.port_a = h.part::<0, 2>();
+                self.key.port_b = h.part::<2, 2>();
             }
-            protocol::ICMP | protocol::ICMPV6 => {
-                let [kind, _, _, _, i0, i1] = load_within::<6, B>(bytes, here, end)?;
-                let (s, d, _) = query(inner, kind, u16::from_be_bytes([i0, i1]));
-                (s, d)
+            inner @ (protocol::ICMP | protocol::ICMPV6) => {
+                let h = load_within::<6, B>(bytes, here, end)?;
+                let (s, d, _) = query(inner, h.0[0], h.number::<4>());
+                self.key.port_a = s.to_be_bytes();
+                self.key.port_b = d.to_be_bytes();
             }
-            _ => (0, 0),
-        };
-        if source != self.destination {
-            return Err(Reason::UnmatchedError);
+            _ => {}
         }
-        let (key, side) = FlowKey::of(source, source_port, destination, destination_port, inner);
-        self.key = key;
-        self.sent_by_b = matches!(side, Side::B);
-        Ok(())
+        if self.key.a == self.destination { Ok(()) } else { Err(Reason::UnmatchedError) }
     }
 }
 
@@ -460,13 +468,13 @@ fn source_routed<B: Bytes>(bytes: &B, at: usize, end: usize) -> Result<(), Reaso
         if here >= end {
             return Ok(());
         }
-        let [kind] = bytes.load::<1>(here).ok_or(Reason::Malformed)?;
+        let Chunk([kind]) = bytes.load::<1>(here).ok_or(Reason::Malformed)?;
         match kind {
             0 => return Ok(()),
             1 => here += 1,
             131 | 137 => return Err(Reason::SourceRoute),
             _ => {
-                let [length] = bytes.load::<1>(here + 1).ok_or(Reason::Malformed)?;
+                let Chunk([length]) = bytes.load::<1>(here + 1).ok_or(Reason::Malformed)?;
                 if length < 2 {
                     return Err(Reason::Malformed);
                 }
@@ -482,21 +490,9 @@ fn source_routed<B: Bytes>(bytes: &B, at: usize, end: usize) -> Result<(), Reaso
 
 /// `N` bytes that must lie before the packet's end.
 #[inline(always)]
-fn load_within<const N: usize, B: Bytes>(bytes: &B, at: usize, end: usize) -> Result<[u8; N], Reason> {
+fn load_within<const N: usize, B: Bytes>(bytes: &B, at: usize, end: usize) -> Result<Chunk<N>, Reason> {
     if at + N > end {
         return Err(Reason::Malformed);
     }
     bytes.load::<N>(at).ok_or(Reason::Malformed)
-}
-
-/// 16 bytes of an IPv6 header from `AT`.
-#[inline(always)]
-fn sixteen<const AT: usize>(h: &[u8; 40]) -> [u8; 16] {
-    let mut a = [0; 16];
-    let mut i = 0;
-    while i < 16 {
-        a[i] = h[AT + i];
-        i += 1;
-    }
-    a
 }

@@ -210,8 +210,8 @@ pub struct Decision {
 pub struct PrefixData {
     /// 0 or 1, network order.
     pub bank: [u8; 4],
-    /// The block's address, IPv4 mapped.
-    pub address: Address,
+    /// The block's address as in [`Address::octets`].
+    pub address: [u8; 16],
 }
 
 impl PrefixData {

@@ -1,0 +1,224 @@
+//! Who sends, and to whom: the sender by its interface, never by its address; its address only if it is true (line 1).
+
+use super::{At, Outcome, declared};
+use crate::address::Address;
+use crate::id::{Container, Identity, Tier};
+use crate::names::{MARK_CHECKED, MARK_MASK};
+use crate::packet::{Kind, Packet};
+use crate::tables::{Endpoint, Link, LinkKind, PrefixRow, Tables};
+use crate::verdict::{Hook, Reason, Verdict};
+
+/// What kind of interface a frame came in by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Sender {
+    /// A port that the policy protects.
+    Port,
+    /// This host itself.
+    Host,
+    /// A bridge or port of a network that the policy does not name.
+    Unmanaged,
+    /// Any other interface.
+    Outside,
+}
+
+/// Who sent the frame, by interface; the link for a port.
+#[inline(always)]
+pub fn sender<'t, T: Tables>(
+    tables: &'t T,
+    packet: &Packet,
+    at: &At,
+    out: &mut Outcome,
+) -> Result<Option<&'t Link>, Reason> {
+    let index = match at.hook {
+        Hook::PortIn => at.ifindex,
+        Hook::PortOut | Hook::BridgeOut => at.ingress,
+        // The port is forgotten here; the port's own program has checked the source, or there was none.
+        Hook::BridgeIn if at.mark & MARK_MASK == MARK_CHECKED => {
+            tables.endpoint(&packet.source).ok_or(Reason::UnknownSource)?.port
+        }
+        Hook::BridgeIn => return Err(Reason::UnknownSource),
+    };
+    if index == 0 {
+        out.sender = Sender::Host;
+        return Ok(None);
+    }
+    let link = tables.link(index).ok_or(Reason::UnknownSource)?;
+    match LinkKind::from_row(link.kind) {
+        LinkKind::Port => {
+            if link.container == Container::NONE && link.flags & Link::UNBOUND == 0 {
+                return Err(Reason::UnknownSource);
+            }
+            out.sender = Sender::Port;
+            return Ok(Some(link));
+        }
+        LinkKind::Unmanaged => out.sender = Sender::Unmanaged,
+        LinkKind::Uplink => out.sender = Sender::Outside,
+        LinkKind::Bridge | LinkKind::Unknown => return Err(Reason::UnknownSource),
+    }
+    Ok(None)
+}
+
+/// What passes before line 1, with true addresses: the whole list. `false` is for judging.
+#[inline(never)]
+pub fn named<T: Tables>(
+    tables: &T,
+    packet: &Packet,
+    at: &At,
+    out: &mut Outcome,
+    link: Option<&Link>,
+) -> Result<bool, Reason> {
+    let (reason, forged) = match packet.kind {
+        Kind::Arp => (Reason::Arp, Reason::SpoofedArp),
+        Kind::Neighbour => (Reason::Neighbour, Reason::SpoofedNeighbour),
+        Kind::Router if matches!(out.sender, Sender::Host) => (Reason::Neighbour, Reason::RouterMessage),
+        Kind::Router => return Err(Reason::RouterMessage),
+        Kind::Listener => (Reason::Mld, Reason::SpoofedNeighbour),
+        Kind::DhcpClient => (Reason::Dhcp, Reason::SpoofedAddress),
+        // A container is nobody's DHCP server: its answers are judged like any packet.
+        Kind::DhcpServer if matches!(out.sender, Sender::Host | Sender::Outside) => {
+            (Reason::Dhcp, Reason::SpoofedAddress)
+        }
+        Kind::DhcpServer | Kind::Ip | Kind::IcmpError | Kind::Unknown => return Ok(false),
+    };
+    if matches!(packet.kind, Kind::Arp | Kind::Neighbour) && !claims_truly(tables, packet, at, out, link) {
+        return Err(forged);
+    }
+    out.verdict = Verdict::Allowed;
+    out.reason = reason;
+    if matches!(at.hook, Hook::BridgeOut) {
+        out.way = super::Way::Leave;
+    }
+    Ok(true)
+}
+
+/// Whether the address that an ARP or ND message claims is its sender's.
+#[inline(always)]
+fn claims_truly<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &Outcome, link: Option<&Link>) -> bool {
+    let address = &packet.claim;
+    // A probe (RFC 5227) and duplicate address detection (RFC 4862) claim nothing.
+    if address.is_unspecified() || matches!(out.sender, Sender::Host) {
+        return true;
+    }
+    let owner = tables.endpoint(address);
+    match (link, owner) {
+        (Some(link), Some(e)) => e.container == link.container && e.container != Container::NONE,
+        (Some(link), None) => {
+            *address == Address::link_local_of(&packet.source_mac)
+                || (link.flags & Link::UNBOUND != 0 && !closed(tables, out.bank(), address))
+        }
+        (None, Some(e)) => e.flags & Endpoint::HOST == 0 && e.port == at.ingress,
+        (None, None) => true,
+    }
+}
+
+/// Whether an address lies in a network whose addresses are all known.
+#[inline(always)]
+fn closed<T: Tables>(tables: &T, bank: u32, address: &Address) -> bool {
+    let row = tables.prefix(bank, address);
+    row.is_some_and(|r| r.flags & (PrefixRow::INTERIOR | PrefixRow::OPEN) == PrefixRow::INTERIOR)
+}
+
+/// The sender's identity, if its address is true (line 1).
+#[inline(never)]
+pub fn source<T: Tables>(
+    tables: &T,
+    packet: &Packet,
+    out: &mut Outcome,
+    link: Option<&Link>,
+) -> Result<(), Reason> {
+    let slot = (out.bank() & 1) as usize;
+    let address = &packet.source;
+    let known = tables.endpoint(address);
+    if let Some(link) = link {
+        if let Some(e) = known {
+            if e.container != link.container || e.container == Container::NONE {
+                return Err(Reason::SpoofedAddress);
+            }
+            out.source = e.identity[slot];
+            return Ok(());
+        }
+        if *address == Address::link_local_of(&link.mac) {
+            return Ok(());
+        }
+        let row = tables.prefix(out.bank(), address).ok_or(Reason::SpoofedAddress)?;
+        let open = row.flags & PrefixRow::OPEN != 0 && link.flags & Link::UNBOUND != 0;
+        if !open || tier(tables, out.bank(), row.identity) != tier(tables, out.bank(), link.identity[slot]) {
+            return Err(Reason::SpoofedAddress);
+        }
+        out.source = row.identity;
+        return Ok(());
+    }
+    if matches!(out.sender, Sender::Host) {
+        out.source = match known {
+            Some(e) if e.flags & Endpoint::HOST != 0 => e.identity[slot],
+            Some(_) | None => Identity::HOST,
+        };
+        return Ok(());
+    }
+    let unmanaged = matches!(out.sender, Sender::Unmanaged);
+    if let Some(e) = known {
+        if !unmanaged || e.flags & Endpoint::HOST != 0 || declared(tables, out.bank(), e.identity[slot]) {
+            return Err(Reason::SpoofedAddress);
+        }
+        out.source = e.identity[slot];
+        return Ok(());
+    }
+    out.source = if unmanaged { Identity::UNMANAGED } else { Identity::EXTERNAL };
+    let Some(row) = tables.prefix(out.bank(), address) else { return Ok(()) };
+    let interior = row.flags & PrefixRow::INTERIOR != 0;
+    if unmanaged == interior {
+        // An unmanaged network's own block, or a machine elsewhere that the policy names.
+        if unmanaged && declared(tables, out.bank(), row.identity) {
+            return Err(Reason::SpoofedAddress);
+        }
+        out.source = row.identity;
+        return Ok(());
+    }
+    // A block of this host's networks from outside, or another machine's from an unmanaged network.
+    if interior || declared(tables, out.bank(), row.identity) { Err(Reason::SpoofedAddress) } else { Ok(()) }
+}
+
+/// The receiver's identity; on an error whose network it is, for the counters.
+#[inline(never)]
+pub fn destination<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome) -> Result<(), Reason> {
+    let slot = (out.bank() & 1) as usize;
+    let host = matches!(out.sender, Sender::Host);
+    let group = packet.is_group();
+    if group && !matches!(at.hook, Hook::PortOut) {
+        out.destination = Identity::HOST;
+        return Ok(());
+    }
+    let known = if group { None } else { tables.endpoint(&packet.destination) };
+    if matches!(at.hook, Hook::PortOut) {
+        let link = tables.link(at.ifindex).ok_or(Reason::BadTable)?;
+        out.destination = link.identity[slot];
+        out.destination_container = link.container;
+        if link.container == Container::NONE && link.flags & Link::UNBOUND == 0 && !host {
+            return Err(Reason::UnknownDestination);
+        }
+        if let Some(e) = known
+            && e.container == link.container
+        {
+            out.destination = e.identity[slot];
+        }
+        return Ok(());
+    }
+    if let Some(e) = known {
+        out.destination = e.identity[slot];
+        out.destination_container = e.container;
+        return Ok(());
+    }
+    let Some(row) = tables.prefix(out.bank(), &packet.destination) else {
+        out.destination = Identity::EXTERNAL;
+        return Ok(());
+    };
+    out.destination = row.identity;
+    let hidden = row.flags & (PrefixRow::INTERIOR | PrefixRow::OPEN) == PrefixRow::INTERIOR;
+    if hidden && !host { Err(Reason::UnknownDestination) } else { Ok(()) }
+}
+
+#[inline(always)]
+fn tier<T: Tables>(tables: &T, bank: u32, identity: Identity) -> Tier {
+    tables.identity(bank, identity).map_or(Tier::UNKNOWN, |row| row.tier)
+}

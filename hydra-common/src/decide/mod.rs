@@ -1,0 +1,483 @@
+//! The one verdict function. Pure: tables, a packet, a hook and the time in, an [`Outcome`] out; nothing is written to a table.
+//!
+//! The precedence of the policy language is resolved by the compiler (`policy::compile`, where the numbered list stands above the
+//! function that implements it); [`ruling`] looks its answer up. Lines 1 and 2, which need a packet, are decided here.
+//!
+//! In the kernel every function that is not inlined is one of the object's own, and an [`Outcome`] lives in a map: what went through
+//! memory is one state to the verifier, where registers would be many.
+
+mod ends;
+mod ruling;
+
+pub use ruling::{Ruling, ruling};
+
+use crate::address::Mac;
+use crate::flow::{Flow, Path, Side};
+use crate::id::{Container, Identity, Tier};
+use crate::packet::{Kind, Packet};
+use crate::tables::{Endpoint, Head, IdentityRow, Link, Tables, traffic_index};
+use crate::track::{self, protocol, tcp};
+use crate::verdict::{Hook, Reason, Verdict};
+
+use ends::Sender;
+
+/// Where and when a packet is judged.
+#[derive(Clone, Copy, Debug)]
+pub struct At {
+    /// The program.
+    pub hook: Hook,
+    /// The interface that it sits on.
+    pub ifindex: u32,
+    /// The interface that the packet entered the host by; 0 where the host made it.
+    pub ingress: u32,
+    /// The packet's mark.
+    pub mark: u32,
+    /// Nanoseconds of the monotonic clock.
+    pub now: u64,
+}
+
+impl At {
+    #[inline(always)]
+    fn seconds(&self) -> u32 {
+        (self.now / 1_000_000_000) as u32
+    }
+}
+
+/// What to do to the flow table when the packet passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Step {
+    /// Nothing: the packet belongs to no flow.
+    Nothing,
+    /// Count it on the live entry.
+    Count,
+    /// Write the new decision into the entry, which is of an older generation, then count.
+    Renew,
+    /// Write a new entry.
+    Create,
+}
+
+/// How a packet that passes goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Way {
+    /// Unmarked: a later hook judges.
+    Leave,
+    /// Through the stack, marked as judged.
+    Judged,
+    /// Through the stack, marked as checked: each receiver's hook judges.
+    Checked,
+    /// Straight into the destination's namespace, by [`Outcome::hop`].
+    Peer,
+}
+
+/// The last hop of [`Way::Peer`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hop {
+    /// Host-side veth of the destination.
+    pub port: u32,
+    /// The destination's MTU in bytes.
+    pub mtu: u16,
+    /// 1 if the packet crosses networks, and so loses one of its TTL.
+    pub routed: u8,
+    /// The destination's MAC.
+    pub mac: Mac,
+    /// The source MAC that it arrives with.
+    pub gateway_mac: Mac,
+}
+
+/// The verdict on one packet, and what follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The verdict, the policy's mode applied.
+    pub verdict: Verdict,
+    /// Why; for an audited packet what enforcing would have said.
+    pub reason: Reason,
+    /// What to record.
+    pub step: Step,
+    /// Where it goes.
+    pub way: Way,
+    /// Who opened the flow, in the packet's key.
+    pub opener: Side,
+    /// The flow's path.
+    pub path: Path,
+    /// The rule that decided, counted from 1; 0 = none.
+    pub rule: u16,
+    /// See [`Ruling::until`].
+    pub until: u32,
+    /// The policy's revision.
+    pub revision: u32,
+    /// The tables' generation.
+    pub generation: u32,
+    /// Who opened the conversation.
+    pub source: Identity,
+    /// Who was called.
+    pub destination: Identity,
+    /// The container that sent this packet.
+    pub source_container: Container,
+    /// The container that receives it.
+    pub destination_container: Container,
+    /// Where [`Way::Peer`] leads.
+    pub hop: Hop,
+    sender: Sender,
+}
+
+impl Outcome {
+    /// Nothing is known yet: denied.
+    pub const CLOSED: Self = Self {
+        verdict: Verdict::Denied,
+        reason: Reason::BadTable,
+        step: Step::Nothing,
+        way: Way::Judged,
+        opener: Side::A,
+        path: Path::Stack,
+        rule: 0,
+        until: 0,
+        revision: 0,
+        generation: 0,
+        source: Identity::UNKNOWN,
+        destination: Identity::UNKNOWN,
+        source_container: Container::NONE,
+        destination_container: Container::NONE,
+        hop: Hop { port: 0, mtu: 0, routed: 0, mac: Mac::ZERO, gateway_mac: Mac::ZERO },
+        sender: Sender::Outside,
+    };
+
+    /// Which of the two banks decided.
+    #[inline(always)]
+    pub const fn bank(&self) -> u32 {
+        self.generation & 1
+    }
+
+    /// Whose counters count it: the opener's tier and the called one's.
+    #[inline(always)]
+    pub fn tiers<T: Tables>(&self, tables: &T) -> (Tier, Tier) {
+        let tier = |i| tables.identity(self.bank(), i).map_or(Tier::UNKNOWN, |row| row.tier);
+        (tier(self.source), tier(self.destination))
+    }
+
+    /// The cell of the traffic counters.
+    #[inline(always)]
+    pub fn traffic<T: Tables>(&self, tables: &T) -> u32 {
+        let (source, destination) = self.tiers(tables);
+        traffic_index(source, destination, matches!(self.verdict, Verdict::Audited))
+    }
+
+    #[inline(always)]
+    fn not_judged(&mut self, way: Way) {
+        self.verdict = Verdict::Allowed;
+        self.reason = Reason::NotJudged;
+        self.way = way;
+    }
+}
+
+/// Judges one frame. `parsed` is what [`Packet::parse`] said of it. Returns the live flow that [`Step::Count`] and [`Step::Renew`]
+/// are about.
+#[inline(always)]
+pub fn decide<'t, T: Tables>(
+    tables: &'t T,
+    packet: &Packet,
+    parsed: Result<(), Reason>,
+    at: &At,
+    out: &mut Outcome,
+) -> Option<T::Flow<'t>> {
+    *out = Outcome::CLOSED;
+    out.generation = tables.generation();
+    if out.generation == 0 {
+        out.reason = Reason::NoPolicy;
+        return None;
+    }
+    let head = tables.head(out.bank())?;
+    if head.generation != out.generation {
+        return None;
+    }
+    out.revision = head.revision;
+    let live = match enter(tables, packet, parsed, at, out) {
+        Ok(live) => live,
+        Err(reason) => {
+            out.verdict = Verdict::Denied;
+            out.reason = reason;
+            out.rule = 0;
+            out.step = Step::Nothing;
+            None
+        }
+    };
+    // The one place where the mode of the whole policy is applied.
+    if matches!(out.verdict, Verdict::Denied) && head.flags & Head::AUDIT != 0 {
+        out.verdict = Verdict::Audited;
+        out.path = Path::Stack;
+        if !matches!(out.way, Way::Checked) {
+            out.way = Way::Judged;
+        }
+    }
+    live
+}
+
+/// Line 1, the named list, and line 2; what is left goes to [`first`]. An error makes the packet one of line 1.
+#[inline(always)]
+fn enter<'t, T: Tables>(
+    tables: &'t T,
+    packet: &Packet,
+    parsed: Result<(), Reason>,
+    at: &At,
+    out: &mut Outcome,
+) -> Result<Option<T::Flow<'t>>, Reason> {
+    let link = ends::sender(tables, packet, at, out)?;
+    if let Some(link) = link {
+        out.source_container = link.container;
+        out.source = link.identity[(out.bank() & 1) as usize];
+        if link.flags & Link::UNBOUND == 0 && packet.source_mac != link.mac {
+            return Err(Reason::SpoofedMac);
+        }
+    }
+    parsed?;
+    match packet.kind {
+        Kind::Ip => {}
+        Kind::IcmpError => {
+            related(tables, packet, at, out, link)?;
+            return Ok(None);
+        }
+        Kind::Arp
+        | Kind::Neighbour
+        | Kind::Router
+        | Kind::Listener
+        | Kind::DhcpClient
+        | Kind::DhcpServer
+        | Kind::Unknown => {
+            if ends::named(tables, packet, at, out, link)? {
+                return Ok(None);
+            }
+        }
+    }
+    let group = packet.is_group();
+    let live = if group { None } else { tables.flow(&packet.key) };
+    let live = match live {
+        Some(flow) if track::expired(&flow, packet.protocol, at.now) => None,
+        Some(flow) if established(packet, at, out, &flow) => {
+            way(tables, packet, at, out, link)?;
+            return Ok(Some(flow));
+        }
+        live => live,
+    };
+    if !first(tables, packet, at, out, link)? {
+        return Ok(None);
+    }
+    open(tables, packet, at, out, live.as_deref());
+    if matches!(out.verdict, Verdict::Denied) {
+        return Ok(None);
+    }
+    way(tables, packet, at, out, link)?;
+    Ok(live)
+}
+
+/// Whether the packet belongs to a flow that the current tables allow, sent by the end that it says. Fills the outcome from the entry.
+#[inline(always)]
+fn established(packet: &Packet, at: &At, out: &mut Outcome, flow: &Flow) -> bool {
+    let side = packet.side();
+    let fresh = flow.generation == out.generation && (flow.until == 0 || at.seconds() < flow.until);
+    if !fresh || flow.containers[side.index()] != out.source_container {
+        return false;
+    }
+    // A new conversation between the same ports: the other end opens, or this one opens again after it has closed.
+    if opens(packet) && (flow.opener != side as u8 || flow.flags[side.index()] & (tcp::FIN | tcp::RST) != 0) {
+        return false;
+    }
+    out.verdict = Verdict::from_row(flow.verdict);
+    // What enforcing would have said stays visible on an audited flow.
+    out.reason = match out.verdict {
+        Verdict::Allowed => Reason::Reply,
+        Verdict::Audited | Verdict::Denied => Reason::from_row(flow.reason),
+    };
+    out.rule = flow.rule;
+    out.until = flow.until;
+    out.source = flow.source;
+    out.destination = flow.destination;
+    out.opener = Side::from_row(flow.opener);
+    out.destination_container = flow.containers[side.other().index()];
+    out.path = Path::from_row(flow.path);
+    out.step = Step::Count;
+    true
+}
+
+/// A packet that no fresh entry answers for: who sends to whom. `false`: it is not for the policy to judge, or not here.
+#[inline(never)]
+fn first<T: Tables>(
+    tables: &T,
+    packet: &Packet,
+    at: &At,
+    out: &mut Outcome,
+    link: Option<&Link>,
+) -> Result<bool, Reason> {
+    ends::source(tables, packet, out, link)?;
+    let group = packet.is_group();
+    if group && matches!(at.hook, Hook::PortIn) {
+        out.not_judged(Way::Checked);
+        return Ok(false);
+    }
+    if matches!(at.hook, Hook::BridgeOut) && left_to_port(tables, packet, group) {
+        out.not_judged(Way::Leave);
+        return Ok(false);
+    }
+    ends::destination(tables, packet, at, out)?;
+    if !declared(tables, out.bank(), out.source) && !declared(tables, out.bank(), out.destination) {
+        out.not_judged(Way::Leave);
+        return Ok(false);
+    }
+    Ok(true)
+}
+
+/// Lines 3 to 7, by the right of whoever opened: a reply that meets an entry of an older generation asks for the opener's.
+#[inline(always)]
+fn open<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome, live: Option<&Flow>) {
+    let side = packet.side();
+    let mut selector = packet.selector();
+    out.opener = side;
+    if let Some(flow) = live {
+        let opener = Side::from_row(flow.opener);
+        let reply = opener as u8 != side as u8;
+        out.step = if flow.containers[side.index()] != out.source_container {
+            Step::Nothing
+        } else if opens(packet) && track::State::of(flow, packet.protocol) == track::State::Closing {
+            Step::Create
+        } else if opens(packet) && reply {
+            Step::Count
+        } else {
+            out.path = Path::from_row(flow.path);
+            if reply {
+                out.opener = opener;
+                selector = crate::tables::selector(packet.protocol, packet.key.port(opener.other()));
+                core::mem::swap(&mut out.source, &mut out.destination);
+            }
+            Step::Renew
+        };
+    } else if !packet.is_group() && !packet.icmp_reply {
+        out.step = Step::Create;
+    }
+    let said = ruling(tables, out.bank(), out.source, out.destination, selector, at.seconds());
+    out.verdict = said.verdict;
+    out.reason = said.reason;
+    out.rule = said.rule;
+    out.until = said.until;
+    match said.verdict {
+        Verdict::Denied => out.step = Step::Nothing,
+        Verdict::Audited => out.path = Path::Stack,
+        Verdict::Allowed if matches!(out.step, Step::Create) && matches!(at.hook, Hook::PortIn) => {
+            out.path = path(tables, packet);
+        }
+        Verdict::Allowed => {}
+    }
+}
+
+/// An ICMP error passes with the flow that it is about, to the end that the quoted packet came from.
+#[inline(never)]
+fn related<T: Tables>(
+    tables: &T,
+    packet: &Packet,
+    at: &At,
+    out: &mut Outcome,
+    link: Option<&Link>,
+) -> Result<(), Reason> {
+    ends::source(tables, packet, out, link)?;
+    if packet.is_group() {
+        return Err(Reason::UnmatchedError);
+    }
+    if matches!(at.hook, Hook::BridgeOut) && left_to_port(tables, packet, false) {
+        out.not_judged(Way::Leave);
+        return Ok(());
+    }
+    let Some(flow) = tables.flow(&packet.key) else { return Err(Reason::UnmatchedError) };
+    if flow.generation != out.generation || track::expired(&flow, packet.key.protocol, at.now) {
+        return Err(Reason::UnmatchedError);
+    }
+    let side = packet.side();
+    out.destination = if flow.opener == side as u8 { flow.source } else { flow.destination };
+    out.destination_container = flow.containers[side.index()];
+    out.verdict = Verdict::Allowed;
+    out.reason = Reason::Related;
+    // A router on the way is no end of the flow: its errors take the stack.
+    out.path = if flow.path == Path::Peer as u8 { path(tables, packet) } else { Path::Stack };
+    way(tables, packet, at, out, link)
+}
+
+/// A packet that opens a TCP connection.
+#[inline(always)]
+fn opens(packet: &Packet) -> bool {
+    packet.protocol == protocol::TCP && packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
+}
+
+/// At the bridge's egress: whether the receiver's own port has a program that judges.
+#[inline(always)]
+fn left_to_port<T: Tables>(tables: &T, packet: &Packet, group: bool) -> bool {
+    group || tables.endpoint(&packet.destination).is_some_and(|e| e.flags & Endpoint::ATTACHED != 0)
+}
+
+/// Whether both ends can be reached through their ports.
+#[inline(always)]
+fn path<T: Tables>(tables: &T, packet: &Packet) -> Path {
+    const BOTH: u16 = Endpoint::ATTACHED | Endpoint::PEER;
+    let reachable = |a| tables.endpoint(a).is_some_and(|e: &Endpoint| e.flags & BOTH == BOTH);
+    if reachable(&packet.source) && reachable(&packet.destination) { Path::Peer } else { Path::Stack }
+}
+
+/// How an allowed packet goes on. At the port a frame must be for the gateway or for its destination: otherwise it would reach
+/// whoever has the MAC, under the right of whoever has the address.
+#[inline(never)]
+fn way<T: Tables>(
+    tables: &T,
+    packet: &Packet,
+    at: &At,
+    out: &mut Outcome,
+    link: Option<&Link>,
+) -> Result<(), Reason> {
+    out.way = Way::Judged;
+    let (Hook::PortIn, Some(link)) = (at.hook, link) else { return Ok(()) };
+    let to_gateway = packet.destination_mac == link.gateway_mac || link.flags & Link::UNBOUND != 0;
+    if matches!(out.path, Path::Stack) && to_gateway {
+        return Ok(());
+    }
+    let Some(e) = tables.endpoint(&packet.destination) else { return Err(Reason::WrongMac) };
+    let direct = e.bridge == link.bridge && packet.destination_mac == e.mac;
+    if !to_gateway && !direct {
+        return Err(Reason::WrongMac);
+    }
+    if matches!(out.path, Path::Stack) || e.flags & Endpoint::PEER == 0 {
+        return Ok(());
+    }
+    out.hop.port = e.port;
+    out.hop.mtu = e.mtu;
+    out.hop.routed = u8::from(!direct);
+    out.hop.mac = e.mac;
+    out.hop.gateway_mac = if direct { packet.source_mac } else { e.gateway_mac };
+    out.way = Way::Peer;
+    Ok(())
+}
+
+#[inline(always)]
+fn declared<T: Tables>(tables: &T, bank: u32, identity: Identity) -> bool {
+    tables.identity(bank, identity).is_some_and(|row| row.flags & IdentityRow::DECLARED != 0)
+}
+
+/// Fills what a new entry of the flow table holds for an [`Outcome`]; `traffic` is [`Outcome::traffic`], counters begin at 0.
+#[inline(always)]
+pub fn entry(packet: &Packet, out: &Outcome, traffic: u32, now: u64, flow: &mut Flow) {
+    let side = packet.side();
+    *flow = Flow {
+        generation: out.generation,
+        revision: out.revision,
+        until: out.until,
+        rule: out.rule,
+        verdict: out.verdict as u8,
+        reason: out.reason as u8,
+        opener: out.opener as u8,
+        path: out.path as u8,
+        source: out.source,
+        destination: out.destination,
+        traffic,
+        created: now,
+        seen: now,
+        ..Flow::default()
+    };
+    flow.containers[side.index()] = out.source_container;
+    flow.containers[side.other().index()] = out.destination_container;
+    flow.flags[side.index()] = track::mark(packet.protocol, packet.tcp_flags);
+}

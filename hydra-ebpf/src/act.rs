@@ -1,0 +1,212 @@
+//! Judge, record, count, act: the walk of one frame.
+
+use aya_ebpf::bindings::TC_ACT_SHOT;
+use aya_ebpf::helpers::{
+    bpf_ktime_get_coarse_ns, bpf_l3_csum_replace, bpf_redirect_peer, bpf_skb_change_type, bpf_skb_store_bytes,
+};
+use aya_ebpf::programs::TcContext;
+use hydra_common::decide::{At, Hop, Outcome, Step, Way, decide, entry};
+use hydra_common::flow::Flow;
+use hydra_common::names::{MARK_CHECKED, MARK_JUDGED, MARK_MASK};
+use hydra_common::packet::{Bytes as _, Chunk, Packet};
+use hydra_common::tables::{Count, Gauge};
+use hydra_common::track;
+use hydra_common::verdict::{Hook, Reason, Verdict};
+
+use crate::maps::{self, LiveFlow, Maps, Scratch};
+use crate::report::{self, Seen};
+use crate::skb::Frame;
+
+/// `TCX_NEXT` and `TC_ACT_UNSPEC`: the next program, then the kernel, decide.
+const NEXT: i32 = -1;
+/// `PACKET_HOST`: for this machine.
+const PACKET_HOST: u32 = 0;
+
+/// One frame at one hook.
+#[inline(always)]
+pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
+    let frame = Frame::new(ctx);
+    // SAFETY: the context is valid while the program runs.
+    let (ifindex, ingress, mark) =
+        unsafe { ((*frame.raw()).ifindex, (*frame.raw()).ingress_ifindex, (*frame.raw()).mark) };
+    if !matches!(hook, Hook::PortIn) && mark & MARK_MASK == MARK_JUDGED {
+        return NEXT;
+    }
+    // SAFETY: no arguments. Coarse: the tick's time, 4 ms at worst (Linux 5.11).
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    let at = At { hook, ifindex, ingress, mark, now };
+    let Some(Scratch { packet, outcome, flow: fresh }) = maps::scratch() else { return TC_ACT_SHOT };
+    *packet = Packet::default();
+    let parsed = parse(ctx, packet);
+    let live = decide(&Maps, packet, parsed, &at, outcome);
+    let count = frame.wire(packet.payload);
+    if matches!(outcome.verdict, Verdict::Allowed | Verdict::Audited) {
+        match (outcome.step, live) {
+            (Step::Nothing, _) => {}
+            (Step::Create, _) => create(packet, outcome, fresh, &count, now),
+            (Step::Count, Some(flow)) => tally(packet, flow, &count, now),
+            (Step::Renew, Some(flow)) => {
+                renew(packet, outcome, flow);
+                tally(packet, flow, &count, now);
+            }
+            (Step::Count | Step::Renew, None) => outcome.verdict = Verdict::Denied,
+        }
+    }
+    // What another hook judges, it counts.
+    if !matches!(outcome.way, Way::Leave) {
+        report::report(&Seen { packet, outcome, hook, ifindex, count, now });
+    }
+    match outcome.verdict {
+        Verdict::Denied => TC_ACT_SHOT,
+        Verdict::Allowed | Verdict::Audited => pass(&frame, packet, outcome, mark),
+    }
+}
+
+/// A function of its own in the object, for its own stack frame and for one copy of its code.
+#[inline(never)]
+fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
+    packet.parse(&Frame::new(ctx))
+}
+
+/// Writes a new flow. One that finds no room is denied: its replies could not return.
+#[inline(never)]
+fn create(packet: &Packet, outcome: &mut Outcome, fresh: &mut Flow, count: &Count, now: u64) {
+    let traffic = outcome.traffic(&Maps);
+    entry(packet, outcome, traffic, now, fresh);
+    let side = packet.side().index();
+    fresh.packets[side] = count.packets;
+    fresh.bytes[side] = count.bytes;
+    if maps::put_flow(&packet.key, fresh).is_err() {
+        report::count(Gauge::FlowsRefused, 1);
+        outcome.verdict = Verdict::Denied;
+        outcome.reason = Reason::FlowTableFull;
+        return;
+    }
+    report::add(maps::traffic(traffic), count);
+}
+
+/// Counts a packet on its flow: exact, also from two CPUs at once.
+#[inline(always)]
+fn tally(packet: &Packet, flow: LiveFlow, count: &Count, now: u64) {
+    report::add(maps::traffic(flow.traffic), count);
+    let side = packet.side().index();
+    let live = flow.pointer();
+    // SAFETY: the entry lives until the program ends, and its fields are aligned. Counters are only ever added to, atomically;
+    // of two stores to `seen` or `flags` at once either is true enough.
+    unsafe {
+        add_atomic(&raw mut (*live).packets[side], count.packets);
+        add_atomic(&raw mut (*live).bytes[side], count.bytes);
+        core::ptr::write_volatile(&raw mut (*live).seen, now);
+        let flags = &raw mut (*live).flags[side];
+        let seen = *flags | track::mark(packet.protocol, packet.tcp_flags);
+        if seen != *flags {
+            core::ptr::write_volatile(flags, seen);
+        }
+    }
+}
+
+/// `lock *(u64 *)p += n`: `AtomicU64::fetch_add` does not exist for this target.
+///
+/// # Safety
+/// `p` points to an aligned `u64` of a live map value.
+#[inline(always)]
+unsafe fn add_atomic(p: *mut u64, n: u64) {
+    // SAFETY: as promised by the caller.
+    unsafe { core::arch::asm!("lock *(u64 *)({p} + 0) += {n}", p = in(reg) p, n = in(reg) n) };
+}
+
+/// Writes a new decision into an old entry, the generation last: whoever sees it sees the rest.
+#[inline(never)]
+fn renew(packet: &Packet, outcome: &Outcome, flow: LiveFlow) {
+    let traffic = outcome.traffic(&Maps);
+    let side = packet.side();
+    let live: *mut Flow = flow.pointer();
+    // SAFETY: the entry lives until the program ends. Two CPUs that renew at once write the same.
+    unsafe {
+        (*live).revision = outcome.revision;
+        (*live).until = outcome.until;
+        (*live).rule = outcome.rule;
+        (*live).verdict = outcome.verdict as u8;
+        (*live).reason = outcome.reason as u8;
+        (*live).path = outcome.path as u8;
+        (*live).source = outcome.source;
+        (*live).destination = outcome.destination;
+        (*live).traffic = traffic;
+        (*live).containers[side.index()] = outcome.source_container;
+        (*live).containers[side.other().index()] = outcome.destination_container;
+        core::ptr::write_volatile(&raw mut (*live).generation, outcome.generation);
+    }
+}
+
+/// Marks a frame, or sends it straight to its destination.
+#[inline(always)]
+fn pass(frame: &Frame<'_>, packet: &Packet, outcome: &Outcome, mark: u32) -> i32 {
+    match outcome.way {
+        Way::Leave => return NEXT,
+        Way::Judged => set_mark(frame, mark, MARK_JUDGED),
+        Way::Checked => set_mark(frame, mark, MARK_CHECKED),
+        Way::Peer => {
+            if let Some(action) = to_peer(frame, packet, &outcome.hop) {
+                report::count(Gauge::Forwarded, 1);
+                return action;
+            }
+            report::count(Gauge::FellBack, 1);
+            set_mark(frame, mark, MARK_JUDGED);
+        }
+    }
+    NEXT
+}
+
+#[inline(always)]
+fn set_mark(frame: &Frame<'_>, mark: u32, ours: u32) {
+    // SAFETY: the context is valid while the program runs.
+    unsafe { (*frame.raw()).mark = (mark & !MARK_MASK) | ours };
+}
+
+/// Rewrites what a router would and hands the frame to the other namespace. `None`, with the frame as it was: the stack must
+/// answer (time exceeded, packet too big).
+#[inline(always)]
+fn to_peer(frame: &Frame<'_>, packet: &Packet, hop: &Hop) -> Option<i32> {
+    let skb = frame.raw();
+    // SAFETY: the context is valid while the program runs.
+    let (length, gso) = unsafe { ((*skb).len, (*skb).gso_size) };
+    let headers = u32::from(packet.payload.saturating_sub(packet.network));
+    let largest = if gso == 0 { length.saturating_sub(u32::from(packet.network)) } else { gso + headers };
+    if largest > u32::from(hop.mtu) || (hop.routed != 0 && packet.ttl <= 1) {
+        return None;
+    }
+    if hop.routed != 0 && !decrement(frame, packet) {
+        return None;
+    }
+    let (d, s) = (hop.mac.0, hop.gateway_mac.0);
+    let mut macs = [d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1], s[2], s[3], s[4], s[5]];
+    // SAFETY: 12 bytes; a frame that was parsed has them. The type is PACKET_OTHERHOST where the frame was for the gateway,
+    // and the peer would drop it (Linux before 6.15 does not reset it on this path).
+    unsafe {
+        if bpf_skb_store_bytes(skb.cast(), 0, macs.as_mut_ptr().cast(), 12, 0) != 0 {
+            return Some(TC_ACT_SHOT);
+        }
+        bpf_skb_change_type(skb.cast(), PACKET_HOST);
+        Some(bpf_redirect_peer(hop.port, 0) as i32)
+    }
+}
+
+/// One hop less: IPv4 TTL with its checksum (RFC 1141), IPv6 hop limit.
+#[inline(always)]
+fn decrement(frame: &Frame<'_>, packet: &Packet) -> bool {
+    let skb = frame.raw();
+    let at = u32::from(packet.network);
+    let less = [packet.ttl - 1];
+    if packet.ethertype == 0x86dd {
+        // SAFETY: one byte inside the header that was parsed.
+        return unsafe { bpf_skb_store_bytes(skb.cast(), at + 7, less.as_ptr().cast(), 1, 0) == 0 };
+    }
+    let Some(Chunk([ttl, protocol])) = frame.load::<2>(usize::from(packet.network) + 8) else { return false };
+    let old = u64::from(u16::from_ne_bytes([ttl, protocol]));
+    let new = u64::from(u16::from_ne_bytes([ttl.wrapping_sub(1), protocol]));
+    // SAFETY: two and one bytes inside the header that was parsed.
+    unsafe {
+        bpf_l3_csum_replace(skb.cast(), at + 10, old, new, 2) == 0
+            && bpf_skb_store_bytes(skb.cast(), at + 8, less.as_ptr().cast(), 1, 0) == 0
+    }
+}

@@ -1,0 +1,231 @@
+//! The tables, private to this file; the rest sees functions. Names, keys and values are those of `hydra_common::names` and
+//! `hydra_common::tables`; the contract test holds the built object against them.
+
+use core::ops::Deref;
+use core::ptr::NonNull;
+
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::ring_buf::RingBufEntry;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
+use hydra_common::address::Address;
+use hydra_common::decide::Outcome;
+use hydra_common::event::{Event, EventWindow};
+use hydra_common::flow::{Flow, FlowKey};
+use hydra_common::id::{Identity, MAX_IDENTITIES};
+use hydra_common::packet::Packet;
+use hydra_common::tables::{
+    Cell, Count, Decision, DropKey, Endpoint, GAUGES, Head, IdentityRow, Interval, Link, MAX_DECISIONS,
+    MAX_ENDPOINTS, MAX_INTERVALS, MAX_LINKS, MAX_PREFIXES, MAX_RULE_SETS, PrefixData, PrefixRow, RuleSet,
+    TRAFFIC_CELLS, Tables, cell_index,
+};
+
+#[map]
+static HYDRA_GEN: Array<u32> = Array::with_max_entries(1, 0);
+#[map]
+static HYDRA_HEADS: Array<Head> = Array::with_max_entries(2, 0);
+#[map]
+static HYDRA_IDS: Array<IdentityRow> = Array::with_max_entries(2 * MAX_IDENTITIES, 0);
+#[map]
+static HYDRA_CELLS: Array<Cell> = Array::with_max_entries(2 * MAX_IDENTITIES * MAX_IDENTITIES, 0);
+#[map]
+static HYDRA_SETS: Array<RuleSet> = Array::with_max_entries(2 * MAX_RULE_SETS, 0);
+#[map]
+static HYDRA_RANGES: Array<Interval> = Array::with_max_entries(2 * MAX_INTERVALS, 0);
+#[map]
+static HYDRA_DECIDE: Array<Decision> = Array::with_max_entries(2 * MAX_DECISIONS, 0);
+#[map]
+static HYDRA_PREFIX: LpmTrie<PrefixData, PrefixRow> =
+    LpmTrie::with_max_entries(MAX_PREFIXES, BPF_F_NO_PREALLOC);
+#[map]
+static HYDRA_ENDPTS: HashMap<Address, Endpoint> = HashMap::with_max_entries(MAX_ENDPOINTS, BPF_F_NO_PREALLOC);
+#[map]
+static HYDRA_LINKS: HashMap<u32, Link> = HashMap::with_max_entries(MAX_LINKS, BPF_F_NO_PREALLOC);
+#[map]
+static HYDRA_FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(131_072, 0);
+#[map]
+static HYDRA_TRAFFIC: PerCpuArray<Count> = PerCpuArray::with_max_entries(TRAFFIC_CELLS, 0);
+#[map]
+static HYDRA_DROPS: PerCpuHashMap<DropKey, Count> =
+    PerCpuHashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+#[map]
+static HYDRA_REASONS: PerCpuArray<Count> = PerCpuArray::with_max_entries(256, 0);
+#[map]
+static HYDRA_GAUGES: PerCpuArray<u64> = PerCpuArray::with_max_entries(GAUGES, 0);
+#[map]
+static HYDRA_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+#[map]
+static HYDRA_EVWIN: PerCpuArray<EventWindow> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static HYDRA_SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// What does not fit on a stack of 512 bytes. A CPU runs one TC program at a time, to its end.
+#[repr(C)]
+pub struct Scratch {
+    /// The frame being judged.
+    pub packet: Packet,
+    /// The verdict on it.
+    pub outcome: Outcome,
+    /// The flow entry being made.
+    pub flow: Flow,
+}
+
+/// This CPU's scratch.
+#[inline(always)]
+pub fn scratch() -> Option<&'static mut Scratch> {
+    // SAFETY: the only reference on this CPU, see `Scratch`; all its bit patterns were written by us or are zero.
+    HYDRA_SCRATCH.get_ptr_mut(0).map(|p| unsafe { &mut *p })
+}
+
+/// The kernel's tables.
+pub struct Maps;
+
+/// A live entry of the flow table: valid until the program ends.
+#[derive(Clone, Copy)]
+pub struct LiveFlow(NonNull<Flow>);
+
+impl LiveFlow {
+    /// The entry, for the atomic counters and the fields that one writer at a time may set.
+    #[inline(always)]
+    pub fn pointer(self) -> *mut Flow {
+        self.0.as_ptr()
+    }
+}
+
+impl Deref for LiveFlow {
+    type Target = Flow;
+
+    #[inline(always)]
+    fn deref(&self) -> &Flow {
+        // SAFETY: the kernel frees a map value only after the programs that found it have ended (RCU).
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Tables for Maps {
+    type Flow<'a> = LiveFlow;
+
+    #[inline(always)]
+    fn generation(&self) -> u32 {
+        HYDRA_GEN.get(0).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn head(&self, bank: u32) -> Option<&Head> {
+        HYDRA_HEADS.get(bank & 1)
+    }
+
+    #[inline(always)]
+    fn link(&self, ifindex: u32) -> Option<&Link> {
+        // SAFETY: rows are replaced whole, never written in place, by the one writer in user space.
+        unsafe { HYDRA_LINKS.get(&ifindex) }
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, address: &Address) -> Option<&Endpoint> {
+        find_endpoint(address)
+    }
+
+    #[inline(always)]
+    fn prefix(&self, bank: u32, address: &Address) -> Option<&PrefixRow> {
+        find_prefix(bank, address)
+    }
+
+    #[inline(always)]
+    fn identity(&self, bank: u32, identity: Identity) -> Option<&IdentityRow> {
+        HYDRA_IDS.get((bank & 1) * MAX_IDENTITIES + u32::from(identity.0) % MAX_IDENTITIES)
+    }
+
+    #[inline(always)]
+    fn cell(&self, bank: u32, source: Identity, destination: Identity) -> Option<Cell> {
+        HYDRA_CELLS.get(cell_index(bank, source, destination)).copied()
+    }
+
+    #[inline(always)]
+    fn rule_set(&self, bank: u32, index: u32) -> Option<&RuleSet> {
+        HYDRA_SETS.get(banked(bank, index, MAX_RULE_SETS)?)
+    }
+
+    #[inline(always)]
+    fn interval(&self, bank: u32, index: u32) -> Option<&Interval> {
+        HYDRA_RANGES.get(banked(bank, index, MAX_INTERVALS)?)
+    }
+
+    #[inline(always)]
+    fn decision(&self, bank: u32, index: u32) -> Option<&Decision> {
+        HYDRA_DECIDE.get(banked(bank, index, MAX_DECISIONS)?)
+    }
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey) -> Option<LiveFlow> {
+        HYDRA_FLOWS.get_ptr_mut(key).and_then(NonNull::new).map(LiveFlow)
+    }
+}
+
+/// A function of its own in the object: it is asked for at many places.
+#[inline(never)]
+fn find_endpoint(address: &Address) -> Option<&'static Endpoint> {
+    // SAFETY: rows are replaced whole, never written in place, by the one writer in user space.
+    unsafe { HYDRA_ENDPTS.get(address) }
+}
+
+/// A function of its own in the object, for its key's room on the stack.
+#[inline(never)]
+fn find_prefix(bank: u32, address: &Address) -> Option<&'static PrefixRow> {
+    let data = PrefixData { bank: (bank & 1).to_be_bytes(), address: address.octets() };
+    HYDRA_PREFIX.get(&Key::new(PrefixData::BANK_BITS + 128, data))
+}
+
+/// An index beyond the bank would read the other one's rows.
+#[inline(always)]
+fn banked(bank: u32, index: u32, size: u32) -> Option<u32> {
+    if index < size { Some((bank & 1) * size + index) } else { None }
+}
+
+/// Writes a new entry, or over an old one.
+#[inline(always)]
+pub fn put_flow(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
+    HYDRA_FLOWS.insert(key, flow, 0)
+}
+
+/// A cell of the traffic counters of this CPU.
+#[inline(always)]
+pub fn traffic(index: u32) -> Option<*mut Count> {
+    HYDRA_TRAFFIC.get_ptr_mut(index)
+}
+
+/// The counters of a reason on this CPU.
+#[inline(always)]
+pub fn reason(index: u8) -> Option<*mut Count> {
+    HYDRA_REASONS.get_ptr_mut(u32::from(index))
+}
+
+/// A gauge of this CPU.
+#[inline(always)]
+pub fn gauge(index: u32) -> Option<*mut u64> {
+    HYDRA_GAUGES.get_ptr_mut(index)
+}
+
+/// The drop counters of a key on this CPU, made at its first use.
+#[inline(always)]
+pub fn drops(key: &DropKey) -> Option<*mut Count> {
+    if let Some(count) = HYDRA_DROPS.get_ptr_mut(key) {
+        return Some(count);
+    }
+    // Another CPU may be first; what counts is that it is there.
+    let _ = HYDRA_DROPS.insert(key, &Count { packets: 0, bytes: 0 }, u64::from(BPF_NOEXIST));
+    HYDRA_DROPS.get_ptr_mut(key)
+}
+
+/// This CPU's rate window of events.
+#[inline(always)]
+pub fn event_window() -> Option<*mut EventWindow> {
+    HYDRA_EVWIN.get_ptr_mut(0)
+}
+
+/// Room for an event; `None`: there is none.
+#[inline(always)]
+pub fn reserve_event() -> Option<RingBufEntry<Event>> {
+    HYDRA_EVENTS.reserve::<Event>(0)
+}

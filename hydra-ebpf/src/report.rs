@@ -1,0 +1,125 @@
+//! Counters, always, and events, where they tell an operator something: lossy and limited per CPU.
+
+use hydra_common::decide::{Outcome, Step};
+use hydra_common::event::{EVENT_WINDOW_NS, EVENTS_PER_WINDOW, Event};
+use hydra_common::packet::Packet;
+use hydra_common::tables::{Count, DropKey, Gauge};
+use hydra_common::verdict::{Hook, Verdict};
+
+use crate::maps::{self, Maps};
+
+/// What happened to one frame, for the counters.
+pub struct Seen<'a> {
+    /// The frame.
+    pub packet: &'a Packet,
+    /// The verdict on it.
+    pub outcome: &'a Outcome,
+    /// Where.
+    pub hook: Hook,
+    /// On which interface.
+    pub ifindex: u32,
+    /// Wire packets and bytes.
+    pub count: Count,
+    /// Nanoseconds of the monotonic clock.
+    pub now: u64,
+}
+
+/// Counts a frame by its reason, and, where it was denied or would have been, by its tiers; tells user space.
+#[inline(never)]
+pub fn report(seen: &Seen<'_>) {
+    let outcome = seen.outcome;
+    add(maps::reason(outcome.reason as u8), &seen.count);
+    match outcome.verdict {
+        Verdict::Allowed => {}
+        Verdict::Denied | Verdict::Audited => {
+            let (source, destination) = outcome.tiers(&Maps);
+            let key = DropKey {
+                source,
+                destination,
+                reason: outcome.reason as u8,
+                verdict: outcome.verdict as u8,
+                rule: outcome.rule,
+            };
+            add(maps::drops(&key), &seen.count);
+        }
+    }
+    let first = match outcome.verdict {
+        Verdict::Allowed => matches!(outcome.step, Step::Create | Step::Renew),
+        Verdict::Audited => !matches!(outcome.step, Step::Count),
+        Verdict::Denied => true,
+    };
+    if !first {
+        return;
+    }
+    if in_window(seen.now)
+        && let Some(mut room) = maps::reserve_event()
+    {
+        room.write(event(seen));
+        room.submit(0);
+        count(Gauge::Events, 1);
+    } else {
+        count(Gauge::EventsLost, 1);
+    }
+}
+
+/// Adds to a gauge.
+#[inline(always)]
+pub fn count(gauge: Gauge, n: u64) {
+    if let Some(value) = maps::gauge(gauge as u32) {
+        // SAFETY: this CPU's own value; a program is not interrupted by another TC program on its CPU.
+        unsafe { *value += n };
+    }
+}
+
+/// Adds to a per-CPU counter.
+#[inline(always)]
+pub fn add(cell: Option<*mut Count>, count: &Count) {
+    if let Some(cell) = cell {
+        // SAFETY: this CPU's own value, as in `count`.
+        unsafe {
+            (*cell).packets += count.packets;
+            (*cell).bytes += count.bytes;
+        }
+    }
+}
+
+#[inline(always)]
+fn in_window(now: u64) -> bool {
+    let Some(window) = maps::event_window() else { return false };
+    // SAFETY: this CPU's own value, as in `count`.
+    let window = unsafe { &mut *window };
+    if now.wrapping_sub(window.start) >= EVENT_WINDOW_NS {
+        window.start = now;
+        window.count = 0;
+    }
+    window.count += 1;
+    window.count <= EVENTS_PER_WINDOW
+}
+
+#[inline(always)]
+fn event(seen: &Seen<'_>) -> Event {
+    let (packet, outcome) = (seen.packet, seen.outcome);
+    Event {
+        time: seen.now,
+        source: packet.source,
+        destination: packet.destination,
+        source_port: packet.source_port,
+        destination_port: packet.destination_port,
+        source_identity: outcome.source,
+        destination_identity: outcome.destination,
+        source_container: outcome.source_container,
+        destination_container: outcome.destination_container,
+        ifindex: seen.ifindex,
+        length: seen.count.bytes as u32,
+        revision: outcome.revision,
+        rule: outcome.rule,
+        protocol: packet.protocol,
+        tcp_flags: packet.tcp_flags,
+        verdict: outcome.verdict as u8,
+        reason: outcome.reason as u8,
+        hook: seen.hook as u8,
+        zero: 0,
+        ethertype: packet.ethertype,
+        zero2: [0; 10],
+    }
+}

@@ -1,0 +1,154 @@
+//! Reads a frame straight from its linear part, and makes that longer where headers lie behind it.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::bpf_skb_pull_data;
+use aya_ebpf::programs::TcContext;
+use hydra_common::packet::{Bytes, Chunk};
+use hydra_common::tables::Count;
+
+/// Offsets beyond this are not read: no header chain that the parser walks is longer.
+const FARTHEST: usize = 0x0fff;
+
+/// Reads a word that may lie anywhere: the compiler, left to itself, reads it byte by byte.
+macro_rules! word {
+    ($size:literal, $type:ty, $at:expr) => {{
+        let value: u64;
+        core::arch::asm!(concat!("{v} = *(", $size, " *)({p} + 0)"), v = out(reg) value, p = in(reg) $at, options(pure, readonly));
+        value as $type
+    }};
+}
+
+/// One frame.
+pub struct Frame<'a> {
+    ctx: &'a TcContext,
+}
+
+impl<'a> Frame<'a> {
+    /// Of a program's context.
+    #[inline(always)]
+    pub fn new(ctx: &'a TcContext) -> Self {
+        Self { ctx }
+    }
+
+    /// The context that the kernel gave.
+    #[inline(always)]
+    pub fn raw(&self) -> *mut __sk_buff {
+        self.ctx.skb.skb
+    }
+
+    /// Wire packets and wire bytes: under GSO every segment repeats the headers up to `payload`.
+    #[inline(always)]
+    pub fn wire(&self, payload: u16) -> Count {
+        // SAFETY: the context is valid while the program runs.
+        let (length, segments, size) =
+            unsafe { ((*self.raw()).len, (*self.raw()).gso_segs, (*self.raw()).gso_size) };
+        let (length, payload) = (u64::from(length), u64::from(payload));
+        let segments = if segments != 0 {
+            u64::from(segments)
+        } else if size != 0 {
+            // A sender that did not count its segments (SKB_GSO_DODGY).
+            length.saturating_sub(payload).div_ceil(u64::from(size)).max(1)
+        } else {
+            1
+        };
+        Count { packets: segments, bytes: length + (segments - 1) * payload }
+    }
+}
+
+impl Bytes for Frame<'_> {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: usize) -> Option<Chunk<N>> {
+        if offset > FARTHEST {
+            return None;
+        }
+        let mut bytes = Chunk([0; N]);
+        if read(self.raw(), offset & FARTHEST, &mut bytes) { Some(bytes) } else { None }
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.ctx.len() as usize
+    }
+
+    #[inline(always)]
+    fn tagged(&self) -> bool {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.raw()).vlan_present != 0 }
+    }
+}
+
+/// One copy for each `N` in the object, not one for each use.
+#[inline(never)]
+fn read<const N: usize>(skb: *mut __sk_buff, offset: usize, into: &mut Chunk<N>) -> bool {
+    linear(skb, offset, into) || (pull(skb, (offset + N) as u32) && linear(skb, offset, into))
+}
+
+#[inline(always)]
+fn linear<const N: usize>(skb: *mut __sk_buff, offset: usize, into: &mut Chunk<N>) -> bool {
+    let (data, end) = bounds(skb);
+    let at = offset_by(data, offset & FARTHEST);
+    if at + N > end {
+        return false;
+    }
+    let to = into.0.as_mut_ptr();
+    let mut i = 0;
+    while i < N {
+        // SAFETY: `at..at + N` was just compared with the end of the linear part; `to` has room for `N` and is aligned.
+        unsafe {
+            if i + 8 <= N {
+                to.add(i).cast::<u64>().write(word!("u64", u64, at + i));
+                i += 8;
+            } else if i + 4 <= N {
+                to.add(i).cast::<u32>().write(word!("u32", u32, at + i));
+                i += 4;
+            } else if i + 2 <= N {
+                to.add(i).cast::<u16>().write(word!("u16", u16, at + i));
+                i += 2;
+            } else {
+                to.add(i).write(word!("u8", u8, at + i));
+                i += 1;
+            }
+        }
+    }
+    true
+}
+
+/// Where the linear part begins and ends. The two words of the context are pointers in the verifier's eyes only when they are read
+/// like this: the compiler, left to itself, keeps them as numbers of 32 bits.
+#[inline(always)]
+fn bounds(skb: *mut __sk_buff) -> (usize, usize) {
+    let (data, end): (usize, usize);
+    // SAFETY: the context is valid while the program runs.
+    unsafe {
+        core::arch::asm!(
+            "{data} = *(u32 *)({skb} + {data_at})",
+            "{end} = *(u32 *)({skb} + {end_at})",
+            skb = in(reg) skb,
+            data = out(reg) data,
+            end = lateout(reg) end,
+            data_at = const core::mem::offset_of!(__sk_buff, data),
+            end_at = const core::mem::offset_of!(__sk_buff, data_end),
+        );
+    }
+    (data, end)
+}
+
+/// Makes the first `length` bytes linear. Not for super-packets, whose headers always are: pulling parts of a fragment list
+/// crashed kernels that segmented it later (Linux, `skb_segment` with `SKB_GSO_FRAGLIST`).
+#[inline(never)]
+fn pull(skb: *mut __sk_buff, length: u32) -> bool {
+    // SAFETY: the context is valid while the program runs.
+    unsafe { (*skb).gso_size == 0 && length <= (*skb).len && bpf_skb_pull_data(skb, length) == 0 }
+}
+
+/// The sum, as one instruction that the compiler cannot fold into a later one: the verifier ties a bounds check to the register
+/// that was checked, and a sum that is made twice is two registers to it.
+#[inline(always)]
+fn offset_by(pointer: usize, offset: usize) -> usize {
+    let mut sum = pointer;
+    // SAFETY: arithmetic on a register.
+    unsafe {
+        core::arch::asm!("{sum} += {offset}", sum = inout(reg) sum, offset = in(reg) offset, options(pure, nomem))
+    };
+    sum
+}
