@@ -47,7 +47,7 @@ impl PrefixKey {
         let family = if block.addr().is_ipv4() { 96 } else { 0 };
         Self {
             bits: PrefixData::BANK_BITS + family + u32::from(block.prefix_len()),
-            data: PrefixData { bank: bank.to_be_bytes(), address: Address::from(block.network()) },
+            data: PrefixData { bank: bank.to_be_bytes(), address: Address::from(block.network()).octets() },
         }
     }
 
