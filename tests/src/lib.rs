@@ -4,8 +4,15 @@
 //! Everything that is made here lives in network and mount namespaces that only the test process holds: they vanish with it,
 //! however it ends.
 
+pub mod agent;
+pub mod binary;
+pub mod demo;
+pub mod deployment;
 pub mod engine;
+pub mod matrix;
 pub mod messages;
+pub mod oracle;
+pub mod oracle_ports;
 pub mod packets;
 pub mod probe;
 pub mod sniffer;
