@@ -6,12 +6,13 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
 
+static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+
 /// The path of `hydra-agent` or `hydractl`.
 pub fn binary(name: &str) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(format!("CARGO_BIN_EXE_{name}")) {
         return Ok(path.into());
     }
-    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let directory = BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}")));
     let directory = directory.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
     Ok(directory.join(name))

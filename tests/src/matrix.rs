@@ -8,8 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 
 use crate::deployment::Deployment;
-use crate::oracle::{Answer, End};
-use crate::oracle_ports::What;
+use crate::oracle::{Answer, End, What};
 use crate::probe::{Echo, Kind, Outcome, Probe, probe};
 use crate::topology::HOST;
 use crate::world::World;

@@ -4,12 +4,15 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use hydra_common::verdict::{Reason, Verdict};
 use ipnet::IpNet;
-use serde_json::Value;
 
-use crate::oracle_ports::{Ports, What};
+mod ports;
+mod read;
+
+pub use self::ports::{Ports, What};
+pub use self::read::{Expectation, expectations};
 
 /// A policy as the oracle sees it.
 #[derive(Clone, Debug)]
@@ -149,81 +152,6 @@ impl Answer {
 }
 
 impl Policy {
-    /// Reads a policy file that is valid.
-    pub fn read(text: &str) -> Result<Self> {
-        let file: Value = serde_saphyr::from_str(text).context("the oracle cannot read the policy")?;
-        let mut networks = BTreeMap::new();
-        for (name, network) in entries(&file["networks"]) {
-            let texts = |keys: [&str; 2]| keys.map(|key| strings(&network[key])).concat();
-            let bridge = &network["options"]["com.docker.network.bridge.name"];
-            let network = Network {
-                subnets: texts(["subnet", "subnet6"])
-                    .iter()
-                    .map(|text| block(text))
-                    .collect::<Result<_>>()?,
-                gateways: texts(["gateway", "gateway6"])
-                    .iter()
-                    .map(|text| Ok(text.parse()?))
-                    .collect::<Result<_>>()?,
-                bridge: bridge.as_str().map(str::to_owned),
-            };
-            networks.insert(name.to_owned(), network);
-        }
-        let mut tiers = BTreeMap::new();
-        for (name, tier) in entries(&file["tiers"]) {
-            let on: Vec<String> = strings(&tier["networks"]);
-            let bridges = strings(&tier["bridges"]);
-            let addresses = blocks(&tier["addresses"])?;
-            let mut all = [addresses.clone(), blocks(&tier["subnets"])?].concat();
-            all.extend(on.iter().filter_map(|n| networks.get(n)).flat_map(|n: &Network| n.subnets.clone()));
-            let mut services = BTreeMap::new();
-            for (service, value) in entries(&tier["services"]) {
-                services.insert(
-                    service.to_owned(),
-                    Service {
-                        containers: strings(&value["containers"]),
-                        networks: strings(&value["networks"]),
-                        addresses: blocks(&value["addresses"])?,
-                        ports: strings(&value["ports"]),
-                    },
-                );
-            }
-            tiers.insert(
-                name.to_owned(),
-                Tier {
-                    audit: tier["mode"] == "audit",
-                    interior: !on.is_empty() || !bridges.is_empty(),
-                    networks: on,
-                    bridges,
-                    blocks: all,
-                    addresses,
-                    services,
-                },
-            );
-        }
-        let default = |key: &str, otherwise| match file["defaults"][key].as_str() {
-            None => Ok(otherwise),
-            Some("allow") => Ok(Verdict::Allowed),
-            Some("deny") => Ok(Verdict::Denied),
-            Some("audit") => Ok(Verdict::Audited),
-            Some(other) => bail!("defaults: {key}: {other}"),
-        };
-        let mut policy = Self {
-            audit: file["mode"] == "audit",
-            intra_tier: default("intra-tier", Verdict::Allowed)?,
-            from_host: default("from-host", Verdict::Allowed)?,
-            cross_tier: default("cross-tier", Verdict::Denied)?,
-            tiers,
-            networks,
-            rules: Vec::new(),
-        };
-        for rule in file["rules"].as_array().into_iter().flatten() {
-            let rule = policy.rule(rule)?;
-            policy.rules.push(rule);
-        }
-        Ok(policy)
-    }
-
     /// Whose an address is when no container has it.
     pub fn owner(&self, ip: IpAddr) -> Who {
         for (name, tier) in &self.tiers {
@@ -345,104 +273,18 @@ impl Policy {
         })
     }
 
-    fn rule(&self, rule: &Value) -> Result<Rule> {
-        let name = rule["name"].as_str().context("a rule without a name")?.to_owned();
-        let selectors = |key: &str| -> Result<Vec<Selector>> {
-            match &rule[key] {
-                Value::Array(list) => list.iter().map(|s| self.selector(s)).collect(),
-                one => Ok(vec![self.selector(one)?]),
-            }
-        };
-        let expires = match rule["expires"].as_str() {
-            Some(text) => {
-                let format = &time::format_description::well_known::Rfc3339;
-                Some(time::OffsetDateTime::parse(text, format)?.unix_timestamp())
-            }
-            None => None,
-        };
-        Ok(Rule {
-            from: selectors("from").with_context(|| name.clone())?,
-            to: selectors("to").with_context(|| name.clone())?,
-            ports: Ports::read(&strings(&rule["ports"]), self).with_context(|| name.clone())?,
-            action: rule["action"].as_str().unwrap_or("allow").to_owned(),
-            expires,
-            name,
-        })
-    }
-
-    fn selector(&self, value: &Value) -> Result<Selector> {
-        if let Some(cidr) = value["cidr"].as_str() {
-            return Ok(Selector::Block(block(cidr)?, blocks(&value["except"])?));
-        }
-        let text = value.as_str().context("a selector that is no text")?;
-        Ok(match text {
-            "any" => Selector::Any,
-            "internal" => Selector::Internal,
-            _ => Selector::Who(self.name(text)?),
-        })
-    }
-
     /// The meaning of a name: a reserved tier, a tier, or `tier/service`.
     pub fn name(&self, text: &str) -> Result<Who> {
-        Ok(match text {
-            "external" => Who::External,
-            "host" => Who::Host,
-            "unmanaged" => Who::Unmanaged,
-            _ => match text.split_once('/') {
-                Some((tier, service)) => {
-                    ensure!(
-                        self.tiers.get(tier).is_some_and(|t| t.services.contains_key(service)),
-                        "no service {text}"
-                    );
-                    Who::Service(tier.to_owned(), service.to_owned())
-                }
-                None => {
-                    ensure!(self.tiers.contains_key(text), "no tier {text}");
-                    Who::Tier(text.to_owned())
-                }
-            },
-        })
-    }
-}
-
-/// The file's `expect` rows: from, to, port, and what must come out.
-pub fn expectations(text: &str) -> Result<Vec<(Value, Value, String, String, Option<String>)>> {
-    let file: Value = serde_saphyr::from_str(text)?;
-    let rows = file["expect"].as_array().into_iter().flatten();
-    rows.map(|row| {
-        let word = |key: &str| row[key].as_str().map(str::to_owned);
-        Ok((
-            row["from"].clone(),
-            row["to"].clone(),
-            word("port").context("a row without a port")?,
-            word("verdict").context("a row without a verdict")?,
-            word("rule"),
-        ))
-    })
-    .collect()
-}
-
-/// A text or a list of texts.
-pub(crate) fn strings(value: &Value) -> Vec<String> {
-    match value {
-        Value::String(one) => vec![one.clone()],
-        Value::Array(list) => list.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => Vec::new(),
-    }
-}
-
-fn entries(value: &Value) -> impl Iterator<Item = (&str, &Value)> {
-    value.as_object().into_iter().flatten().map(|(k, v)| (k.as_str(), v))
-}
-
-fn blocks(value: &Value) -> Result<Vec<IpNet>> {
-    strings(value).iter().map(|text| block(text)).collect()
-}
-
-/// A block; a bare address is its own.
-pub(crate) fn block(text: &str) -> Result<IpNet> {
-    match text.parse::<IpAddr>() {
-        Ok(ip) => Ok(IpNet::from(ip)),
-        Err(_) => text.parse().with_context(|| format!("no address block: {text}")),
+        let reserved = [Who::External, Who::Host, Who::Unmanaged].into_iter().find(|w| w.to_string() == text);
+        if let Some(who) = reserved {
+            return Ok(who);
+        }
+        if let Some((tier, service)) = text.split_once('/') {
+            let known = self.tiers.get(tier).is_some_and(|t| t.services.contains_key(service));
+            ensure!(known, "no service {text}");
+            return Ok(Who::Service(tier.to_owned(), service.to_owned()));
+        }
+        ensure!(self.tiers.contains_key(text), "no tier {text}");
+        Ok(Who::Tier(text.to_owned()))
     }
 }

@@ -17,7 +17,11 @@ use nix::sys::socket::{
     recv, send, socket, sockopt,
 };
 
+use crate::ready::Ready;
 use crate::world::World;
+
+/// When a datagram without answer is sent again.
+const AGAIN: Duration = Duration::from_millis(250);
 
 /// What an attempt sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,39 +88,27 @@ pub fn probe(world: &World, probes: &[Probe], patience: Duration) -> Result<Vec<
             }
         }
     }
+    let mut ready = Ready::new()?;
+    for (index, fd) in &sockets {
+        ready.add(fd.as_raw_fd(), *index)?;
+    }
+    let mut sockets: BTreeMap<usize, OwnedFd> = sockets.into_iter().collect();
     let mut last = Instant::now();
-    let mut resend = Instant::now();
-    let mut connected = vec![false; probes.len()];
+    let mut sent = Instant::now();
     while !sockets.is_empty() && last.elapsed() < patience {
         // A lost datagram is not a verdict: ask again until somebody answers.
-        if resend.elapsed() > Duration::from_millis(250) {
-            resend = Instant::now();
-            for (index, fd) in &sockets {
-                if probes[*index].kind != Kind::Ping && !matches!(probes[*index].kind, Kind::Udp(_)) {
-                    continue;
-                }
+        if sent.elapsed() > AGAIN {
+            sent = Instant::now();
+            for (index, fd) in sockets.iter().filter(|(i, _)| !matches!(probes[**i].kind, Kind::Tcp(_))) {
                 let _ = send(fd.as_raw_fd(), &payload(&probes[*index]), MsgFlags::MSG_DONTWAIT);
             }
         }
-        let mut wait: Vec<_> = sockets
-            .iter()
-            .map(|(index, fd)| {
-                let tcp = matches!(probes[*index].kind, Kind::Tcp(_));
-                poll_for(fd.as_raw_fd(), if tcp && !connected[*index] { libc::POLLOUT } else { libc::POLLIN })
-            })
-            .collect();
-        poll(&mut wait, 50)?;
-        for ((index, fd), ready) in sockets.iter().zip(&wait) {
-            if ready.revents == 0 {
-                continue;
-            }
-            let outcome = advance(fd, &mut connected[*index]);
-            if outcome.is_some() {
-                outcomes[*index] = outcome;
-                last = Instant::now();
-            }
+        for index in ready.wait(50)? {
+            let Some(outcome) = sockets.get(&index).and_then(outcome) else { continue };
+            sockets.remove(&index);
+            outcomes[index] = Some(outcome);
+            last = Instant::now();
         }
-        sockets.retain(|(index, _)| outcomes[*index].is_none());
     }
     Ok(outcomes.into_iter().map(|o| o.unwrap_or(Outcome::TimedOut)).collect())
 }
@@ -238,20 +230,30 @@ impl Echo {
             })?;
             servers.extend(opened.with_context(|| format!("cannot listen in {place}"))?);
         }
+        let mut ready = Ready::new()?;
+        for (number, server) in servers.iter().enumerate() {
+            ready.add(server.fd(), number)?;
+        }
         let (receipts, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let (log, end) = (Arc::clone(&receipts), Arc::clone(&stop));
         let thread = thread::Builder::new().name("hy-echo".into()).spawn(move || {
+            let mut servers: BTreeMap<usize, Server> = servers.into_iter().enumerate().collect();
+            let mut next = servers.len();
             while !end.load(Ordering::Relaxed) {
-                let mut wait: Vec<_> = servers.iter().map(|s| poll_for(s.fd(), libc::POLLIN)).collect();
-                if poll(&mut wait, 20).is_err() {
-                    return;
+                let Ok(numbers) = ready.wait(20) else { return };
+                for number in numbers {
+                    let mut fresh = Vec::new();
+                    let Some(server) = servers.get_mut(&number) else { continue };
+                    if serve(server, &mut fresh, &log).is_err() {
+                        servers.remove(&number);
+                    }
+                    for connection in fresh {
+                        if ready.add(connection.fd(), next).is_ok() {
+                            servers.insert(next, connection);
+                            next += 1;
+                        }
+                    }
                 }
-                let mut fresh = Vec::new();
-                let mut ready = wait.iter().map(|w| w.revents != 0);
-                servers.retain_mut(|server| {
-                    !ready.next().unwrap_or(false) || serve(server, &mut fresh, &log).is_ok()
-                });
-                servers.append(&mut fresh);
             }
         })?;
         Ok(Self { receipts, stop, thread: Some(thread) })
@@ -299,11 +301,13 @@ fn serve(server: &mut Server, fresh: &mut Vec<Server>, log: &Mutex<Vec<Receipt>>
             }
             Ok(())
         }
-        Server::Connection(connection) => match connection.read(&mut bytes) {
-            Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
-            Ok(length) => connection.write_all(&bytes[..length]),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
-            Err(error) => Err(error),
+        Server::Connection(connection) => loop {
+            match connection.read(&mut bytes) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(length) => connection.write_all(&bytes[..length])?,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
         },
     }
 }
@@ -343,21 +347,20 @@ fn payload(probe: &Probe) -> Vec<u8> {
     }
 }
 
-fn advance(fd: &OwnedFd, connected: &mut bool) -> Option<Outcome> {
+/// What a socket that has something to tell tells.
+fn outcome(fd: &OwnedFd) -> Option<Outcome> {
+    let refused = |errno: nix::errno::Errno| Some(Outcome::Refused(io::Error::from(errno).kind()));
     match getsockopt(&fd.as_fd(), sockopt::SocketError) {
         Ok(0) => {}
-        Ok(errno) => return Some(Outcome::Refused(io::Error::from_raw_os_error(errno).kind())),
-        Err(errno) => return Some(Outcome::Refused(io::Error::from(errno).kind())),
+        Ok(number) => return refused(nix::errno::Errno::from_raw(number)),
+        Err(errno) => return refused(errno),
     }
     let mut bytes = [0; 2048];
     match recv(fd.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
         Ok(0) => Some(Outcome::Refused(ErrorKind::UnexpectedEof)),
         Ok(_) => Some(Outcome::Answered),
-        Err(nix::errno::Errno::EAGAIN) => {
-            *connected = true;
-            None
-        }
-        Err(errno) => Some(Outcome::Refused(io::Error::from(errno).kind())),
+        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::ENOTCONN) => None,
+        Err(errno) => refused(errno),
     }
 }
 
@@ -372,16 +375,4 @@ fn raise_file_limit() -> io::Result<()> {
         return Ok(());
     }
     Err(io::Error::last_os_error())
-}
-
-fn poll_for(fd: RawFd, events: i16) -> libc::pollfd {
-    libc::pollfd { fd, events, revents: 0 }
-}
-
-/// Waits until one of them is ready, or for so many milliseconds.
-pub(crate) fn poll(wait: &mut [libc::pollfd], milliseconds: i32) -> io::Result<()> {
-    // SAFETY: pointer and length are one slice's.
-    let ready = unsafe { libc::poll(wait.as_mut_ptr(), wait.len() as libc::nfds_t, milliseconds) };
-    let error = io::Error::last_os_error();
-    if ready < 0 && error.kind() != ErrorKind::Interrupted { Err(error) } else { Ok(()) }
 }

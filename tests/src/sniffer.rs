@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::probe::poll;
+use crate::ready::Ready;
 use crate::world::World;
 
 /// A frame that was received.
@@ -34,12 +34,13 @@ impl Sniffer {
     /// Starts: what arrives after this call returned is seen.
     pub fn start(world: &World, place: &str) -> Result<Self> {
         let fd = world.enter(place, packet_socket)?.with_context(|| format!("cannot listen in {place}"))?;
+        let mut ready = Ready::new()?;
+        ready.add(fd.as_raw_fd(), 0)?;
         let (seen, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let (log, end) = (Arc::clone(&seen), Arc::clone(&stop));
         let thread = thread::Builder::new().name("hy-sniffer".into()).spawn(move || {
             while !end.load(Ordering::Relaxed) {
-                let mut wait = [libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
-                if poll(&mut wait, 20).is_err() {
+                if ready.wait(20).is_err() {
                     return;
                 }
                 while let Ok(frame) = receive(&fd) {

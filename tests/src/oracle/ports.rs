@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 
-use crate::oracle::Policy;
+use super::Policy;
 use crate::packets::protocol;
 
 /// What a packet is to the policy: protocol, and port or type.
@@ -183,13 +183,12 @@ fn kind(v6: bool, text: &str) -> Result<u8> {
     }
     Ok(match (v6, text) {
         (false, "echo-reply") => 0,
-        (false, "destination-unreachable") => 3,
+        (false, "destination-unreachable") | (true, "time-exceeded") => 3,
         (false, "echo-request") => 8,
         (false, "time-exceeded") => 11,
         (false, "parameter-problem") => 12,
         (true, "destination-unreachable") => 1,
         (true, "packet-too-big") => 2,
-        (true, "time-exceeded") => 3,
         (true, "parameter-problem") => 4,
         (true, "echo-request") => 128,
         (true, "echo-reply") => 129,
