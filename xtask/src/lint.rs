@@ -8,9 +8,14 @@ use crate::process::Job;
 use crate::step;
 
 /// The checks by name.
-pub fn checks() -> [(&'static str, Job); 2] {
+pub fn checks() -> [(&'static str, Job); 3] {
     [
         ("cargo fmt --check", Job::cargo().args(["fmt", "--all", "--check"])),
+        // A workspace of its own. Clippy would need the tool chain of the object's target.
+        (
+            "cargo fmt --check of hydra-ebpf",
+            Job::cargo().args(["fmt", "--manifest-path", "hydra-ebpf/Cargo.toml", "--all", "--check"]),
+        ),
         (
             "cargo clippy",
             Job::cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]),
