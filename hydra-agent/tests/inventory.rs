@@ -1,5 +1,7 @@
 //! The inventory against the real kernel: links, addresses, namespaces, and what wakes it. Needs root.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
+
 mod stage;
 
 use std::net::IpAddr;
@@ -73,11 +75,10 @@ fn named_namespaces_are_seen_with_ports_addresses_and_gateways() {
         assert!(bridge.up);
         assert!(bridge.addresses.contains(&"172.30.3.1/24".parse().unwrap()));
         let port = &snapshot.links[&first.port];
-        assert_eq!((port.kind, port.master, port.peer_elsewhere), (
-            LinkType::Veth,
-            Some(index_of(&snapshot, "hybr0")),
-            true
-        ));
+        assert_eq!(
+            (port.kind, port.master, port.peer_elsewhere),
+            (LinkType::Veth, Some(index_of(&snapshot, "hybr0")), true)
+        );
         assert!(!snapshot.links[&index_of(&snapshot, "hyv0")].peer_elsewhere);
         assert_eq!(snapshot.links[&1].kind, LinkType::Loopback);
     });
@@ -248,9 +249,8 @@ fn a_named_engine_that_is_not_there_is_down_and_the_kernel_is_seen_all_the_same(
         stage.namespace("hy-db");
         stage.connect("hy-db", "hybr0", "hyp0", "eth0", &["172.30.3.10/24"]);
         let engine = Engine::Socket(stage.directory().join("absent.sock"));
-        let snapshot = stage.run(async {
-            Inventory::new(Settings { engine, ..settings(stage) }).unwrap().observe().await
-        });
+        let snapshot = stage
+            .run(async { Inventory::new(Settings { engine, ..settings(stage) }).unwrap().observe().await });
         let DockerState::Down { error } = &snapshot.docker else { panic!("{:?}", snapshot.docker) };
         assert!(!error.is_empty());
         assert_eq!(stack(&snapshot, "hy-db").attachments[0].addresses.len(), 1);
@@ -266,7 +266,8 @@ fn an_engine_that_talks_nonsense_is_down() {
             let nonsense = tokio::spawn(async move {
                 loop {
                     let (mut stream, _) = listener.accept().await.unwrap();
-                    let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, b"\x00\xff nonsense\r\n\r\n").await;
+                    let _ =
+                        tokio::io::AsyncWriteExt::write_all(&mut stream, b"\x00\xff nonsense\r\n\r\n").await;
                 }
             });
             let engine = Engine::Socket(path.clone());

@@ -197,8 +197,11 @@ impl Asker {
                 continue;
             }
             let (answered, error) = self.session().await;
-            tracing::warn!(socket = %self.socket.display(), %error, "docker does not answer");
-            self.update(|view| (view.state, view.asked) = (DockerState::Down { error }, true));
+            let down = DockerState::Down { error: error.clone() };
+            if self.publish.borrow().state != down {
+                tracing::warn!(socket = %self.socket.display(), %error, "docker does not answer");
+            }
+            self.update(|view| (view.state, view.asked) = (down, true));
             pause = if answered { RETRY.0 } else { (pause * 2).min(RETRY.1) };
             tokio::time::sleep(pause).await;
         }

@@ -86,6 +86,8 @@ pub enum InventoryError {
 pub struct Inventory {
     settings: Settings,
     kernel: Kernel,
+    /// Inode of the namespace that the sockets are in.
+    own: u64,
     watch: Watch,
     blind: Option<String>,
     docker: Option<Client>,
@@ -104,6 +106,7 @@ impl Inventory {
         Ok(Self {
             settings,
             kernel,
+            own: namespaces::own()?.inode,
             watch,
             blind,
             docker,
@@ -121,10 +124,11 @@ impl Inventory {
         let view = self.view().await;
         self.looked = Some(Instant::now());
         let (mut snapshot, doubts) = match self.kernelside(&view).await {
-            Ok((kernel, gone, host)) => {
-                let (mut snapshot, mut doubts) = assemble(&kernel, &view);
-                snapshot.host_network = host;
-                doubts.containers.extend(gone);
+            Ok(listed) => {
+                let (mut snapshot, mut doubts) = assemble(&listed.kernel, &view);
+                snapshot.host_network = listed.host;
+                snapshot.problems.extend(listed.problems);
+                doubts.containers.extend(listed.gone);
                 (snapshot, doubts)
             }
             Err(error) => {
@@ -183,12 +187,7 @@ impl Inventory {
         View::clone(&docker.view())
     }
 
-    /// The kernel's lists; the containers whose process is gone though the engine lists it; the names of those in the host's
-    /// own stack.
-    async fn kernelside(
-        &mut self,
-        view: &View,
-    ) -> Result<(Kernelside, BTreeSet<String>, Vec<String>), InventoryError> {
+    async fn kernelside(&mut self, view: &View) -> Result<Listed, InventoryError> {
         let mut attempt = 1;
         loop {
             match self.list(view).await {
@@ -204,7 +203,7 @@ impl Inventory {
         }
     }
 
-    async fn list(&self, view: &View) -> Result<(Kernelside, BTreeSet<String>, Vec<String>), InventoryError> {
+    async fn list(&self, view: &View) -> Result<Listed, InventoryError> {
         let links = self.kernel.links(None).await?;
         let addresses = self.kernel.addresses(None).await?;
         let behind: BTreeSet<i32> =
@@ -215,18 +214,23 @@ impl Inventory {
             let addresses = self.kernel.addresses(Some(*nsid)).await?;
             inside.insert(*nsid, Inside { links, addresses });
         }
-        let found = Found::by_name_and_container(&self.settings, view)?;
-        let (gone, host) = (found.gone.clone(), found.host.clone());
-        let spaces = self.spaces(found, &behind).await?;
-        Ok((Kernelside { links, addresses, inside, spaces }, gone, host))
+        let mut found = Found::by_name_and_container(self.own, &self.settings, view)?;
+        let places = std::mem::take(&mut found.places);
+        let spaces = self.spaces(places, &behind).await?;
+        let kernel = Kernelside { links, addresses, inside, spaces };
+        Ok(Listed { kernel, gone: found.gone, host: found.host, problems: found.problems })
     }
 
     /// Which of the namespaces found is behind which veth. Closes them all.
-    async fn spaces(&self, found: Found, behind: &BTreeSet<i32>) -> Result<Vec<Space>, InventoryError> {
+    async fn spaces(
+        &self,
+        places: BTreeMap<u64, Place>,
+        behind: &BTreeSet<i32>,
+    ) -> Result<Vec<Space>, InventoryError> {
         let mut missing = behind.clone();
         let mut wanted = BTreeMap::new();
-        let mut known: BTreeSet<u64> = [found.own].into();
-        for (inode, place) in found.places {
+        let mut known: BTreeSet<u64> = [self.own].into();
+        for (inode, place) in places {
             known.insert(inode);
             let nsid = self.nsid(&place.opened).await?.filter(|nsid| missing.remove(nsid));
             if nsid.is_some() || !place.containers.is_empty() {
@@ -273,6 +277,17 @@ async fn changed(docker: Option<&mut Client>) {
     }
 }
 
+/// What one look found.
+#[derive(Debug)]
+struct Listed {
+    kernel: Kernelside,
+    /// Containers whose process is gone though the engine lists them.
+    gone: BTreeSet<String>,
+    /// Names of the containers in the host's own stack.
+    host: Vec<String>,
+    problems: Vec<String>,
+}
+
 /// An open namespace and what it is called.
 #[derive(Debug)]
 struct Place {
@@ -282,18 +297,18 @@ struct Place {
 }
 
 /// Namespaces that have a name or a container, by inode; all open at once, so that no two share an inode.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Found {
     own: u64,
     places: BTreeMap<u64, Place>,
     gone: BTreeSet<String>,
     host: Vec<String>,
+    problems: Vec<String>,
 }
 
 impl Found {
-    fn by_name_and_container(settings: &Settings, view: &View) -> Result<Self, NamespaceError> {
-        let own = namespaces::own()?.inode;
-        let mut found = Self { own, places: BTreeMap::new(), gone: BTreeSet::new(), host: Vec::new() };
+    fn by_name_and_container(own: u64, settings: &Settings, view: &View) -> Result<Self, NamespaceError> {
+        let mut found = Self { own, ..Self::default() };
         for (name, opened) in namespaces::named(&settings.netns_dir)? {
             if opened.inode != own {
                 found.place(opened).names.push(name);
@@ -315,12 +330,9 @@ impl Found {
             Ok(opened) if opened.inode == self.own => self.host.push(container.name.clone()),
             Ok(opened) => self.place(opened).containers.push(container.id.clone()),
             // It ended; Docker will say so.
-            Err(NamespaceError::Replaced { .. }) => drop(self.gone.insert(container.id.clone())),
-            Err(NamespaceError::Open { source, .. })
-                if source.kind() == std::io::ErrorKind::NotFound
-                    || source.raw_os_error() == Some(libc::ESRCH) =>
-            {
-                self.gone.insert(container.id.clone());
+            Err(error) if error.is_absence() => drop(self.gone.insert(container.id.clone())),
+            Err(error) if error.is_forbidden() => {
+                self.problems.push(format!("container `{}`: {error}", container.name));
             }
             Err(error) => return Err(error),
         }

@@ -10,10 +10,11 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::statfs::{FsType, fstatfs};
 use tokio::sync::oneshot;
 
 /// The type of the file system that namespaces' files live on (`NSFS_MAGIC` of `linux/magic.h`).
-const NSFS: i64 = 0x6e73_6673;
+const NSFS: libc::__fsword_t = 0x6e73_6673;
 /// `SO_NETNS_COOKIE` of `asm-generic/socket.h`, Linux 5.14.
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
@@ -48,6 +49,24 @@ pub enum NamespaceError {
         /// The file.
         path: PathBuf,
     },
+}
+
+impl NamespaceError {
+    /// It is gone, and that is no fault.
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::Open { source, .. } => {
+                source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(libc::ESRCH)
+            }
+            Self::Replaced { .. } => true,
+            Self::Other { .. } | Self::Enter { .. } => false,
+        }
+    }
+
+    /// The agent may not look there, and will not be able to later.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Open { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
 }
 
 /// Tells one namespace from every other. Inode numbers are given again as soon as they are free; the kernel's cookie never is,
@@ -90,8 +109,8 @@ impl Opened {
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open(path)
             .map_err(failed)?;
-        let system = nix::sys::statfs::fstatfs(&file).map_err(|e| failed(e.into()))?;
-        if i64::from(system.filesystem_type().0) != NSFS {
+        let system = fstatfs(&file).map_err(|e| failed(e.into()))?;
+        if system.filesystem_type() != FsType(NSFS) {
             return Err(NamespaceError::Other { path: path.to_owned() });
         }
         let inode = file.metadata().map_err(failed)?.ino();
@@ -158,8 +177,11 @@ pub fn named(directory: &Path) -> Result<BTreeMap<String, Opened>, NamespaceErro
     let mut found = BTreeMap::new();
     for entry in entries {
         let entry = entry.map_err(failed)?;
-        if let (Ok(name), Ok(opened)) = (entry.file_name().into_string(), Opened::at(&entry.path())) {
-            found.insert(name, opened);
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        match Opened::at(&entry.path()) {
+            Ok(opened) => drop(found.insert(name, opened)),
+            Err(error) if error.is_absence() || matches!(error, NamespaceError::Other { .. }) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(found)
@@ -179,12 +201,11 @@ pub fn of_processes(known: &BTreeSet<u64>) -> Vec<Opened> {
         let inode = fs::read_link(&path)
             .ok()
             .and_then(|link| link.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?.parse::<u64>().ok());
-        if inode.is_some_and(|inode| !seen.contains(&inode)) {
-            if let Ok(opened) = Opened::at(&path) {
-                if seen.insert(opened.inode) {
-                    found.push(opened);
-                }
-            }
+        if inode.is_some_and(|inode| !seen.contains(&inode))
+            && let Ok(opened) = Opened::at(&path)
+            && seen.insert(opened.inode)
+        {
+            found.push(opened);
         }
     }
     found

@@ -1,6 +1,8 @@
 //! The kernel's lists of links and addresses, of this namespace and of those behind its veths, and the watch that says when to
 //! list again. Nothing here interprets; `assemble` does.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "what the kernel may tell of a link is an open list")]
+
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;

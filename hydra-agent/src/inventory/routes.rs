@@ -1,6 +1,8 @@
 //! Routes inside the stacks of containers: which there are, and the agent's own ones, told from all others by their protocol
 //! number. Everything happens on a thread that enters the namespace and ends there.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "what the kernel may tell of a route is an open list")]
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -92,7 +94,7 @@ pub enum RouteError {
         /// Its name.
         stack: String,
         /// Which.
-        route: Route,
+        route: Box<Route>,
     },
     /// The kernel refused.
     #[error("route `{route}` could not be {what} `{stack}`: {why}")]
@@ -102,7 +104,7 @@ pub enum RouteError {
         /// Its name.
         stack: String,
         /// Which.
-        route: Route,
+        route: Box<Route>,
         /// The kernel's word.
         why: String,
     },
@@ -254,12 +256,12 @@ fn index_of(links: &[Interface], name: &str) -> Option<u32> {
 
 async fn add_here(kernel: &Kernel, stack: &str, links: &[Interface], route: Route) -> Result<(), RouteError> {
     let Some(index) = index_of(links, &route.interface) else {
-        return Err(RouteError::NoInterface { stack: stack.to_owned(), route });
+        return Err(RouteError::NoInterface { stack: stack.to_owned(), route: Box::new(route) });
     };
     let refused = |why: String| RouteError::Refused {
         what: "added to",
         stack: stack.to_owned(),
-        route: route.clone(),
+        route: Box::new(route.clone()),
         why,
     };
     let message = message_of(&route, index).map_err(&refused)?;
@@ -301,7 +303,7 @@ async fn remove_here(
     let refused = |why: String| RouteError::Refused {
         what: "removed from",
         stack: stack.to_owned(),
-        route: route.clone(),
+        route: Box::new(route.clone()),
         why,
     };
     let message = message_of(&route, index).map_err(&refused)?;

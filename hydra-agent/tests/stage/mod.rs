@@ -1,6 +1,14 @@
 //! A stage for one test: a network namespace that plays the host, in a mount namespace of its own, on a thread that ends with
 //! the test. Everything goes with the thread, whatever happens.
 
+#![allow(dead_code, reason = "not every test uses all of it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and says why it is skipped"
+)]
+#![allow(clippy::unused_self, reason = "what acts on the stage needs one")]
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -46,7 +54,6 @@ impl Drop for Stage {
     }
 }
 
-#[allow(dead_code, reason = "not every test uses all of it")]
 impl Stage {
     /// A directory of the test's own.
     pub fn directory(&self) -> &Path {
