@@ -17,7 +17,7 @@ fn settings(stage: &Stage) -> Settings {
     Settings {
         engine: Engine::None,
         netns_dir: stage.netns_dir(),
-        every: Duration::from_secs(3600),
+        every: Duration::from_hours(1),
         keep: None,
     }
 }

@@ -16,7 +16,7 @@ async fn stack(stage: &Stage, name: &str) -> Stack {
     let settings = Settings {
         engine: Engine::None,
         netns_dir: stage.netns_dir(),
-        every: Duration::from_secs(3600),
+        every: Duration::from_hours(1),
         keep: None,
     };
     let snapshot = Inventory::new(settings).unwrap().observe().await;
@@ -31,7 +31,7 @@ fn route(destination: &str, gateway: &str) -> Route {
     }
 }
 
-fn errors(errors: Vec<RouteError>) -> Vec<String> {
+fn texts(errors: &[RouteError]) -> Vec<String> {
     errors.iter().map(ToString::to_string).collect()
 }
 
@@ -55,7 +55,7 @@ fn a_route_is_added_listed_as_ours_and_removed_both_families_any_number_of_times
             let (v4, v6) = ("172.30.9.7".parse().unwrap(), "fd00:9::7".parse().unwrap());
             assert!(!leads_to(&before, v4) && !leads_to(&before, v6));
             for _ in 0..2 {
-                assert_eq!(errors(routes::add(&db, &wanted).await), Vec::<String>::new());
+                assert_eq!(texts(&routes::add(&db, &wanted).await), Vec::<String>::new());
                 let routes = routes::list(&db).await.unwrap();
                 assert!(leads_to(&routes, v4) && leads_to(&routes, v6));
                 let ours: Vec<_> = routes.iter().filter(|r| r.ours).collect();
@@ -67,7 +67,7 @@ fn a_route_is_added_listed_as_ours_and_removed_both_families_any_number_of_times
                 }
             }
             for _ in 0..2 {
-                assert_eq!(errors(routes::remove(&db, &wanted).await), Vec::<String>::new());
+                assert_eq!(texts(&routes::remove(&db, &wanted).await), Vec::<String>::new());
                 assert_eq!(routes::list(&db).await.unwrap(), before);
             }
             assert_eq!(
@@ -101,10 +101,10 @@ fn another_s_route_to_the_same_place_is_left_as_it_is() {
             let db = stack(stage, "hy-db").await;
             let before = routes::list(&db).await.unwrap();
             let wanted = [route("172.30.9.0/24", "172.30.3.1")];
-            assert_eq!(errors(routes::add(&db, &wanted).await), Vec::<String>::new());
+            assert_eq!(texts(&routes::add(&db, &wanted).await), Vec::<String>::new());
             assert_eq!(routes::list(&db).await.unwrap(), before);
             let theirs = [route("172.30.9.0/24", "172.30.3.254")];
-            assert_eq!(errors(routes::remove(&db, &theirs).await), Vec::<String>::new());
+            assert_eq!(texts(&routes::remove(&db, &theirs).await), Vec::<String>::new());
             assert_eq!(routes::list(&db).await.unwrap(), before, "removed a route that is not ours");
         });
     });
@@ -119,7 +119,7 @@ fn our_route_by_another_gateway_is_replaced() {
                 [("172.30.9.0/24", "172.30.3.254", "172.30.3.1"), ("fd00:9::/64", "fd00:3::fe", "fd00:3::1")]
             {
                 routes::add(&db, &[route(to, old)]).await;
-                assert_eq!(errors(routes::add(&db, &[route(to, new)]).await), Vec::<String>::new());
+                assert_eq!(texts(&routes::add(&db, &[route(to, new)]).await), Vec::<String>::new());
                 let routes = routes::list(&db).await.unwrap();
                 let found: Vec<_> =
                     routes.iter().filter(|r| r.destination.to_string() == to).map(|r| r.gateway).collect();
@@ -137,7 +137,7 @@ fn errors_name_the_stack_and_the_route_and_stop_nothing() {
             let elsewhere = Route { interface: "eth7".to_owned(), ..route("172.30.8.0/24", "172.30.3.1") };
             let wanted =
                 [elsewhere, route("172.30.7.0/24", "192.0.2.1"), route("172.30.9.0/24", "172.30.3.1")];
-            let errors = errors(routes::add(&db, &wanted).await);
+            let errors = texts(&routes::add(&db, &wanted).await);
             assert_eq!(errors.len(), 2, "{errors:?}");
             assert_eq!(
                 errors[0],
@@ -163,7 +163,7 @@ fn a_namespace_that_took_the_place_of_the_one_meant_is_not_touched() {
             stage.forget("hy-db");
             stage.namespace("hy-db");
             stage.connect("hy-db", "hybr0", "hyp1", "eth0", &["172.30.3.10/24"]);
-            let errors = errors(routes::add(&db, &[route("172.30.9.0/24", "172.30.3.1")]).await);
+            let errors = texts(&routes::add(&db, &[route("172.30.9.0/24", "172.30.3.1")]).await);
             let path = stage.netns_dir().join("hy-db");
             assert_eq!(
                 errors,
