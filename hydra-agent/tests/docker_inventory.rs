@@ -109,7 +109,7 @@ async fn until(inventory: &mut Inventory, what: &str, as_it_should: impl Fn(&Sna
         }
         snapshot.clone()
     };
-    let result = tokio::time::timeout(Duration::from_secs(60), wait).await;
+    let result = tokio::time::timeout(Duration::from_mins(1), wait).await;
     result.unwrap_or_else(|_| panic!("never: {what}: {snapshot:#?}"))
 }
 
