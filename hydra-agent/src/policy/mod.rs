@@ -1,5 +1,103 @@
 //! From the policy's text to the rows of the kernel's tables: `file` (what YAML looks like) -> `model` (what it means, valid by
-//! construction) -> `compile` (rows). Pure: nothing here asks Docker, the kernel or a clock.
+//! construction) -> `compile` (rows). Pure: nothing here asks Docker or the
+//! kernel, and the clock only where no moment is given.
 
+mod check;
+pub mod compile;
+pub mod diff;
+pub mod expect;
+pub mod explain;
+pub mod file;
 pub mod model;
+pub mod ports;
+mod precedence;
+mod regions;
 pub mod rows;
+pub mod schema;
+mod shape;
+mod suggest;
+pub mod tables;
+mod useless;
+pub mod yaml;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::diagnostic::{Diagnostic, Diagnostics};
+use compile::World;
+use model::Model;
+use rows::{Compiled, Numbers};
+use shape::Read as _;
+
+/// Reads, checks and tests a policy's text, which messages call `source`. `Ok` comes with the warnings, `Err` with everything that is
+/// wrong, warnings included.
+pub fn parse(text: &str, source: &str) -> Result<(Model, Diagnostics), Diagnostics> {
+    parse_at(text, source, unix_now())
+}
+
+/// The same for bytes that may not be a text at all.
+pub fn parse_bytes(bytes: &[u8], source: &str) -> Result<(Model, Diagnostics), Diagnostics> {
+    match yaml::utf8(bytes) {
+        Ok(text) => parse(text, source),
+        Err(problem) => {
+            let mut problems = Diagnostics::new(source, String::from_utf8_lossy(bytes));
+            problems.push(problem);
+            Err(problems)
+        }
+    }
+}
+
+/// [`parse`] at a moment, in Unix seconds: what has expired then is as if it were not there.
+pub fn parse_at(text: &str, source: &str, now: i64) -> Result<(Model, Diagnostics), Diagnostics> {
+    let (model, problems) = examine(text, source, now);
+    match model {
+        Some((model, _)) if !problems.has_errors() => Ok((model, problems)),
+        Some(_) | None => Err(problems),
+    }
+}
+
+/// The model and its rows as far as they could be made, and everything that there is to say.
+pub(crate) fn examine(text: &str, source: &str, now: i64) -> (Option<(Model, Compiled)>, Diagnostics) {
+    let mut problems = Diagnostics::new(source, text.strip_prefix('\u{feff}').unwrap_or(text));
+    let mut made = None;
+    match yaml::read(text) {
+        Err(problem) => problems.push(problem),
+        Ok(node) => {
+            let mut list = Vec::new();
+            if let Some(file) = file::File::read(&node, &mut list) {
+                let (model, more) = check::check(&file, now);
+                list.extend(more);
+                problems.extend(list);
+                if !problems.has_errors() {
+                    made = test(model, &mut problems, now);
+                }
+            } else {
+                problems.extend(list);
+            }
+        }
+    }
+    problems.sort();
+    (made, problems)
+}
+
+/// What can only be said of tables: whether they fit, whether the `expect` rows hold, which rules never decide.
+fn test(model: Model, problems: &mut Diagnostics, now: i64) -> Option<(Model, Compiled)> {
+    match compile::compile(&model, &World::default(), &mut Numbers::default()) {
+        Ok(compiled) => {
+            problems.extend(expect::failures(&model, &compiled, now));
+            problems.extend(useless::rules(&model, &compiled, now));
+            Some((model, compiled))
+        }
+        Err(error) => {
+            problems.push(Diagnostic::error(error.to_string()));
+            None
+        }
+    }
+}
+
+/// The clock of `expires`.
+pub fn unix_now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
+}
+
+#[cfg(test)]
+mod tests;

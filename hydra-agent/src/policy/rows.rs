@@ -56,6 +56,12 @@ impl std::fmt::Display for Owner {
     }
 }
 
+impl serde::Serialize for Owner {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// What an identity number stands for: an owner, and the address blocks of the policy's rules that its addresses lie in
 /// (indexes into [`Compiled::blocks`], ascending; empty for nearly all).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,6 +88,18 @@ impl Block {
     }
 }
 
+impl std::fmt::Display for Block {
+    /// `10.0.0.0/8`, or `10.0.0.0/8 except 10.1.0.0/16, 10.2.0.0/16`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.cidr.fmt(f)?;
+        for (i, except) in self.except.iter().enumerate() {
+            f.write_str(if i == 0 { " except " } else { ", " })?;
+            except.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
 /// Names to numbers, kept across policies and restarts (in the state directory) so that counters and live flows keep their
 /// meaning. Numbers are given in order and used again only when all are taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -99,6 +117,8 @@ pub struct Compiled {
     pub audit: bool,
     /// Every identity in use, by number, reserved ones included.
     pub identities: BTreeMap<Identity, (Class, IdentityRow)>,
+    /// The identity of what is known of an owner without an address: its name asked for, or a port of it.
+    pub names: BTreeMap<Owner, Identity>,
     /// Tier names by number, reserved ones included.
     pub tiers: BTreeMap<Tier, String>,
     /// The whole matrix of the identities in use.
@@ -118,18 +138,25 @@ pub struct Compiled {
 }
 
 impl Compiled {
-    /// The number of an owner's address, if the matrix has it.
+    /// The number of an owner's address, or of its name, if the matrix has it.
     pub fn identity(&self, owner: &Owner, ip: Option<std::net::IpAddr>) -> Option<Identity> {
-        let blocks: Vec<u16> = match ip {
-            Some(ip) => {
-                (0..self.blocks.len()).filter(|&i| self.blocks[i].contains(ip)).map(|i| i as u16).collect()
-            }
-            None => Vec::new(),
-        };
+        let Some(ip) = ip else { return self.names.get(owner).copied() };
+        let blocks: Vec<u16> =
+            (0..self.blocks.len()).filter(|&i| self.blocks[i].contains(ip)).map(|i| i as u16).collect();
         self.identities
             .iter()
             .find(|(_, (class, _))| class.owner == *owner && class.blocks == blocks)
             .map(|(number, _)| *number)
+    }
+
+    /// The number of an address that no endpoint has: of the longest prefix that holds it, else `external`.
+    pub fn identity_of_address(&self, ip: std::net::IpAddr) -> Identity {
+        let longest = if ip.is_ipv4() { 32 } else { 128 };
+        (0..=longest)
+            .rev()
+            .filter_map(|len| IpNet::new(ip, len).ok())
+            .find_map(|net| self.prefixes.get(&net.trunc()))
+            .map_or(Identity::EXTERNAL, |row| row.identity)
     }
 
     /// A rule's name by the number in a row, flow or event.

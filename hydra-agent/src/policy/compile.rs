@@ -1,0 +1,342 @@
+//! The model and the world to the rows of one bank. Pure and deterministic: the same input gives the same bytes.
+//!
+//! The size is O(rules + identities squared) and does not depend on the number of containers. Pairs that the same rules match share
+//! their rows.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use hydra_common::id::{Identity, MAX_IDENTITIES, MAX_TIERS, Tier};
+use hydra_common::tables::{Cell, IdentityRow, MAX_PREFIXES, PrefixRow};
+use ipnet::IpNet;
+
+use super::model::{Model, Selector};
+use super::precedence::{Otherwise, Rows, within, without_rules};
+use super::regions::{Regions, regions};
+use super::rows::{Block, Class, Compiled, Numbers, Owner};
+
+/// What is known of the host. Empty for a policy that is only looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct World {
+    /// The blocks of every tier's networks and bridges, and whether such a block is open ([`PrefixRow::OPEN`]).
+    pub subnets: BTreeMap<String, Vec<(IpNet, bool)>>,
+    /// Live endpoints: whose, and at which address.
+    pub live: BTreeSet<(Owner, IpAddr)>,
+    /// This host's own addresses.
+    pub host: Vec<IpAddr>,
+    /// Blocks of networks that the policy does not name.
+    pub unmanaged: Vec<IpNet>,
+}
+
+/// Why a valid policy has no tables.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CompileError {
+    /// The kernel's tables are too small.
+    #[error("the policy needs {have} {what}, the tables hold {most}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// Needed.
+        have: usize,
+        /// Possible.
+        most: usize,
+    },
+    /// Networks of the host contradict the policy.
+    #[error("{inner} of tier `{inner_tier}` overlaps with {outer} of tier `{outer_tier}`")]
+    Overlap {
+        /// The block inside.
+        inner: IpNet,
+        /// Its tier.
+        inner_tier: String,
+        /// The block around.
+        outer: IpNet,
+        /// Its tier.
+        outer_tier: String,
+    },
+}
+
+/// Makes the rows. Names that are new get numbers.
+pub fn compile(model: &Model, world: &World, numbers: &mut Numbers) -> Result<Compiled, CompileError> {
+    let regions = regions(model, world)?;
+    within("address prefixes", regions.rows.len(), MAX_PREFIXES / 2)?;
+    let classes = classes(model, world, &regions);
+    let (identities, tiers) = number(model, &classes, &regions.blocks, numbers)?;
+    let matrix = Matrix::new(model, &classes, &regions.blocks);
+    let mut rows = Rows::new(model);
+    let cells = matrix.cells(model, &classes, &identities, &mut rows)?;
+    let number_of: HashMap<&Class, Identity> = classes.iter().zip(identities.iter().copied()).collect();
+    let prefixes = regions
+        .rows
+        .iter()
+        .map(|(net, region)| {
+            let class = Class { owner: region.owner.clone(), blocks: region.blocks.clone() };
+            let identity = number_of.get(&class).copied().unwrap_or(Identity::UNKNOWN);
+            (*net, PrefixRow { identity, flags: region.flags })
+        })
+        .collect();
+    let tier_numbers: BTreeMap<&str, Tier> = tiers.iter().map(|(n, name)| (name.as_str(), *n)).collect();
+    let rows_of = |class: &Class| IdentityRow {
+        tier: tier_numbers.get(class.owner.tier()).copied().unwrap_or(Tier::UNKNOWN),
+        flags: identity_flags(model, &class.owner),
+    };
+    let names = model.owners().into_iter().filter_map(|owner| {
+        let class = Class { blocks: regions.blocks_of_name(&owner).to_vec(), owner };
+        let identity = *number_of.get(&class)?;
+        Some((class.owner, identity))
+    });
+    let names = names.collect();
+    let identities =
+        classes.iter().zip(&identities).map(|(class, n)| (*n, (class.clone(), rows_of(class)))).collect();
+    Ok(Compiled {
+        audit: model.audit,
+        identities,
+        names,
+        tiers,
+        cells,
+        rule_sets: rows.rule_sets,
+        intervals: rows.intervals,
+        decisions: rows.decisions,
+        prefixes,
+        blocks: regions.blocks,
+        rules: model.rules.iter().map(|r| r.name.clone()).collect(),
+    })
+}
+
+fn identity_flags(model: &Model, owner: &Owner) -> u16 {
+    let Some(tier) = model.tier(owner.tier()) else { return 0 };
+    // A tier that has machines elsewhere too can't be told from a forger by its name alone.
+    let interior = tier.is_internal() && tier.addresses.is_empty();
+    IdentityRow::DECLARED | if interior { IdentityRow::INTERIOR } else { 0 }
+}
+
+/// Every class that the matrix must have: of each owner's name, of each prefix, of each address that somebody has now.
+fn classes(model: &Model, world: &World, regions: &Regions) -> Vec<Class> {
+    let mut classes: Vec<Class> = Vec::new();
+    let mut seen: BTreeSet<Class> = BTreeSet::new();
+    let mut add = |owner: &Owner, blocks: &[u16]| {
+        let class = Class { owner: owner.clone(), blocks: blocks.to_vec() };
+        if seen.insert(class.clone()) {
+            classes.push(class);
+        }
+    };
+    for owner in &model.owners() {
+        add(owner, regions.blocks_of_name(owner));
+    }
+    for region in regions.rows.values() {
+        add(&region.owner, &region.blocks);
+    }
+    for ip in &world.host {
+        add(&Owner::Host, &regions.blocks_of(*ip));
+    }
+    for (owner, ip) in &world.live {
+        add(owner, &regions.blocks_of(*ip));
+    }
+    classes
+}
+
+/// The key of a class in [`Numbers`]: the same whatever the order of the rules.
+fn text(class: &Class, blocks: &[Block]) -> String {
+    let mut names: Vec<String> =
+        class.blocks.iter().filter_map(|b| blocks.get(usize::from(*b))).map(ToString::to_string).collect();
+    names.sort_unstable();
+    if names.is_empty() { class.owner.to_string() } else { format!("{}@{}", class.owner, names.join(";")) }
+}
+
+type Numbered = (Vec<Identity>, BTreeMap<Tier, String>);
+
+fn number(
+    model: &Model,
+    classes: &[Class],
+    blocks: &[Block],
+    numbers: &mut Numbers,
+) -> Result<Numbered, CompileError> {
+    let reserved = |owner: &Owner| match owner {
+        Owner::External => Some(Identity::EXTERNAL),
+        Owner::Host => Some(Identity::HOST),
+        Owner::Unmanaged => Some(Identity::UNMANAGED),
+        Owner::Tier(_) | Owner::Service { .. } => None,
+    };
+    let names: Vec<(Option<Identity>, String)> = classes
+        .iter()
+        .map(|c| (reserved(&c.owner).filter(|_| c.blocks.is_empty()), text(c, blocks)))
+        .collect();
+    let wanted: Vec<&str> = names.iter().filter(|(n, _)| n.is_none()).map(|(_, t)| t.as_str()).collect();
+    let first = Identity::FIRST_DECLARED.0;
+    give(&mut numbers.identities, &wanted, first, MAX_IDENTITIES, "identities")?;
+    let identities = names
+        .iter()
+        .map(|(fixed, text)| {
+            fixed.unwrap_or_else(|| Identity(numbers.identities.get(text).copied().unwrap_or_default()))
+        })
+        .collect();
+    let wanted: Vec<&str> = model.tiers.iter().map(|t| t.name.as_str()).collect();
+    give(&mut numbers.tiers, &wanted, Tier::FIRST_DECLARED.0, MAX_TIERS, "tiers")?;
+    let mut tiers: BTreeMap<Tier, String> =
+        [(Tier::EXTERNAL, Owner::External), (Tier::HOST, Owner::Host), (Tier::UNMANAGED, Owner::Unmanaged)]
+            .into_iter()
+            .map(|(n, owner)| (n, owner.to_string()))
+            .collect();
+    tiers.extend(
+        wanted.iter().filter_map(|name| Some((Tier(*numbers.tiers.get(*name)?), (*name).to_owned()))),
+    );
+    Ok((identities, tiers))
+}
+
+/// Gives every wanted name a number of its own: the one that it had, else the next that nobody ever had, else one of a name that is
+/// not wanted any more.
+fn give(
+    given: &mut BTreeMap<String, u16>,
+    wanted: &[&str],
+    first: u16,
+    end: u32,
+    what: &'static str,
+) -> Result<(), CompileError> {
+    let end = u16::try_from(end).unwrap_or(u16::MAX);
+    within(what, wanted.len(), u32::from(end - first))?;
+    // A file that somebody wrote in can hold anything: numbers out of range or doubled are given anew.
+    let mut taken = BTreeSet::new();
+    given.retain(|_, n| (first..end).contains(n) && taken.insert(*n));
+    let mut next = taken.last().map_or(first, |n| n + 1);
+    let keep: BTreeSet<&str> = wanted.iter().copied().collect();
+    for name in wanted {
+        if given.contains_key(*name) {
+            continue;
+        }
+        let number = if next < end {
+            next += 1;
+            next - 1
+        } else if let Some(free) = (first..end).find(|n| !taken.contains(n)) {
+            free
+        } else {
+            let old =
+                given.iter().find(|(old, _)| !keep.contains(old.as_str())).map(|(k, n)| (k.clone(), *n));
+            let Some((old, number)) = old else { continue };
+            given.remove(&old);
+            number
+        };
+        taken.insert(number);
+        given.insert((*name).to_owned(), number);
+    }
+    Ok(())
+}
+
+/// A set of small numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    fn new(size: usize) -> Self {
+        Self(vec![0; size.div_ceil(64)])
+    }
+
+    fn set(&mut self, n: usize) {
+        self.0[n / 64] |= 1 << (n % 64);
+    }
+
+    fn has(&self, n: usize) -> bool {
+        self.0[n / 64] & (1 << (n % 64)) != 0
+    }
+}
+
+/// Which rules name which class as source and as destination, each distinct answer once.
+struct Matrix {
+    /// By class: index into `sources` and into `destinations`.
+    groups: Vec<(usize, usize)>,
+    /// Rules, ascending.
+    sources: Vec<Vec<u32>>,
+    /// Rules, as a set.
+    destinations: Vec<Bits>,
+}
+
+impl Matrix {
+    fn new(model: &Model, classes: &[Class], blocks: &[Block]) -> Self {
+        let numbers: HashMap<&Block, u16> = blocks.iter().zip(0..).collect();
+        let mut selected: HashMap<&Selector, Vec<usize>> = HashMap::new();
+        let mut from: Vec<Vec<u32>> = vec![Vec::new(); classes.len()];
+        let mut to: Vec<Bits> = vec![Bits::new(model.rules.len()); classes.len()];
+        for (index, rule) in model.rules.iter().enumerate() {
+            for (selectors, is_source) in [(&rule.from, true), (&rule.to, false)] {
+                for selector in selectors {
+                    let found = selected
+                        .entry(selector)
+                        .or_insert_with(|| select(model, classes, &numbers, selector));
+                    for class in found.iter().copied() {
+                        if !is_source {
+                            to[class].set(index);
+                        } else if from[class].last() != Some(&(index as u32)) {
+                            from[class].push(index as u32);
+                        }
+                    }
+                }
+            }
+        }
+        let (sources, source_of) = distinct(from);
+        let (destinations, destination_of) = distinct(to);
+        Self { groups: source_of.into_iter().zip(destination_of).collect(), sources, destinations }
+    }
+
+    fn cells(
+        &self,
+        model: &Model,
+        classes: &[Class],
+        identities: &[Identity],
+        rows: &mut Rows<'_>,
+    ) -> Result<BTreeMap<(Identity, Identity), Cell>, CompileError> {
+        let mut matching: HashMap<(usize, usize), Vec<u32>> = HashMap::new();
+        let mut known: HashMap<(usize, usize, Otherwise), Cell> = HashMap::new();
+        let mut cells = Vec::with_capacity(classes.len() * classes.len());
+        for (from, (source, _)) in self.groups.iter().enumerate() {
+            for (to, (_, destination)) in self.groups.iter().enumerate() {
+                let otherwise = without_rules(model, &classes[from].owner, &classes[to].owner);
+                let key = (*source, *destination, otherwise);
+                let cell = match known.get(&key) {
+                    Some(cell) => *cell,
+                    None => {
+                        let rules = matching.entry((*source, *destination)).or_insert_with(|| {
+                            let to = &self.destinations[*destination];
+                            self.sources[*source].iter().copied().filter(|r| to.has(*r as usize)).collect()
+                        });
+                        let cell = rows.cell(rules, otherwise)?;
+                        known.insert(key, cell);
+                        cell
+                    }
+                };
+                cells.push(((identities[from], identities[to]), cell));
+            }
+        }
+        Ok(cells.into_iter().collect())
+    }
+}
+
+/// Each distinct value once, and for every value the index of its like.
+fn distinct<T: Clone + Eq + std::hash::Hash>(values: Vec<T>) -> (Vec<T>, Vec<usize>) {
+    let mut index: HashMap<T, usize> = HashMap::new();
+    let mut list = Vec::new();
+    let places = values
+        .into_iter()
+        .map(|value| {
+            *index.entry(value).or_insert_with_key(|value| {
+                list.push(value.clone());
+                list.len() - 1
+            })
+        })
+        .collect();
+    (list, places)
+}
+
+/// The classes that a selector names.
+pub(super) fn select(
+    model: &Model,
+    classes: &[Class],
+    blocks: &HashMap<&Block, u16>,
+    selector: &Selector,
+) -> Vec<usize> {
+    let named = |class: &Class| match selector {
+        Selector::Any => true,
+        Selector::Internal => model.tier(class.owner.tier()).is_some_and(super::model::Tier::is_internal),
+        Selector::Owner(Owner::Tier(tier)) => class.owner.tier() == tier,
+        Selector::Owner(owner) => class.owner == *owner,
+        Selector::Block(block) => blocks.get(block).is_some_and(|b| class.blocks.contains(b)),
+    };
+    classes.iter().enumerate().filter(|(_, class)| named(class)).map(|(i, _)| i).collect()
+}

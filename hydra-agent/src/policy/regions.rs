@@ -1,0 +1,241 @@
+//! Whose an address is, and in which blocks of the rules it lies: the prefix rows, and the classes that come of them.
+//!
+//! Every block that anybody names is a boundary. Blocks lie inside each other or apart, so one walk in the order of their addresses,
+//! with the enclosing ones on a stack, knows everything about each of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use hydra_common::tables::PrefixRow;
+use ipnet::IpNet;
+
+use super::compile::{CompileError, World};
+use super::model::{Model, Selector};
+use super::rows::{Block, Owner};
+
+/// A set of rule blocks, ascending.
+pub(super) type Blocks = Vec<u16>;
+
+/// What a prefix is before its class has a number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Region {
+    pub owner: Owner,
+    pub blocks: Blocks,
+    /// [`PrefixRow`]'s.
+    pub flags: u16,
+}
+
+/// The result of the walk.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Regions {
+    /// The prefixes that differ from what encloses them.
+    pub rows: BTreeMap<IpNet, Region>,
+    /// The rules' blocks, in the order of their first use.
+    pub blocks: Vec<Block>,
+    /// For every tier and service that declares blocks: the rule blocks that hold all of them.
+    pub names: BTreeMap<Owner, Blocks>,
+    /// The rule blocks of every boundary that is in any.
+    sets: BTreeMap<IpNet, Blocks>,
+}
+
+impl Regions {
+    /// The rule blocks that hold everything that an owner declares; none for one that declares nothing.
+    pub fn blocks_of_name(&self, owner: &Owner) -> &[u16] {
+        self.names.get(owner).map_or(&[], Vec::as_slice)
+    }
+
+    /// The rule blocks that hold an address.
+    pub fn blocks_of(&self, ip: IpAddr) -> Blocks {
+        let longest = if ip.is_ipv4() { 32 } else { 128 };
+        (0..=longest)
+            .rev()
+            .filter_map(|len| IpNet::new(ip, len).ok())
+            .find_map(|net| self.sets.get(&net.trunc()))
+            .cloned()
+            .unwrap_or_default()
+    }
+}
+
+/// What is said about one boundary.
+#[derive(Clone, Debug, Default)]
+struct Said {
+    /// By the kernel: an address of this host.
+    host: bool,
+    /// By the file: the host's address in a network.
+    gateway: bool,
+    service: Option<Owner>,
+    tier: Option<Owner>,
+    /// By the kernel or Docker: a network that the policy does not name.
+    unmanaged: bool,
+    /// A network or bridge of this host, and whether it is open.
+    subnet: Option<bool>,
+    /// Rule blocks that begin here, and those that end here.
+    begins: Blocks,
+    ends: Blocks,
+}
+
+/// What holds inside a boundary.
+#[derive(Clone, Debug)]
+struct Frame {
+    net: IpNet,
+    host: bool,
+    service: Option<Owner>,
+    tier: Option<Owner>,
+    flags: u16,
+    blocks: Blocks,
+    shown: Region,
+}
+
+/// Walks over every boundary.
+pub(super) fn regions(model: &Model, world: &World) -> Result<Regions, CompileError> {
+    let mut result = Regions { blocks: rule_blocks(model), ..Regions::default() };
+    let mut said = said(model, world, &result.blocks);
+    overlap(&said)?;
+    let outside = Region { owner: Owner::External, blocks: Vec::new(), flags: 0 };
+    let mut stack: Vec<Frame> = Vec::new();
+    let order: BTreeSet<(IpAddr, u8)> = said.keys().map(|n| (n.network(), n.prefix_len())).collect();
+    for net in order.into_iter().filter_map(|(ip, len)| IpNet::new(ip, len).ok()) {
+        let Some(here) = said.remove(&net) else { continue };
+        while stack.last().is_some_and(|outer| !outer.net.contains(&net)) {
+            stack.pop();
+        }
+        let outer = stack.last();
+        let shown = outer.map_or(&outside, |o| &o.shown);
+        let frame = frame(net, here, outer);
+        if !frame.blocks.is_empty() || !shown.blocks.is_empty() {
+            result.sets.insert(net, frame.blocks.clone());
+        }
+        // An unmanaged network declares nothing.
+        let named = [&frame.tier, &frame.service].into_iter().flatten();
+        for owner in named.filter(|owner| **owner != Owner::Unmanaged) {
+            match result.names.get_mut(owner) {
+                Some(held) => held.retain(|b| frame.blocks.contains(b)),
+                None => _ = result.names.insert(owner.clone(), frame.blocks.clone()),
+            }
+        }
+        if frame.shown != *shown {
+            result.rows.insert(net, frame.shown.clone());
+        }
+        stack.push(frame);
+    }
+    Ok(result)
+}
+
+fn frame(net: IpNet, here: Said, outer: Option<&Frame>) -> Frame {
+    let mut blocks: BTreeSet<u16> = outer.iter().flat_map(|o| &o.blocks).copied().collect();
+    blocks.extend(here.begins);
+    blocks.retain(|b| !here.ends.contains(b));
+    let blocks: Blocks = blocks.into_iter().collect();
+    let host = here.host || outer.is_some_and(|o| o.host);
+    let service = here.service.or_else(|| outer.and_then(|o| o.service.clone()));
+    // A living network counts more than a file's word about one that may be gone.
+    let tier = if here.unmanaged && here.tier.is_none() {
+        Some(Owner::Unmanaged)
+    } else {
+        here.tier.or_else(|| outer.and_then(|o| o.tier.clone()))
+    };
+    let flags = match here.subnet {
+        Some(true) => PrefixRow::INTERIOR | PrefixRow::OPEN,
+        Some(false) => PrefixRow::INTERIOR,
+        None => outer.map_or(0, |o| o.flags),
+    };
+    let owner = if host {
+        Owner::Host
+    } else if let Some(service) = &service {
+        service.clone()
+    } else if here.gateway {
+        Owner::Host
+    } else {
+        tier.clone().unwrap_or(Owner::External)
+    };
+    let shown = Region { owner, blocks: blocks.clone(), flags };
+    Frame { net, host, service, tier, flags, blocks, shown }
+}
+
+/// The blocks that rules name, in the order of their first use.
+fn rule_blocks(model: &Model) -> Vec<Block> {
+    let mut seen = BTreeSet::new();
+    let selectors = model.rules.iter().flat_map(|r| r.from.iter().chain(&r.to));
+    selectors
+        .filter_map(|s| match s {
+            Selector::Block(block) => Some(block),
+            Selector::Any | Selector::Internal | Selector::Owner(_) => None,
+        })
+        .filter(|block| seen.insert(*block))
+        .cloned()
+        .collect()
+}
+
+fn said(model: &Model, world: &World, blocks: &[Block]) -> BTreeMap<IpNet, Said> {
+    let mut said: BTreeMap<IpNet, Said> = BTreeMap::new();
+    let mut at = |net: IpNet, f: &mut dyn FnMut(&mut Said)| f(said.entry(net.trunc()).or_default());
+    for net in &world.unmanaged {
+        at(*net, &mut |s| (s.unmanaged, s.subnet) = (true, Some(true)));
+    }
+    for (name, network) in &model.networks {
+        let managed = model.owner_of_network(name).is_some();
+        for net in network.subnets.iter().filter(|_| !managed) {
+            at(*net, &mut |s| (s.unmanaged, s.subnet) = (true, Some(true)));
+        }
+        if let Some(ip) = &network.gateway {
+            at(IpNet::from(*ip), &mut |s| s.gateway = true);
+        }
+    }
+    for tier in &model.tiers {
+        let owner = Owner::Tier(tier.name.clone());
+        for net in model.subnets(tier) {
+            // Docker may have given the block to somebody else since.
+            at(net, &mut |s| {
+                if !s.unmanaged {
+                    (s.tier, s.subnet) = (Some(owner.clone()), Some(false));
+                }
+            });
+        }
+        for net in &tier.addresses {
+            at(*net, &mut |s| s.tier = Some(owner.clone()));
+        }
+        for (net, open) in world.subnets.get(&tier.name).into_iter().flatten() {
+            at(*net, &mut |s| (s.tier, s.subnet) = (Some(owner.clone()), Some(*open)));
+        }
+        for service in &tier.services {
+            let owner = Owner::Service { tier: tier.name.clone(), service: service.name.clone() };
+            for net in &service.addresses {
+                at(*net, &mut |s| s.service = Some(owner.clone()));
+            }
+        }
+    }
+    for ip in &world.host {
+        at(IpNet::from(*ip), &mut |s| s.host = true);
+    }
+    for (i, block) in blocks.iter().enumerate() {
+        at(block.cidr, &mut |s| s.begins.push(i as u16));
+        for except in &block.except {
+            at(*except, &mut |s| s.ends.push(i as u16));
+        }
+    }
+    said
+}
+
+/// What `check` refuses in the file can still come about with what Docker and the kernel say.
+fn overlap(said: &BTreeMap<IpNet, Said>) -> Result<(), CompileError> {
+    let mut order: Vec<(&IpNet, &Owner, bool)> =
+        said.iter().filter_map(|(net, s)| Some((net, s.tier.as_ref()?, s.subnet.is_some()))).collect();
+    order.sort_by_key(|(net, ..)| (net.network(), net.prefix_len()));
+    let mut around: Vec<(&IpNet, &Owner, bool)> = Vec::new();
+    for (net, owner, subnet) in order {
+        while around.last().is_some_and(|(outer, ..)| !outer.contains(net)) {
+            around.pop();
+        }
+        let clash = around.iter().rev().find(|(_, other, outer)| *other != owner && (*outer || subnet));
+        if let Some((outer, other, _)) = clash {
+            return Err(CompileError::Overlap {
+                inner: *net,
+                inner_tier: owner.to_string(),
+                outer: **outer,
+                outer_tier: other.to_string(),
+            });
+        }
+        around.push((net, owner, subnet));
+    }
+    Ok(())
+}

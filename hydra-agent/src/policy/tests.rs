@@ -1,0 +1,21 @@
+//! The policies of the repository, and bad texts of every kind.
+
+use super::*;
+
+fn repository(name: &str) -> String {
+    let path = format!("{}/../policies/{name}", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn the_policies_of_the_repository_are_clean() {
+    for name in ["hydra.yaml"] {
+        let text = repository(name);
+        let (model, problems) = match parse(&text, name) {
+            Ok(made) => made,
+            Err(problems) => panic!("{problems}"),
+        };
+        assert!(problems.is_empty(), "{problems}");
+        assert!(model.expect.len() >= 15, "{name} has {} expect rows", model.expect.len());
+    }
+}

@@ -1,0 +1,274 @@
+//! A YAML text as a tree of nodes with places: one document, within budgets, no merge keys. Meaning is `file`'s matter; a tree
+//! stands between so that every unknown or doubled key is found at once, where serde would stop at the first.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy};
+use serde_saphyr::{Location, Spanned};
+
+use crate::diagnostic::{Diagnostic, Place};
+
+/// The longest text that is read, in bytes.
+pub const MAX_TEXT: usize = 4 << 20;
+/// How deep lists and mappings may lie in each other.
+const MAX_DEPTH: usize = 32;
+/// Nodes, so that a text of nothing but commas ends early.
+const MAX_NODES: usize = 1 << 20;
+/// Nodes that aliases may repeat.
+const MAX_REPEATED: usize = 100_000;
+
+/// One value and where it stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// What it is.
+    pub value: Value,
+    /// Where it is used: for an alias the alias, not the anchor.
+    pub place: Place,
+}
+
+/// The kinds of values.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// Nothing, or `~` or `null`.
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// A scalar as it is written, without its quotes.
+    Text(String),
+    /// A sequence.
+    List(Vec<Node>),
+    /// A mapping with its keys in the order of the text, doubled ones included.
+    Map(Vec<(Node, Node)>),
+}
+
+impl Node {
+    /// What it is, for "expected X, found Y".
+    pub fn kind(&self) -> &'static str {
+        match &self.value {
+            Value::Null => "nothing",
+            Value::Bool(_) => "true or false",
+            Value::Text(_) => "a text",
+            Value::List(_) => "a list",
+            Value::Map(_) => "a mapping",
+        }
+    }
+}
+
+/// Reads bytes that should be a policy's text.
+pub fn utf8(bytes: &[u8]) -> Result<&str, Diagnostic> {
+    if bytes.len() > MAX_TEXT {
+        return Err(too_long(bytes.len()));
+    }
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(Diagnostic::error("the text is UTF-16, not UTF-8").hint("save the file as UTF-8"));
+    }
+    std::str::from_utf8(bytes).map_err(|e| {
+        let good = &bytes[..e.valid_up_to()];
+        let line = good.iter().filter(|b| **b == b'\n').count() as u32 + 1;
+        let tail = good.rsplit(|b| *b == b'\n').next().unwrap_or_default();
+        let column = String::from_utf8_lossy(tail).chars().count() as u32 + 1;
+        let place = Place { line, column, length: 1 };
+        Diagnostic::error("the text is not UTF-8").at(place).hint("save the file as UTF-8")
+    })
+}
+
+fn too_long(bytes: usize) -> Diagnostic {
+    Diagnostic::error(format!("the text is too long: {bytes} bytes, at most {MAX_TEXT}"))
+}
+
+/// Reads a text. After a syntax error only that is known.
+pub fn read(text: &str) -> Result<Node, Diagnostic> {
+    if text.len() > MAX_TEXT {
+        return Err(too_long(text.len()));
+    }
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if let Some(at) = text.find('\0') {
+        let line = text[..at].matches('\n').count() as u32 + 1;
+        let column = text[..at].rsplit('\n').next().unwrap_or_default().chars().count() as u32 + 1;
+        let place = Place { line, column, length: 1 };
+        return Err(Diagnostic::error("the text holds a NUL character").at(place));
+    }
+    let options = |duplicate_keys| {
+        serde_saphyr::options! {
+            budget: serde_saphyr::budget! {
+                max_events: 4 * MAX_NODES, max_nodes: MAX_NODES, max_depth: MAX_DEPTH, flow_nesting_limit: MAX_DEPTH,
+                max_documents: 1, max_total_scalar_bytes: MAX_TEXT, max_aliases: 10_000, max_anchors: 10_000,
+                max_recorded_anchor_events: MAX_REPEATED, max_recorded_anchor_bytes: MAX_TEXT,
+            },
+            alias_limits: serde_saphyr::alias_limits! {
+                max_total_replayed_events: MAX_REPEATED, max_replay_stack_depth: 16,
+            },
+            duplicate_keys: duplicate_keys, merge_keys: MergeKeyPolicy::Error, strict_booleans: true, with_snippet: false,
+        }
+    };
+    let parsed = serde_saphyr::from_str_with_options::<Tree>(text, options(DuplicateKeyPolicy::LastWins));
+    let mut integer_keys = false;
+    let node = parsed.map_err(|e| syntax(&e))?.0;
+    let node = node
+        .map_or(Node { value: Value::Null, place: Place { line: 1, column: 1, length: 1 } }, |t| {
+            finish(t, text, &mut integer_keys)
+        });
+    if integer_keys {
+        // Keys that read as numbers are the only ones of which the reader itself drops doubles.
+        let strict = options(DuplicateKeyPolicy::Error);
+        if let Err(e) = serde_saphyr::from_str_with_options::<serde::de::IgnoredAny>(text, strict) {
+            return Err(syntax(&e));
+        }
+    }
+    Ok(node)
+}
+
+/// A syntax error as a diagnostic: the reader's own words where they are good.
+fn syntax(error: &serde_saphyr::Error) -> Diagnostic {
+    use serde_saphyr::Error as E;
+    let error = error.without_snippet();
+    let place = error.location().map(place_of);
+    #[expect(clippy::wildcard_enum_match_arm, reason = "a foreign enum of many kinds that may grow")]
+    let diagnostic = match error {
+        E::MultipleDocuments { .. } => Diagnostic::error("there is more than one document in the text")
+            .hint("a policy is one document: take the `---` away, or make two files"),
+        E::MergeKeyNotAllowed { .. } => {
+            Diagnostic::error("merge keys (`<<`) are not part of the language").hint("write the keys out")
+        }
+        E::DuplicateMappingKey { key, .. } => {
+            Diagnostic::error(format!("key `{}` is there twice", key.as_deref().unwrap_or("?")))
+        }
+        E::Budget { breach, .. } => Diagnostic::error(format!("the text is too large: {breach:?}")),
+        E::AliasReplayLimitExceeded { .. }
+        | E::AliasExpansionLimitExceeded { .. }
+        | E::AliasReplayStackDepthExceeded { .. } => {
+            Diagnostic::error("aliases repeat too much of the text").hint("write less of it with `&` and `*`")
+        }
+        E::Eof { .. } => {
+            Diagnostic::error("the text is empty").hint("a policy has at least `version` and `tiers`")
+        }
+        other => Diagnostic::error(format!("the text is not YAML: {}", words(&other.to_string()))),
+    };
+    match place {
+        Some(place) if place.line > 0 => diagnostic.at(place),
+        Some(_) | None => diagnostic,
+    }
+}
+
+/// The first line of a message, without the place that stands beside it anyway.
+fn words(message: &str) -> String {
+    let line = message.lines().next().unwrap_or_default();
+    let line = line.split(" at line ").next().unwrap_or(line);
+    line.trim_start_matches("error: ").trim_end_matches('.').to_owned()
+}
+
+fn place_of(location: Location) -> Place {
+    Place {
+        line: location.line() as u32,
+        column: location.column() as u32,
+        length: u32::try_from(location.span().len()).unwrap_or(1).max(1),
+    }
+}
+
+/// What the reader gives before scalars have their text.
+struct Tree(Option<Spanned<Raw>>);
+
+enum Raw {
+    Null,
+    Bool(bool),
+    /// A plain scalar that reads as a number: its text is in the source.
+    Number,
+    Text(String),
+    List(Vec<Spanned<Raw>>),
+    Map(Vec<(Spanned<Raw>, Spanned<Raw>)>),
+}
+
+impl<'de> Deserialize<'de> for Tree {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Spanned::<Raw>::deserialize(deserializer).map(|node| Self(Some(node)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Raw {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Raw;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value")
+            }
+            fn visit_unit<E>(self) -> Result<Raw, E> {
+                Ok(Raw::Null)
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Raw, E> {
+                Ok(Raw::Bool(value))
+            }
+            fn visit_i64<E>(self, _: i64) -> Result<Raw, E> {
+                Ok(Raw::Number)
+            }
+            fn visit_u64<E>(self, _: u64) -> Result<Raw, E> {
+                Ok(Raw::Number)
+            }
+            fn visit_i128<E>(self, _: i128) -> Result<Raw, E> {
+                Ok(Raw::Number)
+            }
+            fn visit_u128<E>(self, _: u128) -> Result<Raw, E> {
+                Ok(Raw::Number)
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Raw, E> {
+                Ok(Raw::Number)
+            }
+            fn visit_str<E>(self, value: &str) -> Result<Raw, E> {
+                Ok(Raw::Text(value.to_owned()))
+            }
+            fn visit_string<E>(self, value: String) -> Result<Raw, E> {
+                Ok(Raw::Text(value))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Raw, A::Error> {
+                let mut list = Vec::new();
+                while let Some(item) = seq.next_element()? {
+                    list.push(item);
+                }
+                Ok(Raw::List(list))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Raw, A::Error> {
+                let mut list = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    list.push(entry);
+                }
+                Ok(Raw::Map(list))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+fn finish(raw: Spanned<Raw>, text: &str, integer_keys: &mut bool) -> Node {
+    let place = place_of(raw.referenced);
+    let value = match raw.value {
+        Raw::Null => Value::Null,
+        Raw::Bool(value) => Value::Bool(value),
+        Raw::Number => Value::Text(slice(raw.defined, text)),
+        Raw::Text(value) => Value::Text(value),
+        Raw::List(list) => Value::List(list.into_iter().map(|n| finish(n, text, integer_keys)).collect()),
+        Raw::Map(list) => Value::Map(
+            list.into_iter()
+                .map(|(key, value)| {
+                    *integer_keys |= matches!(key.value, Raw::Number);
+                    (finish(key, text, integer_keys), finish(value, text, integer_keys))
+                })
+                .collect(),
+        ),
+    };
+    Node { value, place }
+}
+
+/// A scalar as the source has it.
+fn slice(location: Location, text: &str) -> String {
+    let span = location.span();
+    let start = span.byte_offset().unwrap_or(0) as usize;
+    let end = start + span.byte_len().unwrap_or(0) as usize;
+    text.get(start..end).unwrap_or_default().trim().to_owned()
+}
+
+/// Whether a text reads as an address or a block of addresses.
+pub fn reads_as_address(text: &str) -> bool {
+    text.parse::<IpAddr>().is_ok() || text.parse::<ipnet::IpNet>().is_ok()
+}
