@@ -69,7 +69,11 @@ fn attach_type(hook: Hook) -> u32 {
 
 /// An interface's name, or its number where it is gone.
 pub fn interface(ifindex: u32) -> String {
-    if_indextoname(ifindex).map_or_else(|_| format!("#{ifindex}"), |n| n.to_string_lossy().into_owned())
+    match if_indextoname(ifindex) {
+        // An unknown index gives an empty name, not an error.
+        Ok(name) if !name.is_empty() => name.to_string_lossy().into_owned(),
+        _ => format!("#{ifindex}"),
+    }
 }
 
 impl Attacher {

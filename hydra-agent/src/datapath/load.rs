@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::EbpfLoader;
-use aya::programs::SchedClassifier;
+use aya::programs::{ProgramError, SchedClassifier};
 use hydra_common::names;
 use hydra_common::verdict::Hook;
 
@@ -16,7 +16,8 @@ use super::pins::{self, Pins};
 use super::raw::{self, GracePeriod};
 
 /// The compiled programs, aligned as an ELF file must be.
-pub static OBJECT: &[u8] = &[];
+pub static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../hydra-ebpf/hydra.bpf.o"));
 
 /// The four programs of the object, loaded and pinned.
 #[derive(Debug)]
@@ -169,13 +170,26 @@ fn create(pins: &Pins, object: &[u8], directory: &Path) -> Result<Programs, Data
     remove_programs(&new)?;
     fs::create_dir(&new).map_err(|e| DatapathError::pin("make", &new, e))?;
     let mut load = || {
+        // The verifier takes its time for each, and one CPU each.
+        let mut programs: Vec<&mut SchedClassifier> = Vec::new();
+        for (name, program) in ebpf.programs_mut() {
+            if names::PROGRAMS.contains(&name) {
+                programs.push(program.try_into().map_err(|e: ProgramError| broken(&e))?);
+            }
+        }
+        std::thread::scope(|scope| {
+            let loads: Vec<_> = programs.into_iter().map(|program| scope.spawn(|| program.load())).collect();
+            loads.into_iter().try_for_each(|load| match load.join() {
+                Ok(loaded) => loaded.map_err(|e| broken(&e)),
+                Err(_) => Err(DatapathError::Load("a loading thread ended early".to_owned())),
+            })
+        })?;
         for name in names::PROGRAMS {
             let program: &mut SchedClassifier = ebpf
                 .program_mut(name)
                 .ok_or_else(|| DatapathError::Load(format!("it has no program `{name}`")))?
                 .try_into()
-                .map_err(|e: aya::programs::ProgramError| broken(&e))?;
-            program.load().map_err(|e| broken(&e))?;
+                .map_err(|e: ProgramError| broken(&e))?;
             program.pin(new.join(name)).map_err(|e| broken(&e))?;
         }
         remove_programs(directory)?;

@@ -24,6 +24,7 @@ pub use attach::Mechanism;
 pub use error::DatapathError;
 pub use events::Events;
 pub use flows::{Collected, Collector};
+pub use load::OBJECT;
 pub use purge::{Purged, purge};
 pub use reader::KernelReader;
 pub use sync::{Datapath, Held, SyncReport};

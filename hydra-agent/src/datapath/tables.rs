@@ -53,7 +53,7 @@ impl PrefixKey {
 
     /// The block, if the key can be one's.
     pub fn block(&self) -> Option<IpNet> {
-        let ip = IpAddr::from(self.data.address);
+        let ip = IpAddr::from(Address::v6(self.data.address));
         let family = if ip.is_ipv4() { 96 } else { 0 };
         let length = u8::try_from(self.bits.checked_sub(PrefixData::BANK_BITS + family)?).ok()?;
         IpNet::new(ip, length).ok()
@@ -381,4 +381,191 @@ pub fn without_unattached(
             (*address, row)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: usize = 1;
+    const NEW: usize = 0;
+
+    fn wanted(identity: u16, container: u32) -> desired::Endpoint {
+        desired::Endpoint {
+            identity: Identity(identity),
+            container: Container(container),
+            ..Default::default()
+        }
+    }
+
+    fn held(identity: u16, container: u32) -> Endpoint {
+        Endpoint::make(&wanted(identity, container), [Identity(identity); 2])
+    }
+
+    fn one(row: desired::Endpoint) -> BTreeMap<u32, desired::Endpoint> {
+        BTreeMap::from([(1, row)])
+    }
+
+    #[test]
+    fn a_plain_addition_is_one_row_in_both_banks_and_no_flip() {
+        let (before, after) = (BTreeMap::<u32, Endpoint>::new(), one(wanted(4, 7)));
+        assert!(!reopened(&before, &after, OLD));
+        let plan = plan(&before, &after, OLD, false);
+        assert_eq!(plan, RowPlan { write: vec![(1, held(4, 7))], remove: vec![] });
+    }
+
+    #[test]
+    fn nothing_is_written_where_nothing_differs() {
+        let before = BTreeMap::from([(1, held(4, 7))]);
+        let after = one(wanted(4, 7));
+        assert!(!reopened(&before, &after, OLD));
+        for flip in [false, true] {
+            assert_eq!(plan(&before, &after, OLD, flip), RowPlan { write: vec![], remove: vec![] });
+        }
+    }
+
+    #[test]
+    fn what_goes_away_is_closed_in_the_new_bank_first_and_removed_after() {
+        let before = BTreeMap::from([(1, held(4, 7))]);
+        let after = BTreeMap::new();
+        assert!(reopened(&before, &after, OLD));
+        let plan = plan(&before, &after, OLD, true);
+        assert_eq!(plan.remove, [1]);
+        assert_eq!(plan.write[0].1.identity[NEW], Identity::UNKNOWN);
+        assert_eq!(
+            plan.write[0].1.identity[OLD],
+            Identity(4),
+            "packets of the old generation meet the old policy"
+        );
+    }
+
+    #[test]
+    fn another_identity_is_the_new_banks_only() {
+        let before = BTreeMap::from([(1, held(4, 7))]);
+        let after = one(wanted(5, 7));
+        assert!(reopened(&before, &after, OLD));
+        let row = plan(&before, &after, OLD, true).write[0].1;
+        assert_eq!((row.identity[OLD], row.identity[NEW]), (Identity(4), Identity(5)));
+    }
+
+    #[test]
+    fn another_container_has_no_rights_under_the_old_policy() {
+        let before = BTreeMap::from([(1, held(4, 7))]);
+        let after = one(wanted(4, 8));
+        assert!(reopened(&before, &after, OLD));
+        let row = plan(&before, &after, OLD, true).write[0].1;
+        assert_eq!((row.identity[OLD], row.identity[NEW]), (Identity::UNKNOWN, Identity(4)));
+        assert_eq!(row.container, Container(8));
+    }
+
+    #[test]
+    fn a_port_that_becomes_known_takes_no_flip() {
+        let closed = desired::Link {
+            identity: Identity::UNKNOWN,
+            container: Container::NONE,
+            bridge: 3,
+            kind: hydra_common::tables::LinkKind::Port,
+            flags: 0,
+            mac: hydra_common::address::Mac::ZERO,
+            gateway_mac: hydra_common::address::Mac::ZERO,
+        };
+        let before = BTreeMap::from([(9u32, Link::make(&closed, [Identity::UNKNOWN; 2]))]);
+        let known = desired::Link { identity: Identity(4), container: Container(7), ..closed };
+        assert!(!reopened(&before, &BTreeMap::from([(9, known)]), OLD));
+        let other_kind = desired::Link { kind: hydra_common::tables::LinkKind::Uplink, ..closed };
+        assert!(reopened(&before, &BTreeMap::from([(9, other_kind)]), OLD));
+    }
+
+    #[test]
+    fn an_attached_port_takes_no_flip() {
+        let before = BTreeMap::from([(1, held(4, 7))]);
+        let after = one(desired::Endpoint { flags: Endpoint::ATTACHED | Endpoint::PEER, ..wanted(4, 7) });
+        assert!(!reopened(&before, &after, OLD));
+        assert_eq!(plan(&before, &after, OLD, false).write.len(), 1);
+    }
+
+    fn bank(prefixes: &[(&str, u16, u16)]) -> Bank {
+        let prefixes = prefixes
+            .iter()
+            .map(|(block, identity, flags)| {
+                (block.parse().unwrap(), PrefixRow { identity: Identity(*identity), flags: *flags })
+            })
+            .collect();
+        let compiled = Compiled { prefixes, ..Compiled::default() };
+        Bank::new(1, &compiled, Clocks { monotonic: 0, unix: 0 })
+    }
+
+    #[test]
+    fn an_address_that_was_somebodys_before_takes_a_flip() {
+        let bank = bank(&[
+            ("10.1.0.0/16", 4, PrefixRow::INTERIOR),
+            ("10.2.0.0/16", 4, PrefixRow::INTERIOR | PrefixRow::OPEN),
+            ("10.1.9.0/24", 5, 0),
+        ]);
+        let nobody = BTreeMap::new();
+        let new = |at: &str| {
+            BTreeMap::from([(Address::from(at.parse::<IpAddr>().unwrap()), desired::Endpoint::default())])
+        };
+        assert!(!claimed(&nobody, &new("10.1.0.5"), &bank));
+        for at in ["10.2.0.5", "10.1.9.5", "192.0.2.1", "2001:db8::1"] {
+            assert!(claimed(&nobody, &new(at), &bank), "{at}");
+        }
+    }
+
+    #[test]
+    fn a_block_of_ipv6_around_the_mapped_addresses_does_not_catch_ipv4() {
+        let everything = bank(&[("::/0", 9, 0)]);
+        assert_eq!(everything.prefixes[&"0.0.0.0/0".parse().unwrap()].identity, Identity::EXTERNAL);
+        let own = bank(&[("::/0", 9, 0), ("0.0.0.0/0", 8, 0)]);
+        assert_eq!(own.prefixes[&"0.0.0.0/0".parse().unwrap()].identity, Identity(8));
+        assert_eq!(bank(&[("2001:db8::/32", 9, 0)]).prefixes.len(), 1);
+    }
+
+    #[test]
+    fn prefix_keys_read_back() {
+        for (block, bits) in [("0.0.0.0/0", 128), ("10.1.0.0/16", 144), ("::/0", 32), ("2001:db8::/32", 64)] {
+            let block: IpNet = block.parse().unwrap();
+            let key = PrefixKey::new(1, &block);
+            assert_eq!((key.bits, key.bank(), key.block()), (bits, 1, Some(block)));
+        }
+    }
+
+    #[test]
+    fn nobodys_row_denies_whatever_was_there() {
+        let bank = bank(&[]);
+        assert_eq!(bank.cells[&0], [Cell::default()]);
+    }
+
+    #[test]
+    fn ends_of_rules_are_in_the_kernels_clock() {
+        let clocks = Clocks { monotonic: 100_400_000_000, unix: 1_000_000_000_000 };
+        assert_eq!(clocks.second(1_010), 110);
+        assert_eq!(clocks.second(990), 90);
+        assert_eq!(clocks.second(0), 1, "long past, and not `never`");
+        assert_eq!(clocks.second(i64::MAX / 2), u32::MAX);
+    }
+
+    #[test]
+    fn a_clock_that_drifts_a_little_makes_no_new_policy() {
+        let at =
+            |until| Bank { decisions: vec![Decision { until, ..Decision::default() }], ..Bank::default() };
+        assert!(at(100).same(&at(100 + CLOCK_SLACK)));
+        assert!(!at(100).same(&at(101 + CLOCK_SLACK)));
+        assert!(!at(0).same(&at(1)), "never is not soon");
+    }
+
+    #[test]
+    fn generations_alternate_banks_and_skip_zero() {
+        assert_eq!(next_generation(0), 1);
+        assert_eq!(next_generation(7), 8);
+        assert_eq!(next_generation(u32::MAX), 2);
+    }
+
+    #[test]
+    fn too_much_is_refused_with_both_numbers() {
+        let full =
+            Bank { rule_sets: vec![RuleSet::default(); MAX_RULE_SETS as usize + 1], ..Bank::default() };
+        let error = check_room(&full, &Desired::default()).unwrap_err();
+        assert_eq!(error.to_string(), "the table of rule sets has no room: 65537 are needed, it holds 65536");
+    }
 }
