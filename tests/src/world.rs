@@ -193,13 +193,15 @@ impl World {
         Ok(())
     }
 
-    /// Makes a place of an engine's container, by a process in it; anew where it has been started anew.
-    pub fn adopt(&mut self, container: Container, process: u32) -> Result<()> {
-        let space = File::open(format!("/proc/{process}/ns/net"))?;
-        self.spaces.insert(container.name.clone(), Arc::new(space));
-        self.topology.containers.retain(|c| c.name != container.name);
-        self.topology.containers.push(container);
+    /// Makes a place of somebody else's stack, an engine's container for one, by a process in it.
+    pub fn adopt(&mut self, name: &str, process: u32) -> Result<()> {
+        self.spaces.insert(name.to_owned(), Arc::new(File::open(format!("/proc/{process}/ns/net"))?));
         Ok(())
+    }
+
+    /// The topology, to note in it what somebody else made.
+    pub fn topology_mut(&mut self) -> &mut Topology {
+        &mut self.topology
     }
 
     /// Takes a container away, as its end would: the name, the namespace, its ports.
