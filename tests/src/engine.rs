@@ -124,6 +124,9 @@ impl Engine {
         let data = at.join("data");
         fs::create_dir(&data)?;
         fill(&data)?;
+        // As on a stock host, where it is the engine that switches forwarding on, and closes what it does not want forwarded.
+        world.sysctl(HOST, "net.ipv4.ip_forward", "0")?;
+        world.sysctl(HOST, "net.ipv6.conf.all.forwarding", "0")?;
         let nf = if options.bridge_netfilter { "1" } else { "0" };
         for name in ["iptables", "ip6tables"] {
             let name = format!("net.bridge.bridge-nf-call-{name}");

@@ -100,7 +100,8 @@ impl Engine {
     pub fn add_network(&self, network: &Network) -> Result<()> {
         let mut arguments = vec!["network".to_owned(), "create".to_owned()];
         for gateway in &network.gateways {
-            arguments.extend([format!("--subnet={}", gateway.trunc()), format!("--gateway={}", gateway.addr())]);
+            arguments
+                .extend([format!("--subnet={}", gateway.trunc()), format!("--gateway={}", gateway.addr())]);
         }
         if network.gateways.iter().any(|gateway| gateway.addr().is_ipv6()) {
             arguments.push("--ipv6".to_owned());
@@ -118,8 +119,7 @@ impl Engine {
     /// Makes a container, attaches it to all its networks, and starts it.
     pub fn add_container(&self, container: &Container) -> Result<()> {
         let name = &container.name;
-        let mut arguments =
-            vec!["create".to_owned(), format!("--name={name}"), format!("--hostname={name}")];
+        let mut arguments = vec!["create".to_owned(), format!("--name={name}"), format!("--hostname={name}")];
         if let Some(first) = container.networks.first() {
             arguments.push(format!("--network={}", first.network));
             arguments.extend(first.options());
@@ -213,7 +213,9 @@ impl Engine {
         self.world_mut().adopt(container, u32::try_from(pid)?)?;
         let topology = self.world_mut().topology_mut();
         topology.containers.retain(|known| known.name != container);
-        topology.containers.push(topology::Container { name: container.to_owned(), ports: ports(&inspected) });
+        topology
+            .containers
+            .push(topology::Container { name: container.to_owned(), ports: ports(&inspected) });
         Ok(())
     }
 }

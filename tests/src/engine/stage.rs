@@ -19,8 +19,11 @@ impl Engine {
         serve: impl Fn(&str) -> String,
     ) -> Result<Self> {
         let planned = &deployment.topology;
-        let around =
-            Topology { uplink: planned.uplink.clone(), machines: planned.machines.clone(), ..Topology::default() };
+        let around = Topology {
+            uplink: planned.uplink.clone(),
+            machines: planned.machines.clone(),
+            ..Topology::default()
+        };
         let mut engine = Self::start(version, options, &around)?;
         for bridge in &planned.bridges {
             engine.add_network(&Network {
@@ -37,7 +40,12 @@ impl Engine {
                 Attachment { network, addresses: port.addresses.iter().map(ipnet::IpNet::addr).collect() }
             });
             let serve = serve(&container.name).split(' ').map(str::to_owned).collect();
-            Container { name: container.name.clone(), networks: networks.collect(), serve, options: Vec::new() }
+            Container {
+                name: container.name.clone(),
+                networks: networks.collect(),
+                serve,
+                options: Vec::new(),
+            }
         });
         engine.add_containers(&containers.collect::<Vec<_>>())?;
         for container in &planned.containers {
