@@ -4,6 +4,8 @@
 //! Nothing has to be torn down: namespaces, mounts, pins and interfaces live as long as the file descriptors and processes of
 //! this process, which the kernel ends with it on a panic, on Ctrl-C and on SIGKILL alike.
 
+mod adopted;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
@@ -191,17 +193,6 @@ impl World {
         self.ip(&container.name, &self.stack_lines(container))?;
         self.topology.containers.push(container.clone());
         Ok(())
-    }
-
-    /// Makes a place of somebody else's stack, an engine's container for one, by a process in it.
-    pub fn adopt(&mut self, name: &str, process: u32) -> Result<()> {
-        self.spaces.insert(name.to_owned(), Arc::new(File::open(format!("/proc/{process}/ns/net"))?));
-        Ok(())
-    }
-
-    /// The topology, to note in it what somebody else made.
-    pub fn topology_mut(&mut self) -> &mut Topology {
-        &mut self.topology
     }
 
     /// Takes a container away, as its end would: the name, the namespace, its ports.
