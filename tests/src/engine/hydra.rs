@@ -1,11 +1,14 @@
 //! The Hydra stack on a real engine with real servers: what most tests of the agent beside Docker begin with.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
+use super::stage::rows;
 use super::{Engine, Options, Version};
 use crate::agent::Agent;
 use crate::binary::root;
 use crate::deployment::Deployment;
+use crate::world::World;
 
 /// The stack, with the agent once it is asked for.
 pub struct Stack {
@@ -42,6 +45,40 @@ impl Stack {
     /// The running agent.
     pub fn agent(&self) -> Result<&Agent> {
         self.agent.as_ref().context("no agent was started")
+    }
+
+    /// The host that it is on.
+    pub fn world(&self) -> &World {
+        self.engine.world()
+    }
+
+    /// A container's IPv4 address on a network, as text.
+    pub fn address(&self, container: &str, network: &str) -> Result<String> {
+        Ok(self.engine.address(container, network)?.to_string())
+    }
+
+    /// Asks `hydractl explain`, and fails where exit code or fields are others than these.
+    pub fn explains(
+        &self,
+        from: &str,
+        to: &str,
+        port: &str,
+        code: i32,
+        fields: &[(&str, &str)],
+    ) -> Result<()> {
+        let output = self.agent()?.ctl(self.world(), &["explain", from, to, port, "-o", "json"])?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(
+            output.status.code() == Some(code),
+            "explain {from} {to} {port} ended with {}: {said}",
+            output.status
+        );
+        let answer = Value::Array(vec![serde_json::from_str(&said)?]);
+        ensure!(
+            !rows(&answer, fields)?.is_empty(),
+            "explain {from} {to} {port} says {said} instead of {fields:?}"
+        );
+        Ok(())
     }
 
     /// Takes the agent out, to stop it or to kill it.

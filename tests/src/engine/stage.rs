@@ -1,6 +1,10 @@
 //! A policy's deployment on a real engine: a Docker network for every bridge, a container for every stack, at the same addresses
 //! as in namespaces; the agent beside it; and the questions that tests ask.
 
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
@@ -103,6 +107,48 @@ pub fn rows<'a>(answer: &'a Value, fields: &[(&str, &str)]) -> Result<Vec<&'a Va
         None => value.to_string().as_str() == wanted,
     };
     Ok(rows.iter().filter(|row| fields.iter().all(|(name, wanted)| same(&row[*name], wanted))).collect())
+}
+
+/// What a connection's own end has counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segments {
+    /// Sent, from the first SYN on, repetitions included.
+    pub sent: u32,
+    /// Received, from the SYN-ACK on.
+    pub received: u32,
+}
+
+/// Asks the kernel (`TCP_INFO`) how many segments a connection has sent and received, once that stands still.
+pub fn segments(stream: &TcpStream) -> Result<Segments> {
+    let mut before = info(stream)?;
+    loop {
+        std::thread::sleep(Duration::from_millis(100));
+        let now = info(stream)?;
+        if now == before {
+            return Ok(now);
+        }
+        before = now;
+    }
+}
+
+fn info(stream: &TcpStream) -> Result<Segments> {
+    // `struct tcp_info` of linux/tcp.h: eight bytes, 24 words of 32 bits, four of 64, then these two; libc's ends before them.
+    const SENT: usize = 8 + 24 * 4 + 4 * 8;
+    let mut bytes = [0_u8; SENT + 8];
+    let mut length = libc::socklen_t::try_from(bytes.len())?;
+    // SAFETY: pointer and length are those of one array that outlives the call.
+    let failed = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            bytes.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    ensure!(failed == 0, "TCP_INFO failed: {}", std::io::Error::last_os_error());
+    let word = |at: usize| -> Result<u32> { Ok(u32::from_ne_bytes(bytes[at..at + 4].try_into()?)) };
+    Ok(Segments { sent: word(SENT)?, received: word(SENT + 4)? })
 }
 
 fn network(deployment: &Deployment, bridge: &Bridge) -> String {
