@@ -87,12 +87,15 @@ impl Runner {
         let report = datapath.sync(desired)?;
         ensure!(report.not_enforced.is_empty(), "{:?}", report.not_enforced);
         let root = bpffs.join(format!("v{ABI}"));
-        let directory = std::fs::read_dir(root.join("programs"))?.next().context("no program is pinned")??.path();
+        let directory =
+            std::fs::read_dir(root.join("programs"))?.next().context("no program is pinned")??.path();
         let programs = PROGRAMS
             .iter()
             .map(|name| Ok(SchedClassifier::from_pin(directory.join(name))?))
             .collect::<Result<Vec<_>>>()?;
-        let map = |name: &str| -> Result<Map> { Ok(Map::from_map_data(MapData::from_pin(root.join("maps").join(name))?)?) };
+        let map = |name: &str| -> Result<Map> {
+            Ok(Map::from_map_data(MapData::from_pin(root.join("maps").join(name))?)?)
+        };
         let mut runner = Self {
             programs,
             flows: map(FLOWS)?.try_into()?,

@@ -80,13 +80,17 @@ impl Stage {
 
     /// The MAC inside a container.
     pub fn mac(&self, container: &str, index: usize) -> Result<[u8; 6]> {
-        self.macs.get(&(container.to_owned(), index)).copied().with_context(|| format!("no MAC of {container}"))
+        self.macs
+            .get(&(container.to_owned(), index))
+            .copied()
+            .with_context(|| format!("no MAC of {container}"))
     }
 
     /// The MAC of the bridge that a container's port is on.
     pub fn gateway(&self, container: &str, index: usize) -> Result<[u8; 6]> {
         let found = self.deployment.topology.containers.iter().find(|c| c.name == container);
-        let port = found.and_then(|c| c.ports.get(index)).with_context(|| format!("no port of {container}"))?;
+        let port =
+            found.and_then(|c| c.ports.get(index)).with_context(|| format!("no port of {container}"))?;
         self.gateways.get(&port.bridge).copied().with_context(|| format!("no bridge {}", port.bridge))
     }
 
@@ -182,8 +186,10 @@ pub fn compiled(text: &str, deployment: &Deployment) -> Result<(Model, Compiled)
     let mut known = Known { host: topology.addresses(HOST), ..Known::default() };
     for bridge in &topology.bridges {
         let blocks = bridge.addresses.iter().map(IpNet::trunc);
-        let network = deployment.policy.networks.keys().find(|n| deployment.bridge(n).as_ref() == Some(&bridge.name));
-        let tier = deployment.policy.tiers.iter().find(|(_, t)| network.is_some_and(|n| t.networks.contains(n)));
+        let network =
+            deployment.policy.networks.keys().find(|n| deployment.bridge(n).as_ref() == Some(&bridge.name));
+        let tier =
+            deployment.policy.tiers.iter().find(|(_, t)| network.is_some_and(|n| t.networks.contains(n)));
         match tier {
             Some((tier, _)) => {
                 known.subnets.entry(tier.clone()).or_default().extend(blocks.map(|b| (b, false)));

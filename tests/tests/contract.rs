@@ -11,8 +11,8 @@ use hydra_common::event::EventWindow;
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::names;
 use hydra_common::tables::{
-    Cell, Count, Decision, DropKey, Endpoint, GAUGES, Head, IdentityRow, Interval, Link, PrefixData, PrefixRow,
-    RuleSet, TRAFFIC_CELLS,
+    Cell, Count, Decision, DropKey, Endpoint, GAUGES, Head, IdentityRow, Interval, Link, PrefixData,
+    PrefixRow, RuleSet, TRAFFIC_CELLS,
 };
 use hydra_common::verdict::Reason;
 
@@ -79,7 +79,8 @@ fn every_program_is_a_classifier() {
     let object = Object::parse(OBJECT).unwrap();
     let programs: Vec<&str> = object.programs.keys().map(String::as_str).collect();
     for name in names::PROGRAMS {
-        let program = object.programs.get(name).unwrap_or_else(|| panic!("no program {name} among {programs:?}"));
+        let program =
+            object.programs.get(name).unwrap_or_else(|| panic!("no program {name} among {programs:?}"));
         assert!(matches!(program.section, ProgramSection::SchedClassifier), "{name}: {:?}", program.section);
     }
     assert_eq!(programs.len(), names::PROGRAMS.len(), "{programs:?}");
