@@ -1,2 +1,7 @@
 //! The operator's tool.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    hydra_agent::ctl::main(std::env::args_os())
+}

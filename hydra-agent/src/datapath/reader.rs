@@ -94,9 +94,7 @@ impl Reader for KernelReader {
             .filter(|(_, count)| *count != Count::default())
             .collect();
         let mut gauges = [0; GAUGES as usize];
-        for (gauge, sum) in gauges.iter_mut().zip(self.gauges.range(0, GAUGES as usize)?) {
-            *gauge = sum;
-        }
+        gauges.copy_from_slice(&self.gauges.range(0, GAUGES as usize)?);
         Ok(Counters {
             traffic: self.traffic()?,
             drops: self.drops.all()?.into_iter().collect(),

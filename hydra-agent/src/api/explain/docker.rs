@@ -1,0 +1,168 @@
+//! What Docker's own layers would do with a flow, from the inventory and what is known of the engine's versions. Sentences, no
+//! verdicts: hydra does not rest on them.
+
+use std::collections::BTreeSet;
+
+use crate::inventory::snapshot::{DockerState, Snapshot};
+
+/// One end, as far as Docker has to do with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum DockerEnd {
+    /// Containers on these networks; empty where none is known.
+    Networks(BTreeSet<String>),
+    /// This machine.
+    Host,
+    /// Anywhere else.
+    Outside,
+}
+
+/// The sentence, without a final period.
+pub(super) fn sentence(
+    snapshot: &Snapshot,
+    (source, from): (&str, &DockerEnd),
+    (destination, to): (&str, &DockerEnd),
+    passes: bool,
+) -> String {
+    let version = match &snapshot.docker {
+        DockerState::Off => return "there is no Docker here".into(),
+        DockerState::Down { .. } => {
+            return "Docker does not answer now, so what it would do is not known".into();
+        }
+        DockerState::Up { version } => version,
+    };
+    match (from, to) {
+        (DockerEnd::Networks(from), DockerEnd::Networks(to)) => {
+            between(snapshot, version, (source, from), (destination, to), passes)
+        }
+        (DockerEnd::Host, DockerEnd::Networks(_)) => "Docker passes packets of this host".into(),
+        (DockerEnd::Networks(_), DockerEnd::Host) => {
+            "Docker passes packets to this host, from internal networks too".into()
+        }
+        (DockerEnd::Outside, DockerEnd::Networks(_)) => {
+            "Docker lets packets from outside in by published ports".into()
+        }
+        (DockerEnd::Networks(from), DockerEnd::Outside) if only_internal(snapshot, from) => {
+            format!("`{source}` is on internal networks alone: Docker gives it no way out")
+        }
+        (DockerEnd::Networks(_), DockerEnd::Outside) => {
+            "Docker passes it and puts the host's address in the place of the container's".into()
+        }
+        (DockerEnd::Host | DockerEnd::Outside, DockerEnd::Host | DockerEnd::Outside) => {
+            "Docker has nothing to do with it".into()
+        }
+    }
+}
+
+fn between(
+    snapshot: &Snapshot,
+    version: &str,
+    (source, from): (&str, &BTreeSet<String>),
+    (destination, to): (&str, &BTreeSet<String>),
+    passes: bool,
+) -> String {
+    for (name, networks) in [(source, from), (destination, to)] {
+        if networks.is_empty() {
+            return format!("no Docker network of `{name}` is known");
+        }
+    }
+    if let Some(network) = from.intersection(to).next() {
+        return format!("both are on `{network}`: Docker passes it");
+    }
+    // Measured on 20.10.24, 26.1.5 and 28.5.2.
+    let place = if at_least(version, 28, 0) { "raw PREROUTING" } else { "DOCKER-ISOLATION" };
+    if !passes {
+        return format!(
+            "they share no network: Docker {version} drops it too, in {place}, unless it goes by a published port"
+        );
+    }
+    let mut text = format!(
+        "they share no network: Docker {version} would drop it, in {place}; hydra forwards it from the port, before that"
+    );
+    for (name, networks) in [(source, from), (destination, to)] {
+        if at_least(version, 26, 1) && only_internal(snapshot, networks) {
+            text += &format!(
+                "; `{name}` is on internal networks alone and has no route, so the agent gives it one"
+            );
+        }
+    }
+    text
+}
+
+fn only_internal(snapshot: &Snapshot, networks: &BTreeSet<String>) -> bool {
+    !networks.is_empty() && networks.iter().all(|n| snapshot.networks.get(n).is_some_and(|n| n.internal))
+}
+
+/// Whether `28.5.2` is at least `28.0`. What does not read as a version counts as new.
+fn at_least(version: &str, major: u32, minor: u32) -> bool {
+    let mut parts = version.split(['.', '-', '+']).map(str::parse::<u32>);
+    match (parts.next(), parts.next()) {
+        (Some(Ok(have)), Some(Ok(have_minor))) => (have, have_minor) >= (major, minor),
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inventory::snapshot::Network;
+
+    fn snapshot(docker: DockerState) -> Snapshot {
+        let network = |internal| Network {
+            id: "id".into(),
+            driver: "bridge".into(),
+            bridge: None,
+            subnets: Vec::new(),
+            gateways: Vec::new(),
+            internal,
+        };
+        let networks = [("apps", network(false)), ("ai", network(false)), ("db", network(true))]
+            .map(|(n, v)| (n.into(), v));
+        Snapshot { docker, networks: networks.into(), ..Snapshot::default() }
+    }
+
+    fn on(networks: &[&str]) -> DockerEnd {
+        DockerEnd::Networks(networks.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn every_pair_has_its_sentence() {
+        let mut said = String::new();
+        for version in ["20.10.24", "26.1.5", "28.5.2"] {
+            let world = snapshot(DockerState::Up { version: version.into() });
+            for (from, to, passes) in [
+                (on(&["apps", "ai"]), on(&["ai"]), true),
+                (on(&["apps"]), on(&["ai"]), true),
+                (on(&["apps"]), on(&["ai"]), false),
+                (on(&["apps"]), on(&["db"]), true),
+            ] {
+                said += &format!("{}\n", sentence(&world, ("web", &from), ("postgres", &to), passes));
+            }
+        }
+        let world = snapshot(DockerState::Up { version: "28.5.2".into() });
+        for (from, to) in [
+            (DockerEnd::Host, on(&["db"])),
+            (on(&["db"]), DockerEnd::Host),
+            (DockerEnd::Outside, on(&["db"])),
+            (on(&["db"]), DockerEnd::Outside),
+            (on(&["apps"]), DockerEnd::Outside),
+            (DockerEnd::Outside, DockerEnd::Host),
+            (on(&[]), on(&["apps"])),
+        ] {
+            said += &format!("{}\n", sentence(&world, ("web", &from), ("postgres", &to), true));
+        }
+        for docker in [DockerState::Off, DockerState::Down { error: "refused".into() }] {
+            said +=
+                &format!("{}\n", sentence(&snapshot(docker), ("a", &on(&["ai"])), ("b", &on(&["ai"])), true));
+        }
+        insta::assert_snapshot!(said);
+    }
+
+    #[test]
+    fn versions_compare_by_number() {
+        assert!(at_least("28.5.2", 28, 0));
+        assert!(at_least("26.1.5+dfsg1", 26, 1));
+        assert!(!at_least("26.0.2", 26, 1));
+        assert!(!at_least("20.10.24", 26, 1));
+        assert!(at_least("dev", 28, 0));
+    }
+}

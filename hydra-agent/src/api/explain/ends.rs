@@ -1,0 +1,130 @@
+//! Who FROM and TO are, in the world as the agent sees it: names of the policy, living containers, addresses.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use hydra_common::id::Identity;
+use hydra_common::tables::PrefixRow;
+
+use super::docker::DockerEnd;
+use crate::api::extract::Refusal;
+use crate::policy::model::{Model, Party};
+use crate::policy::rows::{Compiled, Owner};
+use crate::published::{Applied, EndpointView, Published};
+
+/// One end of a question.
+pub(super) struct End<'s> {
+    /// Whose.
+    pub owner: Owner,
+    /// The addresses that it may have, each with its number; a name has none.
+    pub addresses: Vec<(IpAddr, Identity)>,
+    /// The number of the name, where it is one.
+    pub identity: Identity,
+    /// What is here of it.
+    pub endpoints: Vec<&'s EndpointView>,
+    /// It is an address in a network of a tier that no endpoint has.
+    pub unknown: bool,
+}
+
+impl<'s> End<'s> {
+    /// Finds out.
+    pub(super) fn find(state: &'s Published, applied: &Applied, text: &str) -> Result<Self, Refusal> {
+        let Applied { model, compiled, .. } = applied;
+        if let Some(owner) = model.owner(text) {
+            return Ok(Self::name(state, compiled, owner));
+        }
+        let of_container = |e: &&EndpointView| e.container == text;
+        let found: Vec<&EndpointView> = state.endpoints.iter().filter(of_container).collect();
+        if let Some(end) = Self::living(state, found) {
+            return Ok(end);
+        }
+        match model.party(text).map_err(|(message, hint)| Refusal::bad(message, hint.unwrap_or_default()))? {
+            Party::Name(owner) => Ok(Self::name(state, compiled, owner)),
+            Party::Address(ip) => Ok(Self::address(state, compiled, ip)),
+        }
+    }
+
+    /// A tier, service or reserved tier: an endpoint of that owner, whichever.
+    fn name(state: &'s Published, compiled: &Compiled, owner: Owner) -> Self {
+        let identity = compiled.identity(&owner, None).unwrap_or(Identity::UNKNOWN);
+        let endpoints = state.endpoints.iter().filter(|e| e.owner == owner).collect();
+        Self { owner, addresses: Vec::new(), identity, endpoints, unknown: false }
+    }
+
+    /// A container that is here.
+    fn living(state: &'s Published, found: Vec<&'s EndpointView>) -> Option<Self> {
+        let first = *found.first()?;
+        let addresses = found.iter().filter_map(|e| Some((e.address.parse().ok()?, e.identity))).collect();
+        // Its other addresses say on which networks it is.
+        let endpoints = state.endpoints.iter().filter(|e| e.number == first.number).collect();
+        Some(Self {
+            owner: first.owner.clone(),
+            addresses,
+            identity: first.identity,
+            endpoints,
+            unknown: false,
+        })
+    }
+
+    fn address(state: &'s Published, compiled: &Compiled, ip: IpAddr) -> Self {
+        let text = ip.to_string();
+        if let Some(end) = Self::living(state, state.endpoints.iter().filter(|e| e.address == text).collect())
+        {
+            return end;
+        }
+        let ours = state.snapshot.links.values().any(|l| l.addresses.iter().any(|a| a.addr() == ip));
+        let (identity, unknown) = if ours || ip.is_loopback() {
+            (compiled.identity(&Owner::Host, Some(ip)).unwrap_or(Identity::HOST), false)
+        } else {
+            let flags = compiled
+                .prefixes
+                .iter()
+                .filter(|(net, _)| net.contains(&ip))
+                .max_by_key(|(net, _)| net.prefix_len())
+                .map_or(0, |(_, row)| row.flags);
+            let closed = flags & (PrefixRow::INTERIOR | PrefixRow::OPEN) == PrefixRow::INTERIOR;
+            (compiled.identity_of_address(ip), closed)
+        };
+        let owner =
+            compiled.identities.get(&identity).map_or(Owner::External, |(class, _)| class.owner.clone());
+        Self { owner, addresses: vec![(ip, identity)], identity, endpoints: Vec::new(), unknown }
+    }
+
+    /// What Docker has to do with it.
+    pub(super) fn docker(&self, model: &Model) -> DockerEnd {
+        match &self.owner {
+            Owner::Host => return DockerEnd::Host,
+            Owner::External => return DockerEnd::Outside,
+            Owner::Unmanaged | Owner::Tier(_) | Owner::Service { .. } => {}
+        }
+        let here: BTreeSet<String> =
+            self.endpoints.iter().map(|e| e.network.clone()).filter(|n| !n.is_empty()).collect();
+        if !here.is_empty() {
+            return DockerEnd::Networks(here);
+        }
+        match model.tier(self.owner.tier()) {
+            Some(tier) if !tier.is_internal() => DockerEnd::Outside,
+            Some(tier) => DockerEnd::Networks(tier.networks.iter().cloned().collect()),
+            None => DockerEnd::Networks(BTreeSet::new()),
+        }
+    }
+
+    /// Whether the kernel of this host has, or would have, a port of it to judge at.
+    pub(super) fn is_here(&self, model: &Model) -> bool {
+        let declared = model.tier(self.owner.tier()).is_some_and(crate::policy::model::Tier::is_internal);
+        declared && (!self.endpoints.is_empty() || self.addresses.is_empty() || self.unknown)
+    }
+
+    /// Names under which something about it may be told as not enforced.
+    pub(super) fn names(&self, model: &Model) -> BTreeSet<String> {
+        let mut names: BTreeSet<String> = [self.owner.to_string(), self.owner.tier().to_owned()].into();
+        for e in &self.endpoints {
+            names.extend([&e.container, &e.port, &e.network, &e.bridge].map(Clone::clone));
+        }
+        if let Some(tier) = model.tier(self.owner.tier()) {
+            names.extend(tier.networks.iter().chain(&tier.bridges).cloned());
+        }
+        names.remove("");
+        names
+    }
+}
