@@ -1,1 +1,407 @@
-//! Placeholder.
+//! Who is who: a policy's places and a snapshot of the world in, an owner for every stack, port and address out. Pure.
+//!
+//! Two sources are believed: Docker's word for the addresses of its containers, and root's word for names, bridges and subnets.
+//! What a namespace says of its own addresses is believed only inside the blocks of the network that its port is on: whoever
+//! lives there could add any address to its interface.
+
+mod claims;
+mod resolve;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use hydra_common::address::Mac;
+use hydra_common::id::Container;
+use ipnet::IpNet;
+
+pub use self::claims::{Claims, NetworkClaim, ServiceClaim, TierClaim};
+pub use self::resolve::leads_outside;
+use self::resolve::{Bridges, Trust};
+use crate::inventory::snapshot::{Attachment, DockerState, LinkType, Snapshot, Stack};
+use crate::policy::rows::Owner;
+use crate::published::NotEnforced;
+use crate::state::Containers;
+
+/// The label that places a container, where the settings allow it.
+pub const LABEL: &str = "hydra.tier";
+
+/// Who is who.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// Bridges of tiers by interface index.
+    pub bridges: BTreeMap<u32, Bridge>,
+    /// Every stack that hydra has a number for.
+    pub stacks: Vec<Placed>,
+    /// Ports of these stacks and of the managed bridges, by interface index.
+    pub ports: BTreeMap<u32, Port>,
+    /// Addresses of stacks.
+    pub addresses: BTreeMap<IpAddr, Home>,
+    /// Addresses of this host.
+    pub host: BTreeSet<IpAddr>,
+    /// The blocks that each tier's networks and bridges have in the world.
+    pub subnets: BTreeMap<String, BTreeSet<IpNet>>,
+    /// Of these, the ones with ports whose addresses nobody can list.
+    pub open: BTreeSet<IpNet>,
+    /// The blocks of networks and bridges that the policy does not name.
+    pub unmanaged: BTreeSet<IpNet>,
+    /// What is declared and not enforced.
+    pub not_enforced: Vec<NotEnforced>,
+    /// What an operator should look at.
+    pub warnings: Vec<String>,
+    /// Tiers that are nowhere, with what was looked for; optional ones left out. A policy with one is not applied.
+    pub nowhere: Vec<Nowhere>,
+}
+
+/// A bridge of a tier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bridge {
+    /// Whose.
+    pub tier: String,
+    /// Docker's or the policy's name for the network, or empty for a bridge by its own name.
+    pub network: String,
+    /// Its blocks.
+    pub subnets: BTreeSet<IpNet>,
+}
+
+/// A stack with its number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// See [`Stack::key`].
+    pub key: String,
+    /// The name that operators see.
+    pub name: String,
+    /// Its number.
+    pub container: Container,
+    /// A path that opens its namespace.
+    pub netns: Option<PathBuf>,
+    /// What a service's name or a label makes of it, whatever network it is on.
+    pub owner: Option<Owner>,
+}
+
+/// A port of a stack, or of a managed bridge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Index into [`Placement::stacks`]; none for a port that belongs to nobody known.
+    pub stack: Option<usize>,
+    /// Whose, where the address does not say more.
+    pub owner: Owner,
+    /// Nobody can list its addresses (a tap, a card).
+    pub unbound: bool,
+    /// The endpoint's MAC.
+    pub mac: Mac,
+    /// Docker's network, the policy's name for it, or empty.
+    pub network: String,
+    /// The interface's name inside the stack.
+    pub interface: String,
+    /// Gateways of the network, per family.
+    pub gateways: Vec<IpAddr>,
+    /// The blocks of the network that it is on.
+    pub subnets: BTreeSet<IpNet>,
+}
+
+/// Where an address lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Home {
+    /// Whose.
+    pub owner: Owner,
+    /// Index into [`Placement::stacks`].
+    pub stack: usize,
+    /// Interface index of the port.
+    pub port: u32,
+}
+
+/// A tier that is nowhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nowhere {
+    /// Its name.
+    pub tier: String,
+    /// What was looked for, in words.
+    pub looked_for: String,
+}
+
+impl Owner {
+    /// A tier or service of the policy.
+    pub fn declared(&self) -> bool {
+        match self {
+            Self::Tier(_) | Self::Service { .. } => true,
+            Self::External | Self::Host | Self::Unmanaged => false,
+        }
+    }
+}
+
+impl Placement {
+    /// The stacks of which any port or address is a tier's or a service's, by index.
+    pub fn declared_stacks(&self) -> BTreeSet<usize> {
+        let ports = self.ports.values().filter(|p| p.owner.declared()).filter_map(|p| p.stack);
+        let addresses = self.addresses.values().filter(|h| h.owner.declared()).map(|h| h.stack);
+        ports.chain(addresses).collect()
+    }
+}
+
+/// Places everything. `containers` gives new stacks their numbers.
+pub fn place(claims: &Claims, snapshot: &Snapshot, labels: bool, containers: &mut Containers) -> Placement {
+    let mut out = Placement::default();
+    out.host = host_addresses(snapshot);
+    let bridges = resolve::bridges(claims, snapshot, &mut out);
+    let mut stacks: Vec<&Stack> = snapshot.stacks.iter().collect();
+    // Who was here first keeps an address that two claim; new stacks get their numbers in a settled order.
+    stacks.sort_by_key(|s| (containers.get(&s.key).map_or(u32::MAX, |c| c.0), &s.key));
+    for stack in stacks {
+        place_stack(claims, snapshot, &bridges, labels, containers, stack, &mut out);
+    }
+    lone_ports(snapshot, &bridges, &mut out);
+    elsewhere(claims, snapshot, &mut out);
+    in_host_stack(claims, snapshot, &mut out);
+    let unread = snapshot.problems.iter();
+    out.not_enforced.extend(unread.map(|p| NotEnforced { what: "inventory".to_owned(), why: p.clone() }));
+    out.open = open_blocks(snapshot, &bridges, &out);
+    out.unmanaged = bridges.unmanaged();
+    out.bridges = bridges.managed;
+    out.not_enforced.sort();
+    out.not_enforced.dedup();
+    out
+}
+
+fn host_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
+    let links = snapshot.links.values().filter(|l| l.kind != LinkType::Loopback);
+    links.flat_map(|l| l.addresses.iter().map(IpNet::addr)).filter(|a| !a.is_loopback()).collect()
+}
+
+fn place_stack(
+    claims: &Claims,
+    snapshot: &Snapshot,
+    bridges: &Bridges,
+    labels: bool,
+    containers: &mut Containers,
+    stack: &Stack,
+    out: &mut Placement,
+) {
+    let owner = named_owner(claims, labels, stack, out);
+    // Something behind a veth that is on no bridge and that nobody names is what a cable leads to: the outside. What is on a
+    // network of Docker's and no container of Docker's stays unknown: a container that starts right now, or a stranger.
+    let nobody = |a: &Attachment| {
+        let bridged = snapshot.links.get(&a.port).is_some_and(|l| l.master.is_some());
+        !stack.docker && (a.network.is_some() || (owner.is_none() && !bridged))
+    };
+    let attachments: Vec<&Attachment> = stack.attachments.iter().filter(|a| !nobody(a)).collect();
+    if attachments.is_empty() {
+        return;
+    }
+    let index = out.stacks.len();
+    out.stacks.push(Placed {
+        key: stack.key.clone(),
+        name: stack.name.clone(),
+        container: containers.number(&stack.key),
+        netns: stack.netns.clone(),
+        owner: owner.clone(),
+    });
+    for attachment in attachments {
+        let home = bridges.of_port(snapshot, attachment);
+        let port_owner =
+            owner.clone().or_else(|| home.tier.clone().map(Owner::Tier)).unwrap_or(Owner::Unmanaged);
+        out.ports.insert(
+            attachment.port,
+            Port {
+                stack: Some(index),
+                owner: port_owner.clone(),
+                unbound: false,
+                mac: attachment.mac,
+                network: home.network.clone(),
+                interface: attachment.interface.clone(),
+                gateways: attachment.gateways.clone(),
+                subnets: home.subnets.clone(),
+            },
+        );
+        for address in &attachment.addresses {
+            let trust = if stack.docker { Trust::Docker } else { Trust::Within };
+            let Some(owner) = address_owner(claims, &home, owner.as_ref(), &port_owner, trust, *address)
+            else {
+                // Of a stack that no tier has, nothing is claimed that could be missed.
+                if port_owner.declared() {
+                    out.not_enforced.push(NotEnforced {
+                        what: format!("{} {address}", stack.name),
+                        why: format!(
+                            "the address lies in no block of the network that {} is on: its packets are denied",
+                            port_name(snapshot, attachment.port)
+                        ),
+                    });
+                }
+                continue;
+            };
+            settle(snapshot, out, *address, Home { owner, stack: index, port: attachment.port });
+        }
+    }
+}
+
+/// What a service's name or a label makes of a stack.
+fn named_owner(claims: &Claims, labels: bool, stack: &Stack, out: &mut Placement) -> Option<Owner> {
+    let mut found: Vec<(Owner, &str)> = Vec::new();
+    for member in &stack.members {
+        for (tier, service) in claims.services() {
+            if service.containers.contains(member) {
+                found.push((service.owner(tier), member));
+            }
+        }
+    }
+    if let Some((owner, member)) = found.first().cloned() {
+        if let Some((other, name)) = found.iter().find(|(o, _)| *o != owner) {
+            out.warnings.push(format!(
+                "container `{name}` of `{other}` shares the network stack of `{member}` and has its identity, `{owner}`"
+            ));
+        }
+        return Some(owner);
+    }
+    let label = stack.labels.get(LABEL).filter(|_| labels)?;
+    let owner = claims.owner(label);
+    if owner.is_none() {
+        out.not_enforced.push(NotEnforced {
+            what: stack.name.clone(),
+            why: format!(
+                "its label `{LABEL}` names no tier or service of the policy: {}",
+                label.escape_debug()
+            ),
+        });
+    }
+    owner
+}
+
+/// Whose an address of a stack is; `None` for one that is not believed.
+fn address_owner(
+    claims: &Claims,
+    home: &resolve::PortHome,
+    named: Option<&Owner>,
+    port_owner: &Owner,
+    trust: Trust,
+    address: IpAddr,
+) -> Option<Owner> {
+    if trust == Trust::Within && !home.subnets.iter().any(|s| s.contains(&address)) {
+        // Without a bridge the policy's own blocks for the one that it names are the measure.
+        let declared = home.tier.is_none() && named.is_some_and(|o| claims.holds(o, address));
+        return declared.then(|| port_owner.clone());
+    }
+    if let Some(owner) = named {
+        return Some(owner.clone());
+    }
+    let by_service = claims.service_of(address);
+    match (&home.tier, trust) {
+        // Inside its own tier an address may be a service's.
+        (Some(tier), _) => {
+            Some(by_service.filter(|o| o.tier() == tier).unwrap_or_else(|| port_owner.clone()))
+        }
+        (None, Trust::Docker) => {
+            Some(by_service.or_else(|| claims.tier_of(address).map(Owner::Tier)).unwrap_or(Owner::Unmanaged))
+        }
+        (None, Trust::Within) => Some(Owner::Unmanaged),
+    }
+}
+
+/// Gives an address its home; of two the declared one keeps it, else the one that was here first.
+fn settle(snapshot: &Snapshot, out: &mut Placement, address: IpAddr, home: Home) {
+    let name = |out: &Placement, h: &Home| out.stacks[h.stack].name.clone();
+    if out.host.contains(&address) {
+        let what = format!("{} {address}", name(out, &home));
+        let why = "this host has the same address: it is the host's".to_owned();
+        out.not_enforced.push(NotEnforced { what, why });
+        return;
+    }
+    let Some(first) = out.addresses.get(&address).cloned() else {
+        out.addresses.insert(address, home);
+        return;
+    };
+    if first.stack == home.stack {
+        return;
+    }
+    let (keeps, loses) =
+        if home.owner.declared() && !first.owner.declared() { (home, first) } else { (first, home) };
+    let what = format!("{} {address}", name(out, &loses));
+    let why = format!(
+        "`{}` has the same address: packets of it on {} are denied",
+        name(out, &keeps),
+        port_name(snapshot, loses.port)
+    );
+    out.not_enforced.push(NotEnforced { what, why });
+    out.addresses.insert(address, keeps);
+}
+
+/// Ports of managed bridges that are nobody's: closed if they lead to a stack that is not known yet, open to the tier's own
+/// blocks if nobody can ever list what is behind them.
+fn lone_ports(snapshot: &Snapshot, bridges: &Bridges, out: &mut Placement) {
+    for (index, link) in &snapshot.links {
+        let Some(bridge) = link.master.and_then(|m| bridges.managed.get(&m)) else { continue };
+        if out.ports.contains_key(index) {
+            continue;
+        }
+        let unbound = !(link.kind == LinkType::Veth && link.peer_elsewhere);
+        out.ports.insert(
+            *index,
+            Port {
+                stack: None,
+                owner: Owner::Tier(bridge.tier.clone()),
+                unbound,
+                mac: Mac::ZERO,
+                network: bridge.network.clone(),
+                interface: String::new(),
+                gateways: Vec::new(),
+                subnets: bridge.subnets.clone(),
+            },
+        );
+    }
+}
+
+fn open_blocks(snapshot: &Snapshot, bridges: &Bridges, out: &Placement) -> BTreeSet<IpNet> {
+    let unbound = out.ports.iter().filter(|(_, p)| p.unbound).map(|(index, _)| index);
+    let masters = unbound.filter_map(|index| snapshot.links.get(index)?.master);
+    masters.filter_map(|m| bridges.managed.get(&m)).flat_map(|b| b.subnets.iter().copied()).collect()
+}
+
+/// Containers that a service names and that sit on none of its tier's networks.
+fn elsewhere(claims: &Claims, snapshot: &Snapshot, out: &mut Placement) {
+    if matches!(snapshot.docker, DockerState::Down { .. }) {
+        return;
+    }
+    for (tier, service) in claims.services() {
+        let Some(claim) = claims.tiers.get(tier) else { continue };
+        if claim.networks.is_empty() && claim.bridges.is_empty() {
+            continue;
+        }
+        for stack in &snapshot.stacks {
+            let Some(member) = stack.members.iter().find(|m| service.containers.contains(*m)) else {
+                continue;
+            };
+            let mut ports = stack.attachments.iter().filter_map(|a| out.ports.get(&a.port));
+            let there = ports.any(|p| {
+                claim.networks.contains(&p.network)
+                    || service.networks.contains(&p.network)
+                    || p.subnets.iter().any(|s| out.subnets.get(tier).is_some_and(|t| t.contains(s)))
+            });
+            if !there && !stack.attachments.is_empty() {
+                out.warnings.push(format!(
+                    "container `{member}` of `{tier}/{}` is on none of the tier's networks",
+                    service.name
+                ));
+            }
+        }
+    }
+}
+
+/// Containers that a service names and that have no stack of their own: to the kernel they are the host.
+fn in_host_stack(claims: &Claims, snapshot: &Snapshot, out: &mut Placement) {
+    for (tier, service) in claims.services() {
+        for name in snapshot.host_network.iter().filter(|n| service.containers.contains(*n)) {
+            out.not_enforced.push(NotEnforced {
+                what: name.clone(),
+                why: format!(
+                    "it uses this host's own network stack: it is `host`, not `{tier}/{}`",
+                    service.name
+                ),
+            });
+        }
+    }
+}
+
+fn port_name(snapshot: &Snapshot, index: u32) -> String {
+    snapshot.links.get(&index).map_or_else(|| format!("interface {index}"), |l| format!("`{}`", l.name))
+}

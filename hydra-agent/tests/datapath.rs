@@ -1,5 +1,10 @@
 //! The datapath against a real kernel: each test in a network and mount namespace of its own, with a BPF file system of its own.
 //! Needs root.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that can't go on ends here, one that can't begin says why"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -7,16 +12,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use aya::EbpfLoader;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::tc::{NlOptions, TcAttachOptions, TcHandle, qdisc_add_clsact};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use aya::{EbpfLoader, TestRun, TestRunOptions};
 use hydra_agent::datapath::{Datapath, DatapathError, Mechanism, OBJECT, purge};
 use hydra_agent::desired::{Desired, Endpoint, Link};
 use hydra_agent::policy::rows::{Class, Compiled, Owner};
 use hydra_agent::published::Reader;
-use hydra_common::address::Address;
+use hydra_common::address::{Address, Mac};
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::id::{Container, Identity, Tier};
 use hydra_common::tables::{self, Cell, Decision, IdentityRow, LinkKind, PrefixData, PrefixRow};
@@ -136,8 +141,8 @@ fn container(desired: &mut Desired, port: u32, number: u32, at: &str, identity: 
             bridge: 0,
             kind: LinkKind::Port,
             flags: 0,
-            mac: Default::default(),
-            gateway_mac: Default::default(),
+            mac: Mac::ZERO,
+            gateway_mac: Mac::ZERO,
         },
     );
     desired.hooks.extend([(port, Hook::PortIn), (port, Hook::PortOut)]);
@@ -610,17 +615,126 @@ fn silent_flows_are_collected_and_live_ones_stay() {
 }
 
 #[test]
-fn an_event_stream_ends_with_its_task_only() {
+fn events_reach_every_listener() {
     apart(|bpffs| {
-        let datapath = open(bpffs);
+        let (desired, ..) = two_containers();
+        let mut datapath = open(bpffs);
+        datapath.sync(&desired).unwrap();
+        let object = std::fs::read_dir(root(bpffs).join("programs")).unwrap().next().unwrap().unwrap().path();
+        let program = SchedClassifier::from_pin(object.join(names::PROGRAMS[0])).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let (sender, _) = tokio::sync::broadcast::channel(16);
+            let (sender, mut one) = tokio::sync::broadcast::channel(16);
+            let mut other = sender.subscribe();
             let task = tokio::spawn(datapath.events().unwrap().run(sender));
-            tokio::task::yield_now().await;
+            for _ in 0..2 {
+                // A frame of an interface that no row knows.
+                let ran = program
+                    .test_run(TestRunOptions { data_in: Some(&[0; 64]), ..TestRunOptions::default() })
+                    .unwrap();
+                assert_eq!(ran.return_value, 2, "TC_ACT_SHOT");
+                for listener in [&mut one, &mut other] {
+                    let event = listener.recv().await.unwrap();
+                    assert_eq!(Reason::from_row(event.reason), Reason::UnknownSource);
+                    assert_eq!((event.hook, event.revision), (Hook::PortIn as u8, 1));
+                }
+            }
             assert!(!task.is_finished());
             task.abort();
             assert!(task.await.unwrap_err().is_cancelled());
         });
+        let counters = datapath.reader().unwrap().counters().unwrap();
+        assert_eq!(counters.reasons[&Reason::UnknownSource].packets, 2);
+        assert_eq!(counters.gauge(tables::Gauge::Events), 2);
+        assert_eq!(counters.drops.values().map(|c| c.packets).sum::<u64>(), 2);
+    });
+}
+
+#[test]
+fn a_second_agent_is_kept_off_the_pins() {
+    apart(|bpffs| {
+        let first = open(bpffs);
+        let error = Datapath::open(bpffs, Mechanism::Auto).unwrap_err();
+        assert_eq!(error.to_string(), format!("another agent works on the pins in `{}`", bpffs.display()));
+        drop(first);
+        open(bpffs);
+    });
+}
+
+#[test]
+fn a_pin_that_was_removed_by_hand_is_made_again() {
+    apart(|bpffs| {
+        let (desired, a, _) = two_containers();
+        let mut datapath = open(bpffs);
+        datapath.sync(&desired).unwrap();
+        std::fs::remove_file(root(bpffs).join("links").join(format!("{a}-port-out"))).unwrap();
+        let complaints = datapath.verify(&desired);
+        assert_eq!(complaints.len(), 1, "{complaints:?}");
+        assert_eq!(complaints[0].why, "no program at port-out");
+        assert_eq!(datapath.sync(&desired).unwrap().attached, [(a, Hook::PortOut)]);
+        assert_eq!(datapath.verify(&desired), Vec::new());
+    });
+}
+
+/// Ten thousand rules between two hundred tiers.
+#[test]
+fn a_large_policy_is_applied_whole() {
+    apart(|bpffs| {
+        let (mut desired, ..) = two_containers();
+        let mut datapath = open(bpffs);
+        datapath.sync(&desired).unwrap();
+        let mut large = policy(true);
+        for number in 6..206u16 {
+            let owner = Owner::Tier(format!("tier-{number}"));
+            large.identities.insert(
+                Identity(number),
+                (Class { owner, blocks: Vec::new() }, IdentityRow { tier: Tier(number), flags: 3 }),
+            );
+            large.prefixes.insert(
+                format!("10.{number}.0.0/16").parse().unwrap(),
+                PrefixRow { identity: Identity(number), flags: PrefixRow::INTERIOR },
+            );
+        }
+        for rule in 0..10_000u32 {
+            large.decisions.push((
+                Decision {
+                    rule: rule as u16 + 1,
+                    verdict: 1,
+                    reason: Reason::Rule as u8,
+                    ..Decision::default()
+                },
+                None,
+            ));
+            large.rule_sets.push(tables::RuleSet { start: rule * 3, count: 3 });
+            for from in [0, 6 << 16, 7 << 16] {
+                large.intervals.push(tables::Interval { from, decision: 3 + rule });
+            }
+        }
+        let numbers: Vec<Identity> = large.identities.keys().copied().collect();
+        for (n, (source, destination)) in
+            numbers.iter().flat_map(|s| numbers.iter().map(move |d| (*s, *d))).enumerate()
+        {
+            large.cells.insert((source, destination), Cell::rule_set(n as u32 % 10_000));
+        }
+        let small = desired.clone();
+        desired.revision = 2;
+        desired.compiled = Arc::new(large);
+        let begun = std::time::Instant::now();
+        let report = datapath.sync(&desired).unwrap();
+        println!("10,000 rules applied in {:?}", begun.elapsed());
+        assert_eq!((report.generation, report.flipped), (2, true));
+        assert_eq!(
+            cell(bpffs, Identity(205), Identity(204)),
+            desired.compiled.cells[&(Identity(205), Identity(204))]
+        );
+        assert_eq!(datapath.verify(&desired), Vec::new());
+        // And away again: what it held is cleaned when its bank is written next.
+        let back = Desired { revision: 3, ..small };
+        for revision in [3, 4, 5] {
+            datapath.sync(&Desired { revision, ..back.clone() }).unwrap();
+        }
+        assert_eq!(cell(bpffs, Identity(205), Identity(204)), Cell::default());
+        let prefixes = LpmTrie::<_, PrefixData, PrefixRow>::try_from(map(bpffs, names::PREFIXES)).unwrap();
+        assert_eq!(prefixes.keys().count(), 2);
     });
 }

@@ -1,5 +1,6 @@
 //! The inventory against a real engine. Point `HYDRA_TEST_DOCKER` at its socket and run this in the network namespace that the
-//! engine is in; `HYDRA_TEST_DOCKER_CLI` names the client.
+//! engine is in; `HYDRA_TEST_DOCKER_CLI` names the client, `HYDRA_TEST_DOCKER_RESTART` a program that kills the engine and
+//! starts another one on the same data and socket (with `live-restore`, so that containers live on).
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "a test fails by panicking")]
 
@@ -285,4 +286,29 @@ async fn what_docker_said_last_survives_its_absence_and_the_agent_s_restart() {
     let snapshot = until(&mut inventory, "hy-new is known", |s| complete(s, "hy-new", 1)).await;
     assert!(matches!(snapshot.docker, DockerState::Up { .. }));
     assert!(!stranger(&snapshot));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_is_killed_and_comes_back_changes_nothing() {
+    let Some(docker) = Docker::new() else { return };
+    let Some(restart) = std::env::var_os("HYDRA_TEST_DOCKER_RESTART") else {
+        eprintln!("SKIPPED: `HYDRA_TEST_DOCKER_RESTART` names no program that restarts the engine");
+        return;
+    };
+    docker.run("network create --subnet 172.29.5.0/24 hynet-live");
+    docker.start("hy-lives", "--network hynet-live");
+    let mut inventory = Inventory::new(docker.settings()).unwrap();
+    let known = |s: &Snapshot| complete(s, "hy-lives", 1);
+    let before = until(&mut inventory, "hy-lives is known", known).await;
+    let restarter = std::thread::spawn(move || Command::new(restart).status().unwrap().success());
+    let down = |s: &Snapshot| matches!(s.docker, DockerState::Down { .. });
+    let snapshot = until(&mut inventory, "the engine is down", down).await;
+    assert_eq!((&snapshot.stacks, &snapshot.networks), (&before.stacks, &before.networks));
+    let up = |s: &Snapshot| matches!(s.docker, DockerState::Up { .. });
+    let snapshot = until(&mut inventory, "the engine is back", up).await;
+    assert_eq!((&snapshot.stacks, &snapshot.networks), (&before.stacks, &before.networks));
+    assert!(restarter.join().unwrap());
+    // The new engine's events are heard.
+    docker.start("hy-later", "--network hynet-live");
+    until(&mut inventory, "hy-later is known", |s| complete(s, "hy-later", 1) && known(s)).await;
 }

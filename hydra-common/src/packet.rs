@@ -107,6 +107,10 @@ pub struct Packet {
     pub tcp_flags: u8,
     /// Offset of the IP header.
     pub network: u16,
+    /// Offset of what follows it and its extension headers.
+    pub transport: u16,
+    /// Where the IP packet ends: padding of the frame follows.
+    pub end: u32,
     /// Offset behind the TCP, UDP … header: what GSO repeats in front of each segment.
     pub payload: u16,
     /// IPv4 TTL or IPv6 hop limit.
@@ -147,42 +151,38 @@ impl Packet {
         self.destination_mac = Mac(h.part::<0, 6>());
         self.source_mac = Mac(h.part::<6, 6>());
         self.ethertype = h.number::<12>();
-        let mut at = ETHERNET;
+        let mut at = ETHERNET as u16;
         let mut tagged = bytes.tagged();
         for _ in 0..MAX_TAGS {
             // 802.1Q and 802.1ad (IEEE 802.1Q-2018, table 9-1).
             if self.ethertype != 0x8100 && self.ethertype != 0x88a8 {
                 break;
             }
-            self.ethertype = bytes.load::<4>(at).ok_or(Reason::Malformed)?.number::<2>();
+            self.ethertype = bytes.load::<4>(usize::from(at)).ok_or(Reason::Malformed)?.number::<2>();
             tagged = true;
             at += 4;
         }
-        let understood = self.network_header(bytes, at);
+        self.network = at;
+        let understood = self.network_header(bytes);
         self.sender = self.key.canonical() as u8;
         if tagged { Err(Reason::Vlan) } else { understood }
     }
 
+    // From here on offsets go through `self`: see `crate::decide` on what the verifier makes of that.
     #[inline(always)]
-    fn network_header<B: Bytes>(&mut self, bytes: &B, at: usize) -> Result<(), Reason> {
-        self.network = at as u16;
+    fn network_header<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
         match self.ethertype {
-            0x0800 => {
-                let (transport, end) = self.ipv4(bytes, at)?;
-                self.transport(bytes, transport, end)
-            }
-            0x86dd => {
-                let (transport, end) = self.ipv6(bytes, at)?;
-                self.transport(bytes, transport, end)
-            }
-            0x0806 => self.arp(bytes, at),
-            _ => Err(Reason::EtherType),
+            0x0800 => self.ipv4(bytes)?,
+            0x86dd => self.ipv6(bytes)?,
+            0x0806 => return self.arp(bytes),
+            _ => return Err(Reason::EtherType),
         }
+        self.transport_header(bytes)
     }
 
-    #[inline(always)]
-    fn arp<B: Bytes>(&mut self, bytes: &B, at: usize) -> Result<(), Reason> {
-        let a = bytes.load::<28>(at).ok_or(Reason::Malformed)?;
+    #[inline(never)]
+    fn arp<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
+        let a = bytes.load::<28>(usize::from(self.network)).ok_or(Reason::Malformed)?;
         // Ethernet, IPv4, 6 and 4 bytes, request or reply (RFC 826).
         if a.part::<0, 6>() != [0, 1, 8, 0, 6, 4] || !matches!(a.number::<6>(), 1 | 2) {
             return Err(Reason::Malformed);
@@ -197,93 +197,121 @@ impl Packet {
         Ok(())
     }
 
-    /// Offsets of the transport header and of the packet's end.
-    #[inline(always)]
-    fn ipv4<B: Bytes>(&mut self, bytes: &B, at: usize) -> Result<(usize, usize), Reason> {
+    #[inline(never)]
+    fn ipv4<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
+        let at = usize::from(self.network);
         let h = bytes.load::<20>(at).ok_or(Reason::Malformed)?;
         if h.0[0] >> 4 != 4 || h.0[0] & 15 < 5 {
             return Err(Reason::Malformed);
         }
         let header = usize::from(h.0[0] & 15) * 4;
-        let room = bytes.length() - at;
-        let mut total = usize::from(h.number::<2>());
-        if total == 0 && room > 65_535 {
-            // BIG TCP writes 0 (Linux 6.3, b1a78b9b9886).
-            total = room;
-        }
         self.ttl = h.0[8];
         self.protocol = h.0[9];
         self.source = Address::v4(h.part::<12, 4>());
         self.destination = Address::v4(h.part::<16, 4>());
-        if total < header || total > room {
-            return Err(Reason::Malformed);
-        }
+        self.transport = (at + header) as u16;
+        // BIG TCP writes 0 (Linux 6.3, b1a78b9b9886).
+        self.ends(bytes, usize::from(h.number::<2>()), 0)?;
         if header > 20 {
-            source_routed(bytes, at + 20, at + header)?;
+            self.ipv4_options(bytes)?;
         }
-        if h.number::<6>() & 0x3fff != 0 {
-            return Err(Reason::Fragment);
-        }
-        Ok((at + header, at + total))
+        // More fragments, or an offset.
+        let piece = h.number::<6>() & 0x3fff;
+        if piece == 0 { Ok(()) } else { Err(Reason::Fragment) }
     }
 
-    /// Offsets of the transport header and of the packet's end.
+    /// Takes the packet's length from its header, or from the frame where a super-packet's does not fit there and says `jumbo`.
     #[inline(always)]
-    fn ipv6<B: Bytes>(&mut self, bytes: &B, at: usize) -> Result<(usize, usize), Reason> {
+    fn ends<B: Bytes>(&mut self, bytes: &B, length: usize, jumbo: usize) -> Result<(), Reason> {
+        let room = bytes.length().saturating_sub(usize::from(self.network));
+        let length = if length == jumbo && room > 65_535 { room } else { length };
+        self.end = (usize::from(self.network) + length) as u32;
+        if length > room || u32::from(self.transport) > self.end { Err(Reason::Malformed) } else { Ok(()) }
+    }
+
+    /// Looks for a source route among the options (RFC 791, 3.1).
+    #[inline(never)]
+    fn ipv4_options<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
+        let end = usize::from(self.transport);
+        let mut here = usize::from(self.network) + 20;
+        for _ in 0..MAX_OPTIONS {
+            if here >= end {
+                return Ok(());
+            }
+            let Chunk([kind]) = bytes.load::<1>(here).ok_or(Reason::Malformed)?;
+            match kind {
+                0 => return Ok(()),
+                1 => here += 1,
+                131 | 137 => return Err(Reason::SourceRoute),
+                _ => {
+                    let Chunk([length]) = bytes.load::<1>(here + 1).ok_or(Reason::Malformed)?;
+                    here += usize::from(length);
+                    if length < 2 || here > end {
+                        return Err(Reason::Malformed);
+                    }
+                }
+            }
+        }
+        if here >= end { Ok(()) } else { Err(Reason::HeaderChain) }
+    }
+
+    #[inline(never)]
+    fn ipv6<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
+        let at = usize::from(self.network);
         let h = bytes.load::<40>(at).ok_or(Reason::Malformed)?;
         if h.0[0] >> 4 != 6 {
             return Err(Reason::Malformed);
         }
-        let room = bytes.length() - at;
-        let mut total = 40 + usize::from(h.number::<4>());
-        if total == 40 && room > 65_535 {
-            // A jumbogram (RFC 2675), as BIG TCP makes them inside the host.
-            total = room;
-        }
+        self.protocol = h.0[6];
         self.ttl = h.0[7];
-        let mut next = h.0[6];
         self.source = Address::v6(h.part::<8, 16>());
         self.destination = Address::v6(h.part::<24, 16>());
-        if total > room || self.source.is_v4() || self.destination.is_v4() {
+        self.transport = (at + 40) as u16;
+        // A jumbogram (RFC 2675), as BIG TCP makes them inside the host, says 0.
+        self.ends(bytes, 40 + usize::from(h.number::<4>()), 40)?;
+        if self.source.is_v4() || self.destination.is_v4() {
             return Err(Reason::Malformed);
         }
-        let end = at + total;
-        let mut here = at + 40;
-        for n in 0..=MAX_HEADERS {
-            self.protocol = next;
-            let length = match next {
+        match self.protocol {
+            0 | 43 | 44 | 51 | 60 => self.ipv6_chain(bytes),
+            _ => Ok(()),
+        }
+    }
+
+    /// Walks the extension headers (RFC 8200, 4).
+    #[inline(never)]
+    fn ipv6_chain<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
+        for n in 0..MAX_HEADERS {
+            let here = usize::from(self.transport);
+            let length = match self.protocol {
                 // Hop-by-hop options come first or not at all (RFC 8200, 4.1).
                 0 if n > 0 => return Err(Reason::HeaderChain),
-                0 | 43 | 60 => {
-                    let Chunk([following, units, routing, left]) =
+                44 => return Err(Reason::Fragment),
+                kind @ (0 | 43 | 51 | 60) => {
+                    let Chunk([next, units, routing, left]) =
                         bytes.load::<4>(here).ok_or(Reason::Malformed)?;
-                    if next == 43 && (routing == 0 || left != 0) {
+                    if kind == 43 && (routing == 0 || left != 0) {
                         // Somebody behind the destination would get it (RFC 5095; RFC 8754 for segment routing).
                         return Err(Reason::SourceRoute);
                     }
-                    next = following;
-                    (usize::from(units) + 1) * 8
+                    self.protocol = next;
+                    // The authentication header counts words, less two (RFC 4302, 2.2).
+                    if kind == 51 { (usize::from(units) + 2) * 4 } else { (usize::from(units) + 1) * 8 }
                 }
-                // The authentication header counts words, less two (RFC 4302, 2.2).
-                51 => {
-                    let Chunk([following, words]) = bytes.load::<2>(here).ok_or(Reason::Malformed)?;
-                    next = following;
-                    (usize::from(words) + 2) * 4
-                }
-                44 => return Err(Reason::Fragment),
-                _ => return Ok((here, end)),
+                _ => return Ok(()),
             };
-            here += length;
-            if here > end {
+            self.transport = (here + length) as u16;
+            if u32::from(self.transport) > self.end {
                 return Err(Reason::Malformed);
             }
         }
-        Err(Reason::HeaderChain)
+        if matches!(self.protocol, 0 | 43 | 44 | 51 | 60) { Err(Reason::HeaderChain) } else { Ok(()) }
     }
 
-    #[inline(always)]
-    fn transport<B: Bytes>(&mut self, bytes: &B, at: usize, end: usize) -> Result<(), Reason> {
+    #[inline(never)]
+    fn transport_header<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
         self.kind = Kind::Ip;
+        let (at, end) = (usize::from(self.transport), self.end as usize);
         let v4 = self.ethertype == 0x0800;
         let mut header = 0;
         match self.protocol {
@@ -317,7 +345,7 @@ impl Packet {
                     return Err(Reason::Malformed);
                 }
                 header = 8;
-                self.icmp(bytes, at, end)?;
+                self.icmp(bytes)?;
                 if matches!(self.kind, Kind::IcmpError) {
                     return Ok(());
                 }
@@ -349,8 +377,9 @@ impl Packet {
         }
     }
 
-    #[inline(always)]
-    fn icmp<B: Bytes>(&mut self, bytes: &B, at: usize, end: usize) -> Result<(), Reason> {
+    #[inline(never)]
+    fn icmp<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
+        let (at, end) = (usize::from(self.transport), self.end as usize);
         let h = load_within::<8, B>(bytes, at, end)?;
         let (kind, identifier) = (h.0[0], h.number::<4>());
         self.icmp_type = kind;
@@ -360,13 +389,13 @@ impl Packet {
             // Destination unreachable, source quench, time exceeded, parameter problem (RFC 792); 1 to 4 (RFC 4443, 2.1).
             (false, 3 | 4 | 11 | 12) | (true, 1..=4) => {
                 self.kind = Kind::IcmpError;
-                self.embedded(bytes, at + 8, end)?;
+                self.embedded(bytes)?;
             }
             // Redirect, router advertisement.
             (false, 5 | 9) | (true, 134 | 137) => self.kind = Kind::Router,
             (true, 133 | 135 | 136) => {
                 self.kind = Kind::Neighbour;
-                self.neighbour(bytes, at, end)?;
+                self.neighbour(bytes)?;
             }
             (true, 131 | 132 | 143) => self.kind = Kind::Listener,
             _ => {}
@@ -375,8 +404,9 @@ impl Packet {
     }
 
     /// RFC 4861, 4.1, 4.3, 4.4: hop limit 255, and a link-layer address option that is the frame's own source.
-    #[inline(always)]
-    fn neighbour<B: Bytes>(&mut self, bytes: &B, at: usize, end: usize) -> Result<(), Reason> {
+    #[inline(never)]
+    fn neighbour<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
+        let (at, end) = (usize::from(self.transport), self.end as usize);
         if self.ttl != 255 {
             return Err(Reason::SpoofedNeighbour);
         }
@@ -406,8 +436,9 @@ impl Packet {
     }
 
     /// The packet that an ICMP error quotes: its key, and its sender, who must be the one that the error goes to.
-    #[inline(always)]
-    fn embedded<B: Bytes>(&mut self, bytes: &B, at: usize, end: usize) -> Result<(), Reason> {
+    #[inline(never)]
+    fn embedded<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
+        let (at, end) = (usize::from(self.transport) + 8, self.end as usize);
         let here = if self.protocol == protocol::ICMP {
             let h = load_within::<20, B>(bytes, at, end)?;
             if h.0[0] >> 4 != 4 || h.0[0] & 15 < 5 {
@@ -458,34 +489,6 @@ fn query(protocol: u8, kind: u8, identifier: u16) -> (u16, u16, bool) {
         (protocol::ICMP, 14 | 16 | 18) | (protocol::ICMPV6, 129) => (u16::from(kind) - 1, identifier, true),
         _ => (0, u16::from(kind), false),
     }
-}
-
-/// Looks for a source route among IPv4 options (RFC 791, 3.1).
-#[inline(always)]
-fn source_routed<B: Bytes>(bytes: &B, at: usize, end: usize) -> Result<(), Reason> {
-    let mut here = at;
-    for _ in 0..MAX_OPTIONS {
-        if here >= end {
-            return Ok(());
-        }
-        let Chunk([kind]) = bytes.load::<1>(here).ok_or(Reason::Malformed)?;
-        match kind {
-            0 => return Ok(()),
-            1 => here += 1,
-            131 | 137 => return Err(Reason::SourceRoute),
-            _ => {
-                let Chunk([length]) = bytes.load::<1>(here + 1).ok_or(Reason::Malformed)?;
-                if length < 2 {
-                    return Err(Reason::Malformed);
-                }
-                here += usize::from(length);
-                if here > end {
-                    return Err(Reason::Malformed);
-                }
-            }
-        }
-    }
-    if here >= end { Ok(()) } else { Err(Reason::HeaderChain) }
 }
 
 /// `N` bytes that must lie before the packet's end.

@@ -62,7 +62,7 @@ impl Bytes for Frame<'_> {
             return None;
         }
         let mut bytes = Chunk([0; N]);
-        if read(self.raw(), offset & FARTHEST, &mut bytes) { Some(bytes) } else { None }
+        if read(self.raw(), offset, &mut bytes) { Some(bytes) } else { None }
     }
 
     #[inline(always)]
@@ -86,7 +86,7 @@ fn read<const N: usize>(skb: *mut __sk_buff, offset: usize, into: &mut Chunk<N>)
 #[inline(always)]
 fn linear<const N: usize>(skb: *mut __sk_buff, offset: usize, into: &mut Chunk<N>) -> bool {
     let (data, end) = bounds(skb);
-    let at = offset_by(data, offset & FARTHEST);
+    let at = offset_by(data, offset);
     if at + N > end {
         return false;
     }
@@ -141,14 +141,21 @@ fn pull(skb: *mut __sk_buff, length: u32) -> bool {
     unsafe { (*skb).gso_size == 0 && length <= (*skb).len && bpf_skb_pull_data(skb, length) == 0 }
 }
 
-/// The sum, as one instruction that the compiler cannot fold into a later one: the verifier ties a bounds check to the register
-/// that was checked, and a sum that is made twice is two registers to it.
+/// The sum, in instructions that the compiler can neither fold into a later one nor leave out: the verifier ties a bounds check to
+/// the register that was checked, a sum that is made twice is two registers to it, and the offset's bound must be in its sight.
 #[inline(always)]
 fn offset_by(pointer: usize, offset: usize) -> usize {
     let mut sum = pointer;
-    // SAFETY: arithmetic on a register.
+    // SAFETY: arithmetic on registers.
     unsafe {
-        core::arch::asm!("{sum} += {offset}", sum = inout(reg) sum, offset = in(reg) offset, options(pure, nomem))
-    };
+        core::arch::asm!(
+            "{offset} &= {farthest}",
+            "{sum} += {offset}",
+            sum = inout(reg) sum,
+            offset = inout(reg) offset => _,
+            farthest = const FARTHEST,
+            options(pure, nomem),
+        );
+    }
     sum
 }

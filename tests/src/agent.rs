@@ -51,7 +51,6 @@ impl Agent {
             ("--run-dir", scratch("run")),
             ("--bpffs", scratch("bpf/hydra")),
             ("--netns-dir", NAMES.to_owned()),
-            ("--docker", "none".to_owned()),
             ("--listen", "none".to_owned()),
         ]
         .into_iter()
@@ -99,6 +98,7 @@ impl Agent {
             .arg("run")
             .args(Self::directories(world))
             .args(arguments)
+            .env("HYDRA_DOCKER", "none")
             .env("NOTIFY_SOCKET", &notify)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

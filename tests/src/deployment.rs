@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use crate::oracle::{End, Policy, Who};
@@ -27,9 +27,24 @@ pub struct Deployment {
 }
 
 impl Deployment {
-    /// Reads a policy file's text.
+    /// Reads a policy file's text. Networks that it gives no block for, and what is only on them, are left out.
     pub fn of(text: &str) -> Result<Self> {
-        let policy = Policy::read(text)?;
+        Self::with_blocks(text, &[])
+    }
+
+    /// The same with blocks for networks that the file gives none for, as Docker would tell them.
+    pub fn with_blocks(text: &str, blocks: &[(&str, IpNet)]) -> Result<Self> {
+        let mut policy = Policy::read(text)?;
+        for (name, block) in blocks {
+            let network = policy.networks.get_mut(*name);
+            network.with_context(|| format!("the policy has no network {name}"))?.subnets.push(*block);
+            let tiers = policy.tiers.values_mut().filter(|tier| tier.networks.iter().any(|n| n == name));
+            tiers.for_each(|tier| tier.blocks.push(*block));
+        }
+        policy.networks.retain(|_, network| !network.subnets.is_empty());
+        for tier in policy.tiers.values_mut() {
+            tier.networks.retain(|name| policy.networks.contains_key(name));
+        }
         let mut this = Self { policy, topology: Topology::default(), owners: BTreeMap::new() };
         this.bridges()?;
         this.containers()?;
@@ -67,7 +82,6 @@ impl Deployment {
                     declared.copied().or_else(|| nth(subnet, 1)).context("a subnet without hosts")?;
                 addresses.push(IpNet::new(gateway, subnet.prefix_len())?);
             }
-            ensure!(!addresses.is_empty(), "the policy gives no subnet for the network {name}");
             if !addresses.iter().any(|a| a.addr().is_ipv6()) {
                 // Both families are shown whether or not the file plans the second.
                 addresses.push(format!("fd48:7964:{index:x}::1/64").parse()?);

@@ -4,6 +4,8 @@
 mod cage;
 pub mod container;
 pub mod folder;
+pub mod hydra;
+pub mod stage;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -17,7 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::topology::{HOST, Machine, Topology};
+use crate::topology::{HOST, Topology};
 use crate::world::World;
 use cage::Cage;
 
@@ -84,9 +86,9 @@ struct Running {
 }
 
 impl Engine {
-    /// Starts it, with the images loaded, on a host that has an uplink and machines beyond it.
-    pub fn start(version: Version, options: Options) -> Result<Self> {
-        let world = World::build(&surroundings())?;
+    /// Starts it, with the image loaded, on a host that has this around it.
+    pub fn start(version: Version, options: Options, around: &Topology) -> Result<Self> {
+        let world = World::build(around)?;
         let folder = folder::root(version.suite(), version.packages())?;
         let running = folder::cache().join("run");
         Cage::sweep(&running)?;
@@ -123,6 +125,9 @@ impl Engine {
         let data = at.join("data");
         fs::create_dir(&data)?;
         fill(&data)?;
+        // As on a stock host, where it is the engine that switches forwarding on, and closes what it does not want forwarded.
+        world.sysctl(HOST, "net.ipv4.ip_forward", "0")?;
+        world.sysctl(HOST, "net.ipv6.conf.all.forwarding", "0")?;
         let nf = if options.bridge_netfilter { "1" } else { "0" };
         for name in ["iptables", "ip6tables"] {
             let name = format!("net.bridge.bridge-nf-call-{name}");
@@ -183,19 +188,19 @@ impl Engine {
     }
 
     /// Runs `docker ARGUMENTS` to its end.
-    pub fn output(&self, arguments: &[&str]) -> Result<Output> {
+    pub fn output<A: AsRef<str>>(&self, arguments: &[A]) -> Result<Output> {
         let mut command = self.inside(Command::new("nsenter"), &["--mount"]);
-        command.arg("docker").args(arguments);
+        command.arg("docker").args(arguments.iter().map(AsRef::as_ref));
         self.world.output(HOST, command)
     }
 
     /// Runs `docker ARGUMENTS` and returns what it printed; an error where it failed.
-    pub fn docker(&self, arguments: &[&str]) -> Result<String> {
+    pub fn docker<A: AsRef<str>>(&self, arguments: &[A]) -> Result<String> {
         let output = self.output(arguments)?;
         ensure!(
             output.status.success(),
             "`docker {}` failed: {}",
-            arguments.join(" "),
+            arguments.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(" "),
             String::from_utf8_lossy(&output.stderr).trim()
         );
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
@@ -287,22 +292,6 @@ impl Drop for Running {
             let _ = child.kill();
             let _ = child.wait();
         }
-    }
-}
-
-/// What is around the host: its own LAN with the machines that the policies know, and one that they don't.
-fn surroundings() -> Topology {
-    let machine = |name: &str, addresses: &[&str]| Machine {
-        name: name.to_owned(),
-        addresses: addresses.iter().filter_map(|a| a.parse().ok()).collect(),
-    };
-    Topology {
-        uplink: ["192.168.1.10/24", "2001:db8:1::10/64"].iter().filter_map(|a| a.parse().ok()).collect(),
-        machines: vec![
-            machine("inference", &["192.168.1.250"]),
-            machine("user", &["192.168.1.77", "2001:db8:1::77"]),
-        ],
-        ..Topology::default()
     }
 }
 

@@ -4,6 +4,8 @@
 //! Nothing has to be torn down: namespaces, mounts, pins and interfaces live as long as the file descriptors and processes of
 //! this process, which the kernel ends with it on a panic, on Ctrl-C and on SIGKILL alike.
 
+mod adopted;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
@@ -190,15 +192,6 @@ impl World {
         self.ip(HOST, &port_lines(container))?;
         self.ip(&container.name, &self.stack_lines(container))?;
         self.topology.containers.push(container.clone());
-        Ok(())
-    }
-
-    /// Makes a place of an engine's container, by a process in it; anew where it has been started anew.
-    pub fn adopt(&mut self, container: Container, process: u32) -> Result<()> {
-        let space = File::open(format!("/proc/{process}/ns/net"))?;
-        self.spaces.insert(container.name.clone(), Arc::new(space));
-        self.topology.containers.retain(|c| c.name != container.name);
-        self.topology.containers.push(container);
         Ok(())
     }
 

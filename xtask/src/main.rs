@@ -2,6 +2,7 @@
 
 mod ci;
 mod demo;
+mod ebpf;
 mod r#gen;
 mod layer;
 mod lint;
@@ -40,6 +41,8 @@ enum Verb {
     Test(test::Args),
     /// Check the formatting and run clippy, warnings being errors
     Lint,
+    /// Build the kernel object that is embedded in the agent, or check the committed one
+    Ebpf(ebpf::Args),
     /// Write the generated files anew, or check that they are current
     Gen(r#gen::Args),
     /// Do what the continuous integration does: every layer, no questions
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Lint => lint::run(),
+        Verb::Ebpf(args) => ebpf::run(&args),
         Verb::Gen(args) => r#gen::run(&args),
         Verb::Ci => ci::run(),
         Verb::Supervise(args) => Ok(supervise::run(&args)),

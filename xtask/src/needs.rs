@@ -43,11 +43,48 @@ struct Need {
 const NETNS: For = For::Layer(Layer::Netns);
 const DOCKER: For = For::Layer(Layer::Docker);
 const LINT: For = For::Layer(Layer::Lint);
+const OBJECT: For = For::Layer(Layer::Object);
 
 /// The list. Nothing else in the project says what is needed.
 const NEEDS: &[Need] = &[
     Need { sign: Sign::Component("rustfmt"), package: "rustfmt", why: "checks the formatting", by: &[LINT] },
     Need { sign: Sign::Component("cargo-clippy"), package: "clippy", why: "checks the code", by: &[LINT] },
+    Need {
+        sign: Sign::File("/usr/bin/rustc"),
+        package: "rustc-web",
+        why: "compiles the kernel object",
+        by: &[OBJECT],
+    },
+    Need {
+        sign: Sign::File("/usr/lib/rustlib/src/rust/library/core/src/lib.rs"),
+        package: "rust-web-src",
+        why: "has the library that the kernel object is built with",
+        by: &[OBJECT],
+    },
+    Need {
+        sign: Sign::File("/usr/lib/llvm-22/bin/llvm-config"),
+        package: "llvm-22-dev",
+        why: "builds the linker of the kernel object",
+        by: &[OBJECT],
+    },
+    Need {
+        sign: Sign::File("/usr/lib/llvm-22/lib/libPolly.a"),
+        package: "libpolly-22-dev",
+        why: "builds the linker of the kernel object",
+        by: &[OBJECT],
+    },
+    Need {
+        sign: Sign::File("/usr/include/zstd.h"),
+        package: "libzstd-dev",
+        why: "builds the linker of the kernel object",
+        by: &[OBJECT],
+    },
+    Need {
+        sign: Sign::File("/usr/include/zlib.h"),
+        package: "zlib1g-dev",
+        why: "builds the linker of the kernel object",
+        by: &[OBJECT],
+    },
     Need {
         sign: Sign::Command("ip"),
         package: "iproute2",

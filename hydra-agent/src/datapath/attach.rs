@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use hydra_common::verdict::Hook;
 use nix::net::if_::if_indextoname;
@@ -122,7 +123,9 @@ impl Attacher {
         let (program, id) = programs.get(hook);
         if !self.tcx {
             let done = clsact::ensure(program.as_fd(), id, ifindex, hook)?;
-            self.mark_filter(program, ifindex, hook)?;
+            if done != Done::Kept || !self.pins.filter(ifindex, hook).exists() {
+                self.mark_filter(program, ifindex, hook)?;
+            }
             self.remove_link(ifindex, hook)?;
             return Ok(done);
         }
@@ -148,7 +151,7 @@ impl Attacher {
         let done = if let Some(done) = done {
             done
         } else {
-            let link = raw::tcx_attach_first(program.as_fd(), ifindex, attach_type(hook))?;
+            let link = attach_first(program, ifindex, hook)?;
             pin_or_detach(&link, &path)?;
             Done::Attached
         };
@@ -250,6 +253,18 @@ fn tcx_seat(link: &OwnedFd, ifindex: u32, hook: Hook) -> io::Result<Option<Seat>
     Ok(position.map(|position| Seat { program: info.program, link: info.id, position: position as u32 }))
 }
 
+/// Attaches first in the chain. A link whose pin was removed by hand lives on until a kernel thread has put it away, and the kernel
+/// refuses the same program twice: a few milliseconds of patience.
+fn attach_first(program: &OwnedFd, ifindex: u32, hook: Hook) -> io::Result<OwnedFd> {
+    for _ in 0..20 {
+        match raw::tcx_attach_first(program.as_fd(), ifindex, attach_type(hook)) {
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => std::thread::sleep(Duration::from_millis(5)),
+            result => return result,
+        }
+    }
+    raw::tcx_attach_first(program.as_fd(), ifindex, attach_type(hook))
+}
+
 /// Detaches; a link whose interface is gone has nothing to detach.
 pub fn detach_now(link: &OwnedFd) -> io::Result<()> {
     match raw::link_detach(link.as_fd()) {
@@ -272,7 +287,7 @@ fn move_first(link: &OwnedFd, program: &OwnedFd, path: &Path, ifindex: u32, hook
     let barrier = raw::tcx_attach_first(barrier.as_fd(), ifindex, attach_type(hook))?;
     let moved = (|| {
         raw::link_detach(link.as_fd())?;
-        let new = raw::tcx_attach_first(program.as_fd(), ifindex, attach_type(hook))?;
+        let new = attach_first(program, ifindex, hook)?;
         fs::remove_file(path)?;
         pin_or_detach(&new, path)
     })();

@@ -150,7 +150,8 @@ fn filter(message: &[u8]) -> Option<Filter> {
             for (kind, value) in attributes(value) {
                 match kind {
                     BPF_NAME => {
-                        filter.name = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned();
+                        let name = String::from_utf8_lossy(value);
+                        name.trim_end_matches('\0').clone_into(&mut filter.name);
                     }
                     BPF_ID => filter.program = word(value, 0)?,
                     _ => {}

@@ -18,6 +18,9 @@ pub enum DatapathError {
     /// Somebody else's directory, or a file, stands where the pins belong.
     #[error("`{}` is not a directory of this user alone", .0.display())]
     NotOurs(PathBuf),
+    /// Another agent works on the same pins.
+    #[error("another agent works on the pins in `{}`", .0.display())]
+    InUse(PathBuf),
     /// A directory or pin could not be read or changed.
     #[error("could not {what} `{}`: {source}", path.display())]
     Pin {
@@ -86,6 +89,9 @@ impl DatapathError {
             Self::NoBpf(_) => Some("a kernel with CONFIG_BPF_SYSCALL=y, 5.10 or newer".to_owned()),
             Self::NotBpffs(path) => Some(format!("mount -t bpf bpf {}", mount_point(path).display())),
             Self::NotOurs(path) => Some(format!("chown root: {0} && chmod 0700 {0}", path.display())),
+            Self::InUse(_) => {
+                Some("stop it, or give this one a directory of its own with --bpffs".to_owned())
+            }
             Self::OtherLayout { bpffs, .. } => {
                 Some(format!("hydra-agent purge --bpffs {}, then start the agent", bpffs.display()))
             }

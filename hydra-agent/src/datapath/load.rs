@@ -22,7 +22,7 @@ pub static OBJECT: &[u8] =
 /// The four programs of the object, loaded and pinned.
 #[derive(Debug)]
 pub struct Programs {
-    programs: Vec<(OwnedFd, u32)>,
+    by_hook: Vec<(OwnedFd, u32)>,
     /// Their own directory.
     pub directory: PathBuf,
     /// Made by this run, not adopted.
@@ -32,7 +32,7 @@ pub struct Programs {
 impl Programs {
     /// The program of a hook.
     pub fn get(&self, hook: Hook) -> (&OwnedFd, u32) {
-        let (fd, id) = &self.programs[hook as usize];
+        let (fd, id) = &self.by_hook[hook as usize];
         (fd, *id)
     }
 }
@@ -155,7 +155,7 @@ fn adopt(pins: &Pins, directory: &Path) -> Result<Option<Programs>, DatapathErro
         }
         programs.push((fd, info.id));
     }
-    Ok(Some(Programs { programs, directory: directory.to_owned(), fresh: false }))
+    Ok(Some(Programs { by_hook: programs, directory: directory.to_owned(), fresh: false }))
 }
 
 fn create(pins: &Pins, object: &[u8], directory: &Path) -> Result<Programs, DatapathError> {

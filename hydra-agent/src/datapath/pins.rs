@@ -1,12 +1,14 @@
 //! Where pins lie: `<bpffs>/v<ABI>/{maps,programs/<object>,links}`, directories of this user alone.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use hydra_common::ABI;
 use hydra_common::verdict::Hook;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::error::DatapathError;
@@ -43,6 +45,18 @@ impl Pins {
             private(directory)?;
         }
         Ok(pins)
+    }
+
+    /// Keeps other agents off these pins, for as long as the value lives or this process does.
+    pub fn lock(&self) -> Result<Flock<File>, DatapathError> {
+        let directory = File::open(&self.maps).map_err(|e| DatapathError::pin("open", &self.maps, e))?;
+        Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+            if errno == Errno::EWOULDBLOCK {
+                DatapathError::InUse(self.bpffs.clone())
+            } else {
+                DatapathError::pin("lock", &self.maps, errno.into())
+            }
+        })
     }
 
     /// The pin of a TCX link.

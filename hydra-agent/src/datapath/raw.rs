@@ -175,7 +175,7 @@ pub fn program_info(program: BorrowedFd<'_>) -> io::Result<(ProgramInfo, Vec<u32
 struct Query {
     ifindex: u32,
     attach_type: u32,
-    query_flags: u32,
+    flags: u32,
     attach_flags: u32,
     programs: u64,
     count: u32,

@@ -94,7 +94,9 @@ impl Reader for KernelReader {
             .filter(|(_, count)| *count != Count::default())
             .collect();
         let mut gauges = [0; GAUGES as usize];
-        gauges.copy_from_slice(&self.gauges.range(0, GAUGES as usize)?);
+        for (gauge, sum) in gauges.iter_mut().zip(self.gauges.range(0, GAUGES as usize)?) {
+            *gauge = sum;
+        }
         Ok(Counters {
             traffic: self.traffic()?,
             drops: self.drops.all()?.into_iter().collect(),

@@ -2,12 +2,14 @@
 //! meets a mixture and nothing stands open meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hydra_common::address::Address;
 use hydra_common::tables::{Endpoint, Link};
 use hydra_common::verdict::Hook;
+use nix::fcntl::Flock;
 use tracing::{info, warn};
 
 use super::attach::{self, Attacher, Done, Mechanism};
@@ -25,6 +27,8 @@ use crate::published::{HookView, NotEnforced};
 #[derive(Debug)]
 pub struct Datapath {
     pub(super) pins: Pins,
+    /// Held while this lives: two agents on the same pins would undo each other's work.
+    _lock: Flock<File>,
     pub(super) attacher: Attacher,
     pub(super) programs: Programs,
     pub(super) store: Store,
@@ -79,11 +83,21 @@ impl Datapath {
     pub fn open_object(bpffs: &Path, mechanism: Mechanism, object: &[u8]) -> Result<Self, DatapathError> {
         let grace = load::check()?;
         let pins = Pins::open(bpffs)?;
+        let lock = pins.lock()?;
         let programs = load::load(&pins, object)?;
         let store = Store::open(&pins)?;
         let attacher = Attacher::new(&pins, mechanism);
-        let mut datapath =
-            Self { pins, attacher, programs, store, grace, held: Held::default(), doubt: true, looks: 0 };
+        let mut datapath = Self {
+            pins,
+            _lock: lock,
+            attacher,
+            programs,
+            store,
+            grace,
+            held: Held::default(),
+            doubt: true,
+            looks: 0,
+        };
         datapath.refresh()?;
         info!(
             generation = datapath.held.generation,
@@ -201,10 +215,9 @@ impl Datapath {
         report.rows += endpoints.write.len() + endpoints.remove.len();
         report.rows += links.write.len() + links.remove.len();
         write_rows(&self.store.endpoints, "endpoints", &endpoints, &mut self.held.endpoints)?;
-        if let Err(error) = write_rows(&self.store.links, "interfaces", &links, &mut self.held.links) {
-            // The endpoints' rows are good in the old bank too; those of changed containers stay closed until the next try.
-            return Err(error);
-        }
+        // Where this fails the endpoints' rows are good in the old bank too; those of changed containers stay closed until the
+        // next try.
+        write_rows(&self.store.links, "interfaces", &links, &mut self.held.links)?;
         if flip {
             self.store.flip(next)?;
             self.held.generation = next;

@@ -3,7 +3,9 @@
 
 mod assemble;
 mod docker;
+mod docker_ask;
 mod docker_view;
+mod kept;
 pub mod namespaces;
 pub mod netlink;
 pub mod routes;
@@ -21,8 +23,6 @@ use self::docker_view::{Container, View};
 use self::namespaces::{NamespaceError, Opened};
 use self::netlink::{Kernel, NetlinkError, Watch};
 use self::snapshot::{LinkType, Snapshot};
-
-mod kept;
 
 /// Messages come in bursts: a start of a container makes about twenty.
 const BURST: Duration = Duration::from_millis(3);

@@ -330,7 +330,10 @@ impl Watch {
         let mask = groups.iter().fold(0, |mask, group| mask | 1 << (*group as u32 - 1));
         socket.socket_mut().bind(&SocketAddr::new(0, mask)).map_err(failed("bound"))?;
         let blind = socket.socket_ref().set_listen_all_namespaces(true).err().map(|error| {
-            format!("changes inside containers' namespaces are only seen at the next regular look: {error}")
+            format!(
+                "changes inside containers' namespaces are only seen at the next regular look (that takes `CAP_NET_BROADCAST`): \
+                 {error}"
+            )
         });
         Ok((Self { socket }, blind))
     }

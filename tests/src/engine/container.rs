@@ -21,10 +21,21 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Network {
     /// Its name.
     pub name: String,
-    /// Its subnets, of one family or of both. Docker chooses one where there is none.
-    pub subnets: Vec<IpNet>,
+    /// Its gateways with their prefix, of one family or of both. Docker chooses where there is none.
+    pub gateways: Vec<IpNet>,
+    /// The name of its bridge. Docker chooses where there is none.
+    pub bridge: Option<String>,
     /// Without a way out.
     pub internal: bool,
+}
+
+/// A container's place on a network.
+#[derive(Clone, Debug, Default)]
+pub struct Attachment {
+    /// The network's name.
+    pub network: String,
+    /// Its addresses there. Docker chooses where there is none.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A container to make.
@@ -33,7 +44,7 @@ pub struct Container {
     /// Its name.
     pub name: String,
     /// Its networks.
-    pub networks: Vec<String>,
+    pub networks: Vec<Attachment>,
     /// What `serve` of the image starts: `postgres`, `redis`, `web PORT...` or `nothing`.
     pub serve: Vec<String>,
     /// Further arguments of `docker create`, like `--publish 8080:80`.
@@ -41,10 +52,10 @@ pub struct Container {
 }
 
 impl Network {
-    /// A network with this subnet, if that is one.
-    pub fn new(name: &str, subnets: &[&str]) -> Self {
-        let subnets = subnets.iter().filter_map(|subnet| subnet.parse().ok()).collect();
-        Self { name: name.to_owned(), subnets, internal: false }
+    /// A network with these gateways, like `172.30.0.1/24`.
+    pub fn new(name: &str, gateways: &[&str]) -> Self {
+        let gateways = gateways.iter().filter_map(|gateway| gateway.parse().ok()).collect();
+        Self { name: name.to_owned(), gateways, ..Self::default() }
     }
 
     /// The same without a way out.
@@ -58,10 +69,10 @@ impl Network {
 impl Container {
     /// A container on these networks that serves this, words apart.
     pub fn new(name: &str, networks: &[&str], serve: &str) -> Self {
-        let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+        let attach = |&network: &&str| Attachment { network: network.to_owned(), addresses: Vec::new() };
         Self {
             name: name.to_owned(),
-            networks: owned(networks),
+            networks: networks.iter().map(attach).collect(),
             serve: serve.split(' ').map(str::to_owned).collect(),
             options: Vec::new(),
         }
@@ -75,38 +86,55 @@ impl Container {
     }
 }
 
+impl Attachment {
+    fn options(&self) -> impl Iterator<Item = String> {
+        self.addresses.iter().map(|address| match address {
+            IpAddr::V4(_) => format!("--ip={address}"),
+            IpAddr::V6(_) => format!("--ip6={address}"),
+        })
+    }
+}
+
 impl Engine {
     /// Makes a network.
     pub fn add_network(&self, network: &Network) -> Result<()> {
-        let mut arguments = vec!["network", "create"];
-        let subnets: Vec<_> = network.subnets.iter().map(ToString::to_string).collect();
-        for subnet in &subnets {
-            arguments.extend(["--subnet", subnet]);
+        let mut arguments = vec!["network".to_owned(), "create".to_owned()];
+        for gateway in &network.gateways {
+            arguments
+                .extend([format!("--subnet={}", gateway.trunc()), format!("--gateway={}", gateway.addr())]);
         }
-        if network.subnets.iter().any(|subnet| subnet.addr().is_ipv6()) {
-            arguments.push("--ipv6");
+        if network.gateways.iter().any(|gateway| gateway.addr().is_ipv6()) {
+            arguments.push("--ipv6".to_owned());
         }
         if network.internal {
-            arguments.push("--internal");
+            arguments.push("--internal".to_owned());
         }
-        arguments.push(&network.name);
+        if let Some(bridge) = &network.bridge {
+            arguments.push(format!("--opt=com.docker.network.bridge.name={bridge}"));
+        }
+        arguments.push(network.name.clone());
         self.docker(&arguments).map(drop)
     }
 
     /// Makes a container, attaches it to all its networks, and starts it.
     pub fn add_container(&self, container: &Container) -> Result<()> {
-        let mut arguments = vec!["create", "--name", &container.name, "--hostname", &container.name];
+        let name = &container.name;
+        let mut arguments = vec!["create".to_owned(), format!("--name={name}"), format!("--hostname={name}")];
         if let Some(first) = container.networks.first() {
-            arguments.extend(["--network", first]);
+            arguments.push(format!("--network={}", first.network));
+            arguments.extend(first.options());
         }
-        arguments.extend(container.options.iter().map(String::as_str));
-        arguments.extend([IMAGE, "serve"]);
-        arguments.extend(container.serve.iter().map(String::as_str));
+        arguments.extend_from_slice(&container.options);
+        arguments.extend([IMAGE.to_owned(), "serve".to_owned()]);
+        arguments.extend_from_slice(&container.serve);
         self.docker(&arguments)?;
-        for network in container.networks.iter().skip(1) {
-            self.docker(&["network", "connect", network, &container.name])?;
+        for attachment in container.networks.iter().skip(1) {
+            let mut arguments = vec!["network".to_owned(), "connect".to_owned()];
+            arguments.extend(attachment.options());
+            arguments.extend([attachment.network.clone(), name.clone()]);
+            self.docker(&arguments)?;
         }
-        self.docker(&["start", &container.name]).map(drop)
+        self.docker(&["start", name]).map(drop)
     }
 
     /// Makes many at once, as `docker compose` does.
@@ -182,8 +210,13 @@ impl Engine {
         let inspected = self.inspect(container)?;
         let pid = inspected["State"]["Pid"].as_u64().filter(|pid| *pid != 0);
         let pid = pid.with_context(|| format!("{container} is not running"))?;
-        let place = topology::Container { name: container.to_owned(), ports: ports(&inspected) };
-        self.world_mut().adopt(place, u32::try_from(pid)?)
+        self.world_mut().adopt(container, u32::try_from(pid)?)?;
+        let topology = self.world_mut().topology_mut();
+        topology.containers.retain(|known| known.name != container);
+        topology
+            .containers
+            .push(topology::Container { name: container.to_owned(), ports: ports(&inspected) });
+        Ok(())
     }
 }
 

@@ -94,10 +94,10 @@ impl Map {
     /// Writes one entry.
     pub fn put(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
         self.fits(value.len(), self.value_size)?;
-        match self.element(MAP_UPDATE_ELEM, Some(key), at(value.as_ptr()))? {
-            true => Ok(()),
-            false => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+        if self.element(MAP_UPDATE_ELEM, Some(key), at(value.as_ptr()))? {
+            return Ok(());
         }
+        Err(io::Error::from_raw_os_error(libc::ENOENT))
     }
 
     /// Removes one entry; false where there is none.
@@ -125,8 +125,8 @@ impl Map {
         let mut out = vec![0u8; (self.info.key_size as usize).max(4)];
         self.fits(cursor.0.as_ref().map_or(out.len(), Vec::len), out.len())?;
         let mut attr = Batch {
-            in_batch: cursor.0.as_ref().map_or(0, |c| at(c.as_ptr())),
-            out_batch: at(out.as_mut_ptr()),
+            after: cursor.0.as_ref().map_or(0, |c| at(c.as_ptr())),
+            last: at(out.as_mut_ptr()),
             keys: at(keys.as_mut_ptr()),
             values: at(values.as_mut_ptr()),
             count: count as u32,
@@ -148,8 +148,8 @@ impl Map {
         self.fits(keys.len(), count * self.info.key_size as usize)?;
         self.fits(values.len(), count * self.value_size)?;
         let mut attr = Batch {
-            in_batch: 0,
-            out_batch: 0,
+            after: 0,
+            last: 0,
             keys: at(keys.as_ptr()),
             values: at(values.as_ptr()),
             count: count as u32,
@@ -204,8 +204,8 @@ struct Element {
 #[derive(IntoBytes, Immutable)]
 #[repr(C)]
 struct Batch {
-    in_batch: u64,
-    out_batch: u64,
+    after: u64,
+    last: u64,
     keys: u64,
     values: u64,
     count: u32,

@@ -1,0 +1,428 @@
+//! Worlds made by hand, and who is who in them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+use crate::inventory::snapshot::{Link, LinkType, Network};
+
+/// A world to build up line by line.
+#[derive(Default)]
+pub struct Scene {
+    pub snapshot: Snapshot,
+    pub claims: Claims,
+}
+
+fn set<T: Ord, const N: usize>(items: [&str; N], make: impl Fn(&str) -> T) -> BTreeSet<T> {
+    items.into_iter().map(make).collect()
+}
+
+pub fn strings<const N: usize>(items: [&str; N]) -> BTreeSet<String> {
+    set(items, str::to_owned)
+}
+
+pub fn nets<const N: usize>(items: [&str; N]) -> BTreeSet<IpNet> {
+    set(items, |s| s.parse().unwrap())
+}
+
+pub fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+pub fn mac(n: u32) -> Mac {
+    let [_, _, a, b] = n.to_be_bytes();
+    Mac([2, 0, 0, 0, a, b])
+}
+
+impl Scene {
+    /// The four tiers of the Hydra stack on two Docker networks and two bridges would be more than these tests need: here are
+    /// `apps` on the network `front` (bridge 10), `databases` on `back` (bridge 20), and the uplink 2.
+    pub fn usual() -> Self {
+        let mut s = Self::default();
+        s.snapshot.docker = DockerState::Up { version: "28.5.2".into() };
+        s.link(1, "lo", LinkType::Loopback, None, ["127.0.0.1/8"]);
+        s.link(2, "eth0", LinkType::Other, None, ["198.51.100.5/24"]);
+        s.bridge(10, "br-front", ["10.1.0.1/24", "fe80::1/64"]);
+        s.bridge(20, "br-back", ["10.2.0.1/24", "fd02::1/64"]);
+        s.network("front", 10, ["10.1.0.0/24"]);
+        s.network("back", 20, ["10.2.0.0/24", "fd02::/64"]);
+        s.tier("apps", TierClaim { networks: strings(["front"]), ..TierClaim::default() });
+        s.tier("databases", TierClaim { networks: strings(["back"]), ..TierClaim::default() });
+        s.service("databases", "postgres", ["pg"]);
+        s
+    }
+
+    pub fn link<const N: usize>(
+        &mut self,
+        index: u32,
+        name: &str,
+        kind: LinkType,
+        master: Option<u32>,
+        addresses: [&str; N],
+    ) {
+        let link = Link {
+            name: name.into(),
+            kind,
+            mac: mac(index),
+            mtu: 1500,
+            master,
+            up: true,
+            addresses: nets_with_host(addresses),
+            peer_elsewhere: kind == LinkType::Veth,
+        };
+        self.snapshot.links.insert(index, link);
+    }
+
+    pub fn bridge<const N: usize>(&mut self, index: u32, name: &str, addresses: [&str; N]) {
+        self.link(index, name, LinkType::Bridge, None, addresses);
+    }
+
+    pub fn network<const N: usize>(&mut self, name: &str, bridge: u32, subnets: [&str; N]) {
+        let network = Network {
+            id: name.into(),
+            driver: "bridge".into(),
+            bridge: Some(bridge),
+            subnets: nets(subnets).into_iter().collect(),
+            gateways: Vec::new(),
+            internal: false,
+        };
+        self.snapshot.networks.insert(name.into(), network);
+    }
+
+    pub fn tier(&mut self, name: &str, claim: TierClaim) {
+        self.claims.tiers.insert(name.into(), claim);
+    }
+
+    pub fn service<const N: usize>(&mut self, tier: &str, name: &str, containers: [&str; N]) {
+        self.claims.tiers.get_mut(tier).unwrap().services.push(ServiceClaim {
+            name: name.into(),
+            containers: strings(containers),
+            ..ServiceClaim::default()
+        });
+    }
+
+    /// A container of Docker's: its ports as (interface index, bridge, network, addresses).
+    pub fn container(&mut self, name: &str, ports: &[(u32, u32, &str, &[&str])]) -> &mut Stack {
+        self.stack(name, true, ports)
+    }
+
+    /// A namespace behind veths.
+    pub fn namespace(&mut self, name: &str, ports: &[(u32, u32, &str, &[&str])]) -> &mut Stack {
+        self.stack(name, false, ports)
+    }
+
+    fn stack(&mut self, name: &str, docker: bool, ports: &[(u32, u32, &str, &[&str])]) -> &mut Stack {
+        let mut attachments = Vec::new();
+        for (n, (port, bridge, network, addresses)) in ports.iter().enumerate() {
+            let master = Some(*bridge).filter(|b| *b != 0);
+            self.link(*port, &format!("veth{port}"), LinkType::Veth, master, []);
+            let gateways = self.snapshot.links.get(bridge).map(|l| {
+                let global = l.addresses.iter().map(IpNet::addr);
+                global.filter(|a| !a.to_string().starts_with("fe80")).collect()
+            });
+            attachments.push(Attachment {
+                network: Some((*network).to_owned()).filter(|n| !n.is_empty()),
+                port: *port,
+                interface: format!("eth{n}"),
+                mac: mac(0x1000 + port),
+                addresses: addresses.iter().map(|a| ip(a)).collect(),
+                gateways: gateways.unwrap_or_default(),
+            });
+        }
+        self.snapshot.stacks.push(Stack {
+            key: format!("key-{name}"),
+            name: name.into(),
+            members: vec![name.into()],
+            labels: BTreeMap::new(),
+            netns: Some(format!("/proc/1/{name}").into()),
+            attachments,
+            docker,
+        });
+        self.snapshot.stacks.last_mut().unwrap()
+    }
+
+    pub fn place(&self) -> Placement {
+        self.place_with(&mut Containers::default(), false)
+    }
+
+    pub fn place_with(&self, containers: &mut Containers, labels: bool) -> Placement {
+        place(&self.claims, &self.snapshot, labels, containers)
+    }
+}
+
+fn nets_with_host<const N: usize>(items: [&str; N]) -> BTreeSet<IpNet> {
+    set(items, |s| s.parse().unwrap())
+}
+
+pub fn owners(p: &Placement) -> Vec<(String, String)> {
+    p.addresses.iter().map(|(a, h)| (a.to_string(), h.owner.to_string())).collect()
+}
+
+fn pairs<const N: usize>(items: [(&str, &str); N]) -> Vec<(String, String)> {
+    items.into_iter().map(|(a, b)| (a.to_owned(), b.to_owned())).collect()
+}
+
+fn said(p: &Placement) -> Vec<String> {
+    p.not_enforced.iter().map(|n| format!("{}: {}", n.what, n.why)).collect()
+}
+
+#[test]
+fn a_service_keeps_its_identity_on_every_network_and_others_have_their_networks_tier() {
+    let mut s = Scene::usual();
+    s.container("pg", &[(101, 20, "back", &["10.2.0.5", "fd02::5"]), (102, 10, "front", &["10.1.0.5"])]);
+    s.container("both", &[(103, 20, "back", &["10.2.0.6"]), (104, 10, "front", &["10.1.0.6"])]);
+    let p = s.place();
+    assert_eq!(
+        owners(&p),
+        pairs([
+            ("10.1.0.5", "databases/postgres"),
+            ("10.1.0.6", "apps"),
+            ("10.2.0.5", "databases/postgres"),
+            ("10.2.0.6", "databases"),
+            ("fd02::5", "databases/postgres"),
+        ])
+    );
+    assert_eq!(p.stacks.len(), 2, "one number per stack, not per network");
+    assert_eq!(said(&p), [""; 0]);
+    assert_eq!(p.bridges.keys().copied().collect::<Vec<_>>(), [10, 20]);
+    assert_eq!(p.host, ["10.1.0.1", "10.2.0.1", "198.51.100.5", "fd02::1", "fe80::1"].map(ip).into());
+}
+
+#[test]
+fn containers_on_networks_that_nobody_names_are_unmanaged() {
+    let mut s = Scene::usual();
+    s.bridge(30, "docker0", ["172.17.0.1/16"]);
+    s.network("bridge", 30, ["172.17.0.0/16"]);
+    s.container("web", &[(103, 30, "bridge", &["172.17.0.2"])]);
+    let p = s.place();
+    assert_eq!(owners(&p), pairs([("172.17.0.2", "unmanaged")]));
+    assert_eq!(p.unmanaged, nets(["172.17.0.0/16"]));
+    assert!(p.declared_stacks().is_empty());
+}
+
+#[test]
+fn a_stranger_on_a_docker_network_is_nobody() {
+    let mut s = Scene::usual();
+    s.namespace("pg", &[(103, 20, "back", &["10.2.0.9"])]);
+    let p = s.place();
+    assert!(p.addresses.is_empty() && p.stacks.is_empty());
+    assert_eq!(p.ports[&103].stack, None);
+    assert!(!p.ports[&103].unbound, "closed until it is known");
+}
+
+#[test]
+fn without_docker_networks_are_found_by_their_looks_in_order() {
+    for (claim, expected) in [
+        (
+            NetworkClaim {
+                bridge: Some("hyb".into()),
+                subnets: nets(["10.1.0.0/24"]),
+                ..NetworkClaim::default()
+            },
+            11,
+        ),
+        (
+            NetworkClaim {
+                gateways: [ip("10.2.0.1")].into(),
+                subnets: nets(["10.1.0.0/24"]),
+                ..NetworkClaim::default()
+            },
+            11,
+        ),
+        (NetworkClaim { subnets: nets(["10.1.0.0/24"]), ..NetworkClaim::default() }, 10),
+    ] {
+        let mut s = Scene::default();
+        s.bridge(10, "hya", ["10.1.0.1/24"]);
+        s.bridge(11, "hyb", ["10.2.0.1/24"]);
+        s.claims.networks.insert("front".into(), claim.clone());
+        s.tier("apps", TierClaim { networks: strings(["front"]), ..TierClaim::default() });
+        let p = s.place();
+        assert_eq!(p.bridges.keys().copied().collect::<Vec<_>>(), [expected], "{claim:?}");
+        assert_eq!(p.bridges[&expected].network, "front");
+    }
+}
+
+#[test]
+fn a_namespace_is_believed_only_inside_its_bridges_blocks() {
+    let mut s = Scene::default();
+    s.bridge(10, "hya", ["10.1.0.1/24"]);
+    s.bridge(20, "hyb", ["10.2.0.1/24"]);
+    s.tier("apps", TierClaim { bridges: strings(["hya"]), ..TierClaim::default() });
+    s.tier("databases", TierClaim { bridges: strings(["hyb"]), ..TierClaim::default() });
+    s.claims.tiers.get_mut("databases").unwrap().services.push(ServiceClaim {
+        name: "postgres".into(),
+        addresses: nets(["10.2.0.5/32"]),
+        ..ServiceClaim::default()
+    });
+    s.namespace("liar", &[(101, 10, "", &["10.1.0.7", "10.2.0.5", "9.9.9.9"])]);
+    s.namespace("pg", &[(102, 20, "", &["10.2.0.5"])]);
+    let p = s.place();
+    assert_eq!(owners(&p), pairs([("10.1.0.7", "apps"), ("10.2.0.5", "databases/postgres")]));
+    assert_eq!(p.addresses[&ip("10.2.0.5")].port, 102);
+    assert_eq!(
+        said(&p),
+        ["10.2.0.5", "9.9.9.9"].map(|a| format!(
+            "liar {a}: the address lies in no block of the network that `veth101` is on: its packets are denied"
+        ))
+    );
+}
+
+#[test]
+fn what_is_behind_a_bare_veth_is_the_outside_unless_a_service_names_it() {
+    let mut s = Scene::default();
+    s.tier("inference", TierClaim { addresses: nets(["192.0.2.0/24"]), ..TierClaim::default() });
+    s.service("inference", "gpu", ["box"]);
+    s.namespace("lan", &[(101, 0, "", &["192.0.2.9"])]);
+    s.namespace("box", &[(102, 0, "", &["192.0.2.8", "10.9.9.9"])]);
+    let p = s.place();
+    assert_eq!(owners(&p), pairs([("192.0.2.8", "inference/gpu")]));
+    assert_eq!(p.stacks.len(), 1);
+    assert!(!p.ports.contains_key(&101));
+}
+
+#[test]
+fn of_two_with_one_address_the_first_keeps_it_and_the_host_before_all() {
+    let mut s = Scene::usual();
+    s.container("old", &[(101, 20, "back", &["10.2.0.5"])]);
+    let mut containers = Containers::default();
+    s.place_with(&mut containers, false);
+    s.container("a-new", &[(102, 20, "back", &["10.2.0.5", "10.2.0.1"])]);
+    let p = s.place_with(&mut containers, false);
+    assert_eq!(p.addresses[&ip("10.2.0.5")].port, 101);
+    assert!(!p.addresses.contains_key(&ip("10.2.0.1")));
+    assert_eq!(
+        said(&p),
+        [
+            "a-new 10.2.0.1: this host has the same address: it is the host's",
+            "a-new 10.2.0.5: `old` has the same address: packets of it on `veth102` are denied",
+        ]
+    );
+}
+
+#[test]
+fn a_declared_stack_takes_its_address_from_an_unmanaged_one() {
+    let mut s = Scene::usual();
+    s.bridge(30, "docker0", ["10.2.0.129/25"]);
+    s.namespace("a", &[(101, 30, "", &["10.2.0.200"])]);
+    s.container("z", &[(102, 20, "back", &["10.2.0.200"])]);
+    assert_eq!(s.place().addresses[&ip("10.2.0.200")].port, 102);
+}
+
+#[test]
+fn numbers_are_stable_and_never_given_again() {
+    let mut s = Scene::usual();
+    s.container("a", &[(101, 20, "back", &["10.2.0.5"])]);
+    let mut containers = Containers::default();
+    let first = s.place_with(&mut containers, false).stacks[0].container;
+    assert_eq!(s.place_with(&mut containers, false).stacks[0].container, first);
+    s.snapshot.stacks.clear();
+    s.place_with(&mut containers, false);
+    containers.retain(|_| false);
+    s.container("a", &[(101, 20, "back", &["10.2.0.5"])]).key = "another".into();
+    assert!(s.place_with(&mut containers, false).stacks[0].container > first);
+}
+
+#[test]
+fn ports_that_nobody_can_list_open_their_networks_blocks() {
+    let mut s = Scene::usual();
+    s.link(50, "tap0", LinkType::Other, Some(20), []);
+    s.link(51, "veth-fresh", LinkType::Veth, Some(20), []);
+    let p = s.place();
+    assert!(p.ports[&50].unbound);
+    assert!(!p.ports[&51].unbound);
+    assert_eq!(p.open, nets(["10.2.0.0/24", "fd02::/64"]));
+}
+
+#[test]
+fn a_tier_that_is_nowhere_is_said_unless_it_is_optional_or_docker_is_down() {
+    let mut s = Scene::usual();
+    s.tier("gone", TierClaim { networks: strings(["nope"]), ..TierClaim::default() });
+    s.tier("maybe", TierClaim { bridges: strings(["nobr"]), optional: true, ..TierClaim::default() });
+    let p = s.place();
+    assert_eq!(p.nowhere, [Nowhere { tier: "gone".into(), looked_for: "network nope".into() }]);
+    assert_eq!(said(&p), ["network nope: Docker has no such network (tier `gone`)"]);
+
+    s.snapshot.docker = DockerState::Down { error: "no socket".into() };
+    let p = s.place();
+    assert_eq!(p.nowhere, []);
+    assert_eq!(said(&p), ["network nope: Docker does not answer (tier `gone`)"]);
+}
+
+#[test]
+fn a_bridge_of_two_tiers_and_a_network_of_another_driver_are_said() {
+    let mut s = Scene::usual();
+    s.tier("other", TierClaim { bridges: strings(["br-back"]), ..TierClaim::default() });
+    s.snapshot.networks.get_mut("front").unwrap().driver = "macvlan".into();
+    assert_eq!(
+        said(&s.place()),
+        [
+            "bridge br-back: both `databases` and `other` live on it: it counts as the first",
+            "network front: its driver is `macvlan`: hydra enforces networks of the driver `bridge` (tier `apps`)",
+        ]
+    );
+}
+
+#[test]
+fn labels_place_only_where_they_may_and_never_over_a_name() {
+    let mut s = Scene::usual();
+    let label = |s: &mut Stack, to: &str| s.labels.insert(LABEL.into(), to.into());
+    label(s.container("x", &[(101, 10, "front", &["10.1.0.5"])]), "databases/postgres");
+    label(s.container("pg", &[(102, 20, "back", &["10.2.0.5"])]), "apps");
+    label(s.container("y", &[(103, 10, "front", &["10.1.0.6"])]), "no\nsuch");
+    assert_eq!(owners(&s.place())[0], ("10.1.0.5".into(), "apps".into()));
+    let p = s.place_with(&mut Containers::default(), true);
+    assert_eq!(
+        owners(&p),
+        pairs(
+            [("10.1.0.5", "databases/postgres"), ("10.1.0.6", "apps"), ("10.2.0.5", "databases/postgres"),]
+        )
+    );
+    assert_eq!(said(&p), ["y: its label `hydra.tier` names no tier or service of the policy: no\\nsuch"]);
+}
+
+#[test]
+fn containers_that_share_a_stack_have_one_identity_the_owners() {
+    let mut s = Scene::usual();
+    s.service("apps", "torrent", ["torrent"]);
+    s.container("pg", &[(101, 20, "back", &["10.2.0.5"])]).members.push("torrent".into());
+    let p = s.place();
+    assert_eq!(owners(&p), pairs([("10.2.0.5", "databases/postgres")]));
+    assert!(
+        p.warnings
+            .iter()
+            .any(|w| w.starts_with("container `torrent` of `apps/torrent` shares the network stack of `pg`"))
+    );
+}
+
+#[test]
+fn a_named_container_somewhere_else_is_a_warning() {
+    let mut s = Scene::usual();
+    s.container("pg", &[(101, 10, "front", &["10.1.0.5"])]);
+    let p = s.place();
+    assert_eq!(owners(&p), pairs([("10.1.0.5", "databases/postgres")]));
+    assert_eq!(p.warnings, ["container `pg` of `databases/postgres` is on none of the tier's networks"]);
+}
+
+#[test]
+fn a_named_container_in_the_hosts_stack_is_not_enforced() {
+    let mut s = Scene::usual();
+    s.snapshot.host_network = vec!["other".into(), "pg".into()];
+    assert_eq!(
+        said(&s.place()),
+        ["pg: it uses this host's own network stack: it is `host`, not `databases/postgres`"]
+    );
+}
+
+#[test]
+fn docker_gives_a_container_of_another_network_to_the_tier_whose_block_holds_it() {
+    let mut s = Scene::usual();
+    s.bridge(30, "br-lab", ["10.7.0.1/16"]);
+    s.network("lab", 30, ["10.7.0.0/16"]);
+    s.tier("inference", TierClaim { addresses: nets(["10.7.1.0/24"]), ..TierClaim::default() });
+    s.container("gpu", &[(101, 30, "lab", &["10.7.1.2"])]);
+    s.container("cpu", &[(102, 30, "lab", &["10.7.2.2"])]);
+    s.namespace("liar", &[(103, 30, "", &["10.7.1.3"])]);
+    assert_eq!(
+        owners(&s.place()),
+        pairs([("10.7.1.2", "inference"), ("10.7.1.3", "unmanaged"), ("10.7.2.2", "unmanaged")])
+    );
+}

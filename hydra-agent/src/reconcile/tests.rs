@@ -1,0 +1,228 @@
+//! What the kernel should hold in worlds made by hand.
+
+use hydra_common::id::Tier;
+use hydra_common::tables::{Cell, Decision, IdentityRow, Interval, RuleSet};
+use hydra_common::verdict::Reason;
+
+use super::*;
+use crate::placement::tests::{Scene, ip, mac};
+use crate::placement::{TierClaim, tests::strings};
+use crate::policy::rows::Class;
+
+/// A matrix of these owners, where only these pairs pass.
+fn matrix(owners: &[&str], allowed: &[(&str, &str)]) -> Arc<Compiled> {
+    let mut c = Compiled::default();
+    let decision = |verdict: Verdict| {
+        (Decision { until: 0, next: 0, rule: 0, verdict: verdict as u8, reason: Reason::NoRule as u8 }, None)
+    };
+    c.decisions = vec![decision(Verdict::Denied), decision(Verdict::Allowed)];
+    let all: Vec<&str> =
+        ["external", "host", "unmanaged"].into_iter().chain(owners.iter().copied()).collect();
+    let number = |name: &str| Identity(all.iter().position(|o| *o == name).unwrap() as u16 + 1);
+    for name in &all {
+        let class = Class { owner: owner(name), blocks: Vec::new() };
+        c.names.insert(class.owner.clone(), number(name));
+        c.identities.insert(number(name), (class, IdentityRow { tier: Tier(1), flags: 0 }));
+    }
+    for (a, b) in allowed {
+        c.cells.insert((number(a), number(b)), Cell::decision(1));
+    }
+    Arc::new(c)
+}
+
+fn owner(text: &str) -> Owner {
+    match (text, text.split_once('/')) {
+        ("external", _) => Owner::External,
+        ("host", _) => Owner::Host,
+        ("unmanaged", _) => Owner::Unmanaged,
+        (_, Some((tier, service))) => Owner::Service { tier: tier.into(), service: service.into() },
+        (_, None) => Owner::Tier(text.into()),
+    }
+}
+
+const OWNERS: &[&str] = &["apps", "databases", "databases/postgres"];
+const APPS: Identity = Identity(4);
+const DATABASES: Identity = Identity(5);
+const POSTGRES: Identity = Identity(6);
+
+fn wanted(s: &Scene) -> Desired {
+    desired(7, &matrix(OWNERS, &[]), &s.place(), &s.snapshot)
+}
+
+#[test]
+fn an_endpoint_is_whole() {
+    let mut s = Scene::usual();
+    s.container("pg", &[(101, 20, "back", &["10.2.0.5"])]);
+    s.container("web", &[(102, 10, "front", &["10.1.0.5"])]);
+    let d = wanted(&s);
+    assert_eq!(d.revision, 7);
+    let pg = d.endpoints[&Address::from(ip("10.2.0.5"))];
+    assert_eq!(
+        pg,
+        Endpoint {
+            identity: POSTGRES,
+            container: Container(1),
+            port: 101,
+            bridge: 20,
+            flags: tables::Endpoint::ATTACHED | tables::Endpoint::PEER,
+            mtu: 1500,
+            mac: mac(0x1000 + 101),
+            gateway_mac: mac(20),
+        }
+    );
+    let web = d.endpoints[&Address::from(ip("10.1.0.5"))];
+    assert_eq!((web.identity, web.container), (APPS, Container(2)));
+    let gateway = d.endpoints[&Address::from(ip("10.2.0.1"))];
+    assert_eq!(
+        gateway,
+        Endpoint { identity: Identity::HOST, flags: tables::Endpoint::HOST, ..Endpoint::default() }
+    );
+}
+
+#[test]
+fn every_interface_but_loopback_has_a_kind() {
+    let mut s = Scene::usual();
+    s.bridge(30, "docker0", ["172.17.0.1/16"]);
+    s.network("bridge", 30, ["172.17.0.0/16"]);
+    s.container("pg", &[(101, 20, "back", &["10.2.0.5"])]);
+    s.container("lone", &[(103, 30, "bridge", &["172.17.0.2"])]);
+    s.namespace("lan", &[(104, 0, "", &["192.0.2.1"])]);
+    s.link(105, "veth-fresh", LinkType::Veth, Some(20), []);
+    s.link(106, "tap0", LinkType::Other, Some(20), []);
+    s.bridge(40, "br-lan", ["192.0.2.200/24"]);
+    s.link(41, "eth1", LinkType::Other, Some(40), []);
+    let d = wanted(&s);
+    let kind = |n: u32| (d.links[&n].kind, d.links[&n].identity, d.links[&n].container, d.links[&n].bridge);
+    assert!(!d.links.contains_key(&1));
+    assert_eq!(kind(2), (LinkKind::Uplink, Identity::EXTERNAL, Container::NONE, 0));
+    assert_eq!(kind(20), (LinkKind::Bridge, DATABASES, Container::NONE, 20));
+    assert_eq!(kind(30), (LinkKind::Unmanaged, Identity::UNMANAGED, Container::NONE, 30));
+    assert_eq!(kind(101), (LinkKind::Port, POSTGRES, Container(2), 20));
+    assert_eq!(kind(103), (LinkKind::Unmanaged, Identity::UNMANAGED, Container::NONE, 30));
+    assert_eq!(kind(104), (LinkKind::Uplink, Identity::EXTERNAL, Container::NONE, 0));
+    assert_eq!(kind(105), (LinkKind::Port, Identity::UNKNOWN, Container::NONE, 20), "closed until known");
+    assert_eq!(kind(106), (LinkKind::Port, DATABASES, Container::NONE, 20));
+    assert_eq!(d.links[&106].flags, tables::Link::UNBOUND);
+    assert_eq!(kind(40), (LinkKind::Uplink, Identity::EXTERNAL, Container::NONE, 40), "the way to the LAN");
+    assert_eq!(kind(41), (LinkKind::Uplink, Identity::EXTERNAL, Container::NONE, 40));
+    let hooked: BTreeSet<u32> = d.hooks.iter().map(|(index, _)| *index).collect();
+    assert_eq!(hooked, [10, 20, 101, 105, 106].into());
+    assert!(d.hooks.contains(&(20, Hook::BridgeIn)) && d.hooks.contains(&(105, Hook::PortOut)));
+    let lone = d.endpoints[&Address::from(ip("172.17.0.2"))];
+    assert_eq!((lone.identity, lone.container), (Identity::UNMANAGED, Container::NONE));
+}
+
+#[test]
+fn a_declared_containers_ports_are_judged_on_every_network() {
+    let mut s = Scene::usual();
+    s.bridge(30, "docker0", ["172.17.0.1/16"]);
+    s.network("bridge", 30, ["172.17.0.0/16"]);
+    s.container("web", &[(101, 10, "front", &["10.1.0.5"]), (102, 30, "bridge", &["172.17.0.9"])]);
+    let d = wanted(&s);
+    assert!(d.hooks.contains(&(102, Hook::PortIn)));
+    assert_eq!((d.links[&102].kind, d.links[&102].container), (LinkKind::Port, Container(1)));
+    let e = d.endpoints[&Address::from(ip("172.17.0.9"))];
+    assert_eq!((e.identity, e.container), (Identity::UNMANAGED, Container(1)));
+}
+
+#[test]
+fn an_address_whose_class_the_matrix_lacks_asks_for_a_compile() {
+    let mut s = Scene::usual();
+    s.container("pg", &[(101, 20, "back", &["10.2.0.5"])]);
+    let compiled = matrix(&["apps"], &[]);
+    assert_eq!(missing(&compiled, &s.place()), [(owner("databases/postgres"), ip("10.2.0.5"))]);
+    assert_eq!(missing(&matrix(OWNERS, &[]), &s.place()), []);
+}
+
+fn route(to: &str, via: &str) -> Route {
+    Route { destination: to.parse().unwrap(), gateway: ip(via), interface: "eth0".into() }
+}
+
+#[test]
+fn both_ends_of_what_is_allowed_get_routes_and_nobody_else() {
+    let mut s = Scene::usual();
+    s.bridge(30, "br-lab", ["10.3.0.1/24"]);
+    s.network("lab", 30, ["10.3.0.0/24"]);
+    s.tier("lab", TierClaim { networks: strings(["lab"]), ..TierClaim::default() });
+    s.container("pg", &[(101, 20, "back", &["10.2.0.5", "fd02::5"])]);
+    s.container("web", &[(102, 10, "front", &["10.1.0.5"])]);
+    s.container("other", &[(103, 30, "lab", &["10.3.0.5"])]);
+    let compiled =
+        matrix(&["apps", "databases", "databases/postgres", "lab"], &[("apps", "databases/postgres")]);
+    let routes = routes(&compiled, &s.place(), 0);
+    assert_eq!(routes["key-web"], [route("10.2.0.0/24", "10.1.0.1")].into());
+    assert_eq!(routes["key-pg"], [route("10.1.0.0/24", "10.2.0.1")].into(), "replies go the same way back");
+    assert_eq!(routes["key-other"], [].into());
+}
+
+#[test]
+fn a_stack_on_the_peers_network_needs_no_route() {
+    let mut s = Scene::usual();
+    s.container("pg", &[(101, 20, "back", &["10.2.0.5"])]);
+    s.container("web", &[(102, 10, "front", &["10.1.0.5"]), (103, 20, "back", &["10.2.0.6"])]);
+    let compiled = matrix(OWNERS, &[("apps", "databases/postgres")]);
+    let routes = routes(&compiled, &s.place(), 0);
+    assert_eq!(routes["key-web"], [].into());
+    assert_eq!(routes["key-pg"], [route("10.1.0.0/24", "10.2.0.1")].into());
+}
+
+#[test]
+fn a_rule_set_or_a_chain_that_allows_anything_counts_until_it_expires() {
+    let mut c = Compiled::clone(&matrix(OWNERS, &[]));
+    c.rule_sets.push(RuleSet { start: 0, count: 2 });
+    c.intervals = vec![Interval { from: 0, decision: 0 }, Interval { from: 6 << 16, decision: 2 }];
+    // Denied until some day, then allowed.
+    let closing = Decision { next: 1, verdict: Verdict::Denied as u8, ..Decision::default() };
+    c.decisions.push((closing, Some(1_900_000_000)));
+    c.cells.insert((APPS, DATABASES), Cell::rule_set(0));
+    assert!(passes(&c, APPS, DATABASES, 0));
+    assert!(!passes(&c, DATABASES, APPS, 0));
+    // Allowed until some day, then denied.
+    c.decisions[2] = (Decision { next: 0, verdict: Verdict::Allowed as u8, ..closing }, Some(1_900_000_000));
+    assert!(passes(&c, APPS, DATABASES, 1_899_999_999));
+    assert!(!passes(&c, APPS, DATABASES, 1_900_000_000));
+}
+
+#[test]
+fn routes_are_added_where_none_leads_and_taken_away_with_their_reason() {
+    let there = |to: &str, via: &str, ours: bool| StackRoute {
+        destination: to.parse().unwrap(),
+        gateway: Some(ip(via)),
+        interface: "eth0".into(),
+        ours,
+    };
+    let one = route("10.2.0.0/24", "10.1.0.1");
+    let want: BTreeSet<Route> = [one.clone()].into();
+    assert_eq!(route_changes(&want, &[]), (vec![one.clone()], vec![]));
+    assert_eq!(route_changes(&want, &[there("10.2.0.0/24", "10.1.0.1", true)]), (vec![], vec![]));
+    assert_eq!(route_changes(&want, &[there("0.0.0.0/0", "10.1.0.1", false)]), (vec![], vec![]));
+    assert_eq!(route_changes(&want, &[there("::/0", "fd01::1", false)]), (vec![one.clone()], vec![]));
+    assert_eq!(
+        route_changes(
+            &[].into(),
+            &[there("10.2.0.0/24", "10.1.0.1", true), there("10.9.0.0/24", "10.1.0.1", false)]
+        ),
+        (vec![], vec![one.clone()])
+    );
+    // Its gateway has moved.
+    assert_eq!(
+        route_changes(&want, &[there("10.2.0.0/24", "10.1.0.254", true)]),
+        (vec![one], vec![route("10.2.0.0/24", "10.1.0.254")])
+    );
+}
+
+#[test]
+fn views_are_what_an_operator_asks_for() {
+    let mut s = Scene::usual();
+    s.container("pg", &[(101, 20, "back", &["10.2.0.5"])]);
+    let views = views(&matrix(OWNERS, &[]), &s.place(), &s.snapshot, &[101].into());
+    let v = &views[0];
+    assert_eq!(
+        (v.container.as_str(), v.tier.as_str(), v.service.as_str(), v.network.as_str(), v.bridge.as_str()),
+        ("pg", "databases", "postgres", "back", "br-back")
+    );
+    assert_eq!(
+        (v.port.as_str(), v.address.as_str(), v.identity, v.attached),
+        ("veth101", "10.2.0.5", POSTGRES, true)
+    );
+}

@@ -1,0 +1,99 @@
+//! Why the agent does not run, and with which exit code.
+
+use std::path::PathBuf;
+
+use crate::api::SocketError;
+use crate::datapath::DatapathError;
+use crate::diagnostic::Diagnostics;
+use crate::inventory::InventoryError;
+use crate::settings::SettingsError;
+use crate::state::StateError;
+
+/// Why the agent does not run, or cannot purge.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Flags, environment or file.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The log filter.
+    #[error("{0}")]
+    Log(String),
+    /// The run directory.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The policy is refused, and there is no earlier one.
+    #[error("{}", .0.render(false).trim_end())]
+    Policy(Diagnostics),
+    /// The policy file cannot be read, and there is no earlier policy.
+    #[error("{0}")]
+    NoPolicy(String),
+    /// The kernel.
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    /// The kernel's lists.
+    #[error(transparent)]
+    Inventory(#[from] InventoryError),
+    /// Threads, signals.
+    #[error("the agent could not begin: {0}")]
+    Begin(std::io::Error),
+    /// Purge under a living agent.
+    #[error("an agent works with the state directory `{}`: purging under it would not last", .0.display())]
+    AgentRuns(PathBuf),
+    /// Something stayed.
+    #[error("not everything could be taken away: {}", .0.join("; "))]
+    Purge(Vec<String>),
+}
+
+impl RunError {
+    /// 1 for a refused policy, 2 for everything that kept the agent from its work.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Policy(_) | Self::NoPolicy(_) => 1,
+            Self::Settings(_)
+            | Self::Log(_)
+            | Self::Socket(_)
+            | Self::State(_)
+            | Self::Datapath(_)
+            | Self::Inventory(_)
+            | Self::Begin(_)
+            | Self::AgentRuns(_)
+            | Self::Purge(_) => 2,
+        }
+    }
+
+    /// The whole message for a person, hint included. Ends with a newline.
+    pub fn render(&self, colour: bool) -> String {
+        if let Self::Policy(diagnostics) = self {
+            return diagnostics.render(colour);
+        }
+        if let Self::Settings(SettingsError::Invalid(diagnostics)) = self {
+            return diagnostics.render(colour);
+        }
+        let mut text = format!("error: {self}\n");
+        if let Some(hint) = self.hint() {
+            text.push_str(&format!("\nhint: {hint}\n"));
+        }
+        text
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        if !nix::unistd::geteuid().is_root() && !matches!(self, Self::Policy(_) | Self::Settings(_) | Self::Log(_)) {
+            return Some("the agent needs root: `sudo hydra-agent run`".into());
+        }
+        match self {
+            Self::Settings(e) => e.hint(),
+            Self::Log(_) => Some("`--log info`, or a filter such as `info,hydra_agent::datapath=debug`".into()),
+            Self::Socket(e) => Some(e.hint()),
+            Self::State(e) => e.hint(),
+            Self::Policy(_) => None,
+            Self::NoPolicy(_) => Some("`hydractl policy validate FILE` says what is wrong with a policy".into()),
+            Self::Datapath(e) => e.hint(),
+            Self::AgentRuns(_) => Some("`systemctl stop hydra-agent`, then purge".into()),
+            Self::Inventory(_) | Self::Begin(_) | Self::Purge(_) => None,
+        }
+    }
+}

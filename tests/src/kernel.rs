@@ -1,0 +1,180 @@
+//! Runs the object's own programs in the kernel, one frame at a time (`BPF_PROG_TEST_RUN`), against tables that the agent's
+//! datapath wrote, and reads from the counters and the flow table what they made of it.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use aya::maps::{HashMap, Map, MapData, PerCpuArray, PerCpuHashMap};
+use aya::programs::SchedClassifier;
+use aya::programs::{TestRun as _, TestRunOptions};
+use hydra_agent::datapath::{Datapath, Mechanism};
+use hydra_agent::desired::Desired;
+use hydra_common::ABI;
+use hydra_common::flow::{Flow, FlowKey};
+use hydra_common::names::{DROPS, FLOWS, PROGRAMS, REASONS};
+use hydra_common::tables::{Count, DropKey};
+use hydra_common::verdict::{Hook, Reason, Verdict};
+
+/// A frame at a hook.
+#[derive(Clone, Debug)]
+pub struct Shot {
+    /// Which program.
+    pub hook: Hook,
+    /// The interface that the program sits on.
+    pub ifindex: u32,
+    /// The interface that the frame came into the host by; 0 for the host's own.
+    pub ingress: u32,
+    /// The frame's mark.
+    pub mark: u32,
+    /// From the Ethernet header on.
+    pub frame: Vec<u8>,
+}
+
+/// What the program made of it.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// What it returned.
+    pub action: i32,
+    /// The mark afterwards.
+    pub mark: u32,
+    /// The frame afterwards.
+    pub frame: Vec<u8>,
+    /// The reason that was counted; none where another hook is to judge.
+    pub reason: Option<Reason>,
+    /// What was counted as a drop: denied or audited, and the rule's number.
+    pub drop: Option<(Verdict, u16)>,
+    /// The one entry of the flow table, if there is exactly one.
+    pub flow: Option<(FlowKey, Flow)>,
+}
+
+/// `TCX_NEXT`.
+pub const NEXT: i32 = -1;
+/// `TC_ACT_SHOT`.
+pub const SHOT: i32 = 2;
+/// `TC_ACT_REDIRECT`.
+pub const REDIRECT: i32 = 7;
+
+impl Seen {
+    /// Denied, allowed or audited.
+    pub fn verdict(&self) -> Verdict {
+        match self.drop {
+            Some((verdict, _)) => verdict,
+            None if self.action == SHOT => Verdict::Denied,
+            None => self.flow.map_or(Verdict::Allowed, |(_, flow)| Verdict::from_row(flow.verdict)),
+        }
+    }
+
+    /// The number of the rule that decided; 0 for none.
+    pub fn rule(&self) -> u16 {
+        self.drop.map(|(_, rule)| rule).or(self.flow.map(|(_, flow)| flow.rule)).unwrap_or(0)
+    }
+}
+
+/// The programs, with tables of their own. Use it inside the world that its interfaces are in.
+pub struct Runner {
+    programs: Vec<SchedClassifier>,
+    flows: HashMap<MapData, FlowKey, Flow>,
+    drops: PerCpuHashMap<MapData, DropKey, Count>,
+    reasons: PerCpuArray<MapData, Count>,
+    counted: Vec<u64>,
+    datapath: Datapath,
+}
+
+impl Runner {
+    /// Loads the object below a directory of pins and fills its tables.
+    pub fn open(bpffs: &Path, desired: &Desired) -> Result<Self> {
+        let mut datapath = Datapath::open(bpffs, Mechanism::Auto)?;
+        let report = datapath.sync(desired)?;
+        ensure!(report.not_enforced.is_empty(), "{:?}", report.not_enforced);
+        let root = bpffs.join(format!("v{ABI}"));
+        let directory =
+            std::fs::read_dir(root.join("programs"))?.next().context("no program is pinned")??.path();
+        let programs = PROGRAMS
+            .iter()
+            .map(|name| Ok(SchedClassifier::from_pin(directory.join(name))?))
+            .collect::<Result<Vec<_>>>()?;
+        let map = |name: &str| -> Result<Map> {
+            Ok(Map::from_map_data(MapData::from_pin(root.join("maps").join(name))?)?)
+        };
+        let mut runner = Self {
+            programs,
+            flows: map(FLOWS)?.try_into()?,
+            drops: map(DROPS)?.try_into()?,
+            reasons: map(REASONS)?.try_into()?,
+            counted: Vec::new(),
+            datapath,
+        };
+        runner.counted = runner.counts()?;
+        Ok(runner)
+    }
+
+    /// Makes the tables hold something else.
+    pub fn sync(&mut self, desired: &Desired) -> Result<()> {
+        let report = self.datapath.sync(desired)?;
+        ensure!(report.not_enforced.is_empty(), "{:?}", report.not_enforced);
+        Ok(())
+    }
+
+    /// Forgets all flows.
+    pub fn forget(&mut self) -> Result<()> {
+        let keys: Vec<FlowKey> = self.flows.keys().collect::<Result<_, _>>()?;
+        for key in keys {
+            self.flows.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a frame to a program.
+    pub fn run(&mut self, shot: &Shot) -> Result<Seen> {
+        let old: Vec<DropKey> = self.drops.keys().collect::<Result<_, _>>()?;
+        for key in old {
+            self.drops.remove(&key)?;
+        }
+        let mut context = [0; CONTEXT];
+        context[MARK..MARK + 4].copy_from_slice(&shot.mark.to_ne_bytes());
+        context[INGRESS..INGRESS + 4].copy_from_slice(&shot.ingress.to_ne_bytes());
+        context[IFINDEX..IFINDEX + 4].copy_from_slice(&shot.ifindex.to_ne_bytes());
+        let mut after = [0; CONTEXT];
+        let mut frame = vec![0; shot.frame.len() + 256];
+        let program = self.programs.get(shot.hook as usize).context("no such program")?;
+        let result = program
+            .test_run(TestRunOptions {
+                data_in: Some(&shot.frame),
+                data_out: Some(&mut frame),
+                ctx_in: Some(&context),
+                ctx_out: Some(&mut after),
+                ..TestRunOptions::default()
+            })
+            .with_context(|| format!("cannot run {:?} on interface {}", shot.hook, shot.ifindex))?;
+        frame.truncate(result.data_size_out as usize);
+        let mark = u32::from_ne_bytes([after[MARK], after[MARK + 1], after[MARK + 2], after[MARK + 3]]);
+        let counts = self.counts()?;
+        let changed = counts.iter().zip(&self.counted).position(|(now, before)| now != before);
+        self.counted = counts;
+        let drops: Vec<DropKey> = self.drops.keys().collect::<Result<_, _>>()?;
+        let mut flows = self.flows.iter();
+        let flow = match (flows.next(), flows.next()) {
+            (Some(only), None) => Some(only?),
+            _ => None,
+        };
+        Ok(Seen {
+            action: result.return_value.cast_signed(),
+            mark,
+            frame,
+            reason: changed.map(|n| Reason::from_row(n as u8)),
+            drop: drops.first().map(|key| (Verdict::from_row(key.verdict), key.rule)),
+            flow,
+        })
+    }
+
+    fn counts(&self) -> Result<Vec<u64>> {
+        let last = Reason::ALL.iter().map(|r| *r as u32).max().unwrap_or(0);
+        (0..=last).map(|n| Ok(self.reasons.get(&n, 0)?.iter().map(|c| c.packets).sum())).collect()
+    }
+}
+
+/// Size and offsets of `struct __sk_buff` (`include/uapi/linux/bpf.h`).
+const CONTEXT: usize = 192;
+const MARK: usize = 8;
+const INGRESS: usize = 36;
+const IFINDEX: usize = 40;

@@ -1,0 +1,94 @@
+//! The committed object has the maps and programs that `hydra-common` says, with the sizes of its rows.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on ends here")]
+
+use std::collections::BTreeMap;
+
+use aya_obj::generated::bpf_map_type::{self, *};
+use aya_obj::{Object, ProgramSection};
+use hydra_agent::datapath::OBJECT;
+use hydra_common::address::Address;
+use hydra_common::event::EventWindow;
+use hydra_common::flow::{Flow, FlowKey};
+use hydra_common::names;
+use hydra_common::tables::{
+    Cell, Count, Decision, DropKey, Endpoint, GAUGES, Head, IdentityRow, Interval, Link, PrefixData,
+    PrefixRow, RuleSet, TRAFFIC_CELLS,
+};
+use hydra_common::verdict::Reason;
+
+const ARRAY: bpf_map_type = BPF_MAP_TYPE_ARRAY;
+const PERCPU: bpf_map_type = BPF_MAP_TYPE_PERCPU_ARRAY;
+
+/// Name, type, key size, value size.
+fn maps() -> BTreeMap<&'static str, (bpf_map_type, usize, usize)> {
+    BTreeMap::from([
+        (names::GENERATION, (ARRAY, 4, 4)),
+        (names::HEADS, (ARRAY, 4, size_of::<Head>())),
+        (names::IDENTITIES, (ARRAY, 4, size_of::<IdentityRow>())),
+        (names::CELLS, (ARRAY, 4, size_of::<Cell>())),
+        (names::RULE_SETS, (ARRAY, 4, size_of::<RuleSet>())),
+        (names::INTERVALS, (ARRAY, 4, size_of::<Interval>())),
+        (names::DECISIONS, (ARRAY, 4, size_of::<Decision>())),
+        (names::PREFIXES, (BPF_MAP_TYPE_LPM_TRIE, 4 + size_of::<PrefixData>(), size_of::<PrefixRow>())),
+        (names::ENDPOINTS, (BPF_MAP_TYPE_HASH, size_of::<Address>(), size_of::<Endpoint>())),
+        (names::LINKS, (BPF_MAP_TYPE_HASH, 4, size_of::<Link>())),
+        (names::FLOWS, (BPF_MAP_TYPE_LRU_HASH, size_of::<FlowKey>(), size_of::<Flow>())),
+        (names::TRAFFIC, (PERCPU, 4, size_of::<Count>())),
+        (names::DROPS, (BPF_MAP_TYPE_PERCPU_HASH, size_of::<DropKey>(), size_of::<Count>())),
+        (names::REASONS, (PERCPU, 4, size_of::<Count>())),
+        (names::GAUGES, (PERCPU, 4, 8)),
+        (names::EVENTS, (BPF_MAP_TYPE_RINGBUF, 0, 0)),
+        (names::EVENT_WINDOW, (PERCPU, 4, size_of::<EventWindow>())),
+    ])
+}
+
+#[test]
+fn every_map_has_its_type_and_the_sizes_of_its_rows() {
+    let object = Object::parse(OBJECT).unwrap();
+    let known = maps();
+    for name in names::MAPS.into_iter().filter(|name| *name != names::SCRATCH) {
+        let map = object.maps.get(name).unwrap_or_else(|| panic!("the object has no map {name}"));
+        let (kind, key, value) = known[name];
+        assert_eq!(map.map_type(), kind as u32, "{name}: type");
+        assert_eq!(map.key_size() as usize, key, "{name}: key size");
+        assert_eq!(map.value_size() as usize, value, "{name}: value size");
+        assert!(map.max_entries() > 0, "{name}: no room");
+    }
+}
+
+#[test]
+fn counters_have_room_for_everything_that_is_counted() {
+    let object = Object::parse(OBJECT).unwrap();
+    let most = Reason::ALL.iter().map(|r| *r as u32).max().unwrap();
+    assert!(object.maps[names::REASONS].max_entries() > most);
+    assert!(object.maps[names::GAUGES].max_entries() >= GAUGES);
+    assert!(object.maps[names::TRAFFIC].max_entries() >= TRAFFIC_CELLS);
+}
+
+#[test]
+fn no_map_is_left_unnamed() {
+    let object = Object::parse(OBJECT).unwrap();
+    // The compiler's constants are a map too, of each program's own.
+    for name in object.maps.keys().filter(|name| !name.starts_with(".rodata")) {
+        assert!(names::MAPS.contains(&name.as_str()), "{name} is not listed in hydra_common::names");
+    }
+}
+
+#[test]
+fn every_program_is_a_classifier() {
+    let object = Object::parse(OBJECT).unwrap();
+    let programs: Vec<&str> = object.programs.keys().map(String::as_str).collect();
+    for name in names::PROGRAMS {
+        let program =
+            object.programs.get(name).unwrap_or_else(|| panic!("no program {name} among {programs:?}"));
+        assert!(matches!(program.section, ProgramSection::SchedClassifier), "{name}: {:?}", program.section);
+    }
+    assert_eq!(programs.len(), names::PROGRAMS.len(), "{programs:?}");
+}
+
+#[test]
+fn names_fit_what_the_kernel_keeps() {
+    for name in names::MAPS {
+        assert!(name.len() <= 15 && name.starts_with("HYDRA_"), "{name}");
+    }
+}

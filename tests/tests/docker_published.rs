@@ -1,0 +1,83 @@
+//! Published ports on a real engine: who comes from outside is `external` to hydra, whichever way Docker lets him in.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on ends here")]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use hydra_tests::engine::container::{Container, Network};
+use hydra_tests::engine::stage::rows;
+use hydra_tests::engine::{Engine, Options, Version};
+use hydra_tests::topology::{Machine, Topology};
+
+const POLICY: &str = "
+version: 1
+name: published
+tiers:
+  apps: { networks: [hyapps] }
+  databases: { networks: [hydatabases] }
+rules:
+  - { name: users, from: external, to: apps, ports: [tcp/80] }
+";
+
+#[test]
+fn published_ports_on_20() {
+    published_ports(Version::V20).unwrap();
+}
+
+#[test]
+fn published_ports_on_28() {
+    published_ports(Version::V28).unwrap();
+}
+
+fn published_ports(version: Version) -> Result<()> {
+    let around = Topology {
+        uplink: vec!["198.51.100.1/24".parse()?],
+        machines: vec![Machine { name: "user".to_owned(), addresses: vec!["198.51.100.2".parse()?] }],
+        ..Topology::default()
+    };
+    let engine = Engine::start(version, Options::default(), &around)?;
+    engine.add_network(&Network::new("hyapps", &["172.31.1.1/24"]))?;
+    engine.add_network(&Network::new("hydatabases", &["172.31.2.1/24"]))?;
+    engine.add_container(&Container::new("page", &["hyapps"], "web 80").options(&["--publish=8080:80"]))?;
+    engine.add_container(
+        &Container::new("store", &["hydatabases"], "web 80").options(&["--publish=8081:80"]),
+    )?;
+    for container in ["page", "store"] {
+        engine.exec_until(container, &["curl", "-sS", "http://127.0.0.1/"])?;
+    }
+    for port in [8080, 8081] {
+        ensure!(get(&engine, port)?.is_some(), "{port} is closed before hydra");
+    }
+    let agent = engine.agent(POLICY)?;
+    let said = get(&engine, 8080)?;
+    ensure!(said.as_deref() == Some("page 198.51.100.2"), "{said:?}; {}", agent.log().join("\n"));
+    ensure!(get(&engine, 8081)?.is_none(), "a user reached the store");
+    let drops = agent.json(engine.world(), &["drops"])?;
+    let wanted = [
+        ("reason", "no-rule"),
+        ("source_tier", "external"),
+        ("source", "198.51.100.2"),
+        ("destination_container", "store"),
+        ("destination_port", "80"),
+    ];
+    ensure!(!rows(&drops, &wanted)?.is_empty(), "{drops:#}");
+    let flows = agent.json(engine.world(), &["flows"])?;
+    let wanted = [("source_tier", "external"), ("destination_container", "page"), ("rule", "users")];
+    ensure!(!rows(&flows, &wanted)?.is_empty(), "{flows:#}");
+    Ok(())
+}
+
+/// What a server behind a published port of the host says to the user outside.
+fn get(engine: &Engine, port: u16) -> Result<Option<String>> {
+    let address = SocketAddr::new("198.51.100.1".parse()?, port);
+    engine.world().enter("user", || {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer.lines().last()?.trim().to_owned())
+    })
+}
