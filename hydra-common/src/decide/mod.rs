@@ -7,19 +7,18 @@
 //! memory is one state to the verifier, where registers would be many.
 
 mod ends;
+mod outcome;
 mod ruling;
 
+pub use outcome::{Hop, Outcome, Step, Way};
 pub use ruling::{Ruling, ruling};
 
-use crate::address::Mac;
 use crate::flow::{Flow, Path, Side};
-use crate::id::{Container, Identity, Tier};
+use crate::id::Identity;
 use crate::packet::{Kind, Packet};
-use crate::tables::{Endpoint, Head, IdentityRow, Link, Tables, traffic_index};
+use crate::tables::{Endpoint, Head, IdentityRow, Link, Tables};
 use crate::track::{self, protocol, tcp};
 use crate::verdict::{Hook, Reason, Verdict};
-
-use ends::Sender;
 
 /// Where and when a packet is judged.
 #[derive(Clone, Copy, Debug)]
@@ -40,134 +39,6 @@ impl At {
     #[inline(always)]
     fn seconds(&self) -> u32 {
         (self.now / 1_000_000_000) as u32
-    }
-}
-
-/// What to do to the flow table when the packet passes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Step {
-    /// Nothing: the packet belongs to no flow.
-    Nothing,
-    /// Count it on the live entry.
-    Count,
-    /// Write the new decision into the entry, which is of an older generation, then count.
-    Renew,
-    /// Write a new entry.
-    Create,
-}
-
-/// How a packet that passes goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Way {
-    /// Unmarked: a later hook judges.
-    Leave,
-    /// Through the stack, marked as judged.
-    Judged,
-    /// Through the stack, marked as checked: each receiver's hook judges.
-    Checked,
-    /// Straight into the destination's namespace, by [`Outcome::hop`].
-    Peer,
-}
-
-/// The last hop of [`Way::Peer`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Hop {
-    /// Host-side veth of the destination.
-    pub port: u32,
-    /// The destination's MTU in bytes.
-    pub mtu: u16,
-    /// 1 if the packet crosses networks, and so loses one of its TTL.
-    pub routed: u8,
-    /// The destination's MAC.
-    pub mac: Mac,
-    /// The source MAC that it arrives with.
-    pub gateway_mac: Mac,
-}
-
-/// The verdict on one packet, and what follows from it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    /// The verdict, the policy's mode applied.
-    pub verdict: Verdict,
-    /// Why; for an audited packet what enforcing would have said.
-    pub reason: Reason,
-    /// What to record.
-    pub step: Step,
-    /// Where it goes.
-    pub way: Way,
-    /// Who opened the flow, in the packet's key.
-    pub opener: Side,
-    /// The flow's path.
-    pub path: Path,
-    /// The rule that decided, counted from 1; 0 = none.
-    pub rule: u16,
-    /// See [`Ruling::until`].
-    pub until: u32,
-    /// The policy's revision.
-    pub revision: u32,
-    /// The tables' generation.
-    pub generation: u32,
-    /// Who opened the conversation.
-    pub source: Identity,
-    /// Who was called.
-    pub destination: Identity,
-    /// The container that sent this packet.
-    pub source_container: Container,
-    /// The container that receives it.
-    pub destination_container: Container,
-    /// Where [`Way::Peer`] leads.
-    pub hop: Hop,
-    sender: Sender,
-}
-
-impl Outcome {
-    /// Nothing is known yet: denied.
-    pub const CLOSED: Self = Self {
-        verdict: Verdict::Denied,
-        reason: Reason::BadTable,
-        step: Step::Nothing,
-        way: Way::Judged,
-        opener: Side::A,
-        path: Path::Stack,
-        rule: 0,
-        until: 0,
-        revision: 0,
-        generation: 0,
-        source: Identity::UNKNOWN,
-        destination: Identity::UNKNOWN,
-        source_container: Container::NONE,
-        destination_container: Container::NONE,
-        hop: Hop { port: 0, mtu: 0, routed: 0, mac: Mac::ZERO, gateway_mac: Mac::ZERO },
-        sender: Sender::Outside,
-    };
-
-    /// Which of the two banks decided.
-    #[inline(always)]
-    pub const fn bank(&self) -> u32 {
-        self.generation & 1
-    }
-
-    /// Whose counters count it: the opener's tier and the called one's.
-    #[inline(always)]
-    pub fn tiers<T: Tables>(&self, tables: &T) -> (Tier, Tier) {
-        let tier = |i| tables.identity(self.bank(), i).map_or(Tier::UNKNOWN, |row| row.tier);
-        (tier(self.source), tier(self.destination))
-    }
-
-    /// The cell of the traffic counters.
-    #[inline(always)]
-    pub fn traffic<T: Tables>(&self, tables: &T) -> u32 {
-        let (source, destination) = self.tiers(tables);
-        traffic_index(source, destination, matches!(self.verdict, Verdict::Audited))
-    }
-
-    #[inline(always)]
-    fn not_judged(&mut self, way: Way) {
-        self.verdict = Verdict::Allowed;
-        self.reason = Reason::NotJudged;
-        self.way = way;
     }
 }
 
@@ -199,16 +70,13 @@ pub fn decide<'t, T: Tables>(
             out.reason = reason;
             out.rule = 0;
             out.step = Step::Nothing;
+            out.way = Way::Judged;
             None
         }
     };
     // The one place where the mode of the whole policy is applied.
     if matches!(out.verdict, Verdict::Denied) && head.flags & Head::AUDIT != 0 {
         out.verdict = Verdict::Audited;
-        out.path = Path::Stack;
-        if !matches!(out.way, Way::Checked) {
-            out.way = Way::Judged;
-        }
     }
     live
 }
@@ -263,10 +131,11 @@ fn enter<'t, T: Tables>(
         return Ok(None);
     }
     open(tables, packet, at, out, live.as_deref());
-    if matches!(out.verdict, Verdict::Denied) {
-        return Ok(None);
+    match way(tables, packet, at, out, link) {
+        // The policy's reason stands before the frame's.
+        Err(_) if matches!(out.verdict, Verdict::Denied) => out.way = Way::Judged,
+        went => went?,
     }
-    way(tables, packet, at, out, link)?;
     Ok(live)
 }
 
@@ -335,21 +204,21 @@ fn open<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome, live
     if let Some(flow) = live {
         let opener = Side::from_row(flow.opener);
         let reply = opener as u8 != side as u8;
-        out.step = if flow.containers[side.index()] != out.source_container {
-            Step::Nothing
+        if flow.containers[side.index()] != out.source_container {
+            // Somebody else with the same addresses: judged by his own right, and not on that entry.
         } else if opens(packet) && track::State::of(flow, packet.protocol) == track::State::Closing {
-            Step::Create
-        } else if opens(packet) && reply {
-            Step::Count
+            out.step = Step::Create;
         } else {
+            out.step = Step::Renew;
             out.path = Path::from_row(flow.path);
-            if reply {
+            if reply && opens(packet) {
+                out.step = Step::Count;
+            } else if reply {
                 out.opener = opener;
                 selector = crate::tables::selector(packet.protocol, packet.key.port(opener.other()));
                 core::mem::swap(&mut out.source, &mut out.destination);
             }
-            Step::Renew
-        };
+        }
     } else if !packet.is_group() && !packet.icmp_reply {
         out.step = Step::Create;
     }
@@ -358,13 +227,10 @@ fn open<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome, live
     out.reason = said.reason;
     out.rule = said.rule;
     out.until = said.until;
-    match said.verdict {
-        Verdict::Denied => out.step = Step::Nothing,
-        Verdict::Audited => out.path = Path::Stack,
-        Verdict::Allowed if matches!(out.step, Step::Create) && matches!(at.hook, Hook::PortIn) => {
-            out.path = path(tables, packet);
-        }
-        Verdict::Allowed => {}
+    // The path is chosen once: a flow that moved to another would lose what is under way. What is only audited goes as if hydra
+    // were not there.
+    if matches!((said.verdict, out.step, at.hook), (Verdict::Allowed, Step::Create, Hook::PortIn)) {
+        out.path = path(tables, packet);
     }
 }
 

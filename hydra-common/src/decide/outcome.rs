@@ -1,0 +1,136 @@
+//! What [`super::decide`] says: the verdict, and what follows from it.
+
+use super::ends::Sender;
+use crate::address::Mac;
+use crate::flow::{Path, Side};
+use crate::id::{Container, Identity, Tier};
+use crate::tables::{Tables, traffic_index};
+use crate::verdict::{Reason, Verdict};
+
+/// What to do to the flow table when the packet passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Step {
+    /// Nothing: the packet belongs to no flow.
+    Nothing,
+    /// Count it on the live entry.
+    Count,
+    /// Write the new decision into the entry, which is of an older generation, then count.
+    Renew,
+    /// Write a new entry.
+    Create,
+}
+
+/// How a packet that passes goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Way {
+    /// Unmarked: a later hook judges.
+    Leave,
+    /// Through the stack, marked as judged.
+    Judged,
+    /// Through the stack, marked as checked: each receiver's hook judges.
+    Checked,
+    /// Straight into the destination's namespace, by [`Outcome::hop`].
+    Peer,
+}
+
+/// The last hop of [`Way::Peer`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hop {
+    /// Host-side veth of the destination.
+    pub port: u32,
+    /// The destination's MTU in bytes.
+    pub mtu: u16,
+    /// 1 if the packet crosses networks, and so loses one of its TTL.
+    pub routed: u8,
+    /// The destination's MAC.
+    pub mac: Mac,
+    /// The source MAC that it arrives with.
+    pub gateway_mac: Mac,
+}
+
+/// The verdict on one packet, and what follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The verdict, the policy's mode applied.
+    pub verdict: Verdict,
+    /// Why; for an audited packet what enforcing would have said.
+    pub reason: Reason,
+    /// What to record.
+    pub step: Step,
+    /// Where it goes.
+    pub way: Way,
+    /// Who opened the flow, in the packet's key.
+    pub opener: Side,
+    /// The flow's path.
+    pub path: Path,
+    /// The rule that decided, counted from 1; 0 = none.
+    pub rule: u16,
+    /// See [`Ruling::until`].
+    pub until: u32,
+    /// The policy's revision.
+    pub revision: u32,
+    /// The tables' generation.
+    pub generation: u32,
+    /// Who opened the conversation.
+    pub source: Identity,
+    /// Who was called.
+    pub destination: Identity,
+    /// The container that sent this packet.
+    pub source_container: Container,
+    /// The container that receives it.
+    pub destination_container: Container,
+    /// Where [`Way::Peer`] leads.
+    pub hop: Hop,
+    pub(super) sender: Sender,
+}
+
+impl Outcome {
+    /// Nothing is known yet: denied.
+    pub const CLOSED: Self = Self {
+        verdict: Verdict::Denied,
+        reason: Reason::BadTable,
+        step: Step::Nothing,
+        way: Way::Judged,
+        opener: Side::A,
+        path: Path::Stack,
+        rule: 0,
+        until: 0,
+        revision: 0,
+        generation: 0,
+        source: Identity::UNKNOWN,
+        destination: Identity::UNKNOWN,
+        source_container: Container::NONE,
+        destination_container: Container::NONE,
+        hop: Hop { port: 0, mtu: 0, routed: 0, mac: Mac::ZERO, gateway_mac: Mac::ZERO },
+        sender: Sender::Outside,
+    };
+
+    /// Which of the two banks decided.
+    #[inline(always)]
+    pub const fn bank(&self) -> u32 {
+        self.generation & 1
+    }
+
+    /// Whose counters count it: the opener's tier and the called one's.
+    #[inline(always)]
+    pub fn tiers<T: Tables>(&self, tables: &T) -> (Tier, Tier) {
+        let tier = |i| tables.identity(self.bank(), i).map_or(Tier::UNKNOWN, |row| row.tier);
+        (tier(self.source), tier(self.destination))
+    }
+
+    /// The cell of the traffic counters.
+    #[inline(always)]
+    pub fn traffic<T: Tables>(&self, tables: &T) -> u32 {
+        let (source, destination) = self.tiers(tables);
+        traffic_index(source, destination, matches!(self.verdict, Verdict::Audited))
+    }
+
+    #[inline(always)]
+    pub(super) fn not_judged(&mut self, way: Way) {
+        self.verdict = Verdict::Allowed;
+        self.reason = Reason::NotJudged;
+        self.way = way;
+    }
+}

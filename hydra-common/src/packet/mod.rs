@@ -1,0 +1,274 @@
+//! From the bytes of a frame to what the verdict needs to know of it. Bounded walks over VLAN tags, IPv4 options and IPv6
+//! extension headers; what is cut short, contradicts itself or is not understood is a [`Reason`], never a guess.
+//!
+//! Fragments (RFC 791, RFC 8200 4.5) are refused whole, first ones included: a port rule cannot be held against the others.
+
+mod icmp;
+mod ip;
+
+use crate::address::{Address, Mac};
+use crate::flow::{FlowKey, Side};
+use crate::track::protocol;
+use crate::verdict::Reason;
+
+/// VLAN tags that are walked.
+const MAX_TAGS: usize = 2;
+/// Ethernet header.
+const ETHERNET: usize = 14;
+
+/// Reads a frame. Offsets count from the destination MAC.
+pub trait Bytes {
+    /// `N` bytes at an offset, or `None` where the frame ends before.
+    fn load<const N: usize>(&self, offset: usize) -> Option<Chunk<N>>;
+    /// Length of the frame in bytes; that of the super-packet under GSO.
+    fn length(&self) -> usize;
+    /// Whether the device took a VLAN tag off the frame (`skb->vlan_tci`).
+    fn tagged(&self) -> bool;
+}
+
+/// Bytes of a frame. Aligned for the sake of a target that copies what is not byte by byte.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+pub struct Chunk<const N: usize>(pub [u8; N]);
+
+impl<const N: usize> Chunk<N> {
+    /// `M` of the bytes, from `AT`: a copy of words, where taking them apart would be one of bytes.
+    #[inline(always)]
+    fn part<const AT: usize, const M: usize>(&self) -> [u8; M] {
+        const { assert!(AT + M <= N) };
+        let mut part = [0; M];
+        part.copy_from_slice(&self.0[AT..AT + M]);
+        part
+    }
+
+    /// Two of the bytes as a number in network order.
+    #[inline(always)]
+    fn number<const AT: usize>(&self) -> u16 {
+        u16::from_be_bytes(self.part::<AT, 2>())
+    }
+}
+
+/// What a frame is, beside its addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// Not understood as far as this.
+    #[default]
+    Unknown,
+    /// IP, to be judged.
+    Ip,
+    /// ARP (RFC 826): `source` is the sender's protocol address.
+    Arp,
+    /// Router and neighbour solicitation, neighbour advertisement (RFC 4861): `claim` is what the sender says it has.
+    Neighbour,
+    /// Router advertisement and redirect, both families.
+    Router,
+    /// Multicast listener report or done (RFC 2710, RFC 3810).
+    Listener,
+    /// A DHCP client's broadcast or multicast (RFC 2131, RFC 8415).
+    DhcpClient,
+    /// An answer to one.
+    DhcpServer,
+    /// An ICMP error; `key` and `side` are those of the packet that it is about.
+    IcmpError,
+}
+
+/// A frame, understood.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Packet {
+    /// Ethernet source.
+    pub source_mac: Mac,
+    /// Ethernet destination.
+    pub destination_mac: Mac,
+    /// EtherType behind the tags, host order.
+    pub ethertype: u16,
+    /// What it is.
+    pub kind: Kind,
+    /// IP protocol behind the extension headers; 0 where it is not IP.
+    pub protocol: u8,
+    /// Source address; for ARP the sender's.
+    pub source: Address,
+    /// Destination address; for ARP the target's.
+    pub destination: Address,
+    /// Neighbour discovery: the address that the sender says is its own; unspecified where it claims none.
+    pub claim: Address,
+    /// Source port; for an ICMP query the identifier, for its reply the query's type.
+    pub source_port: u16,
+    /// Destination port; for an ICMP query its type, for its reply the identifier, for other ICMP the type.
+    pub destination_port: u16,
+    /// ICMP type.
+    pub icmp_type: u8,
+    /// ICMP reply: belongs to a query's flow or to none, and opens none.
+    pub icmp_reply: bool,
+    /// TCP flags.
+    pub tcp_flags: u8,
+    /// Offset of the IP header.
+    pub network: u16,
+    /// Offset of what follows it and its extension headers.
+    pub transport: u16,
+    /// Where the IP packet ends: padding of the frame follows.
+    pub end: u32,
+    /// Offset behind the TCP, UDP … header: what GSO repeats in front of each segment.
+    pub payload: u16,
+    /// IPv4 TTL or IPv6 hop limit.
+    pub ttl: u8,
+    /// Flow key of the packet, or of the one that an ICMP error is about.
+    pub key: FlowKey,
+    /// Who sent it, in that key: a [`Side`] as a number.
+    pub sender: u8,
+}
+
+impl Packet {
+    /// Who sent it, in `key`.
+    #[inline(always)]
+    pub const fn side(&self) -> Side {
+        Side::from_row(self.sender)
+    }
+
+    /// By what rule sets are searched, see [`crate::tables::selector`].
+    #[inline(always)]
+    pub const fn selector(&self) -> u32 {
+        let port = match self.protocol {
+            protocol::ICMP | protocol::ICMPV6 => self.icmp_type as u16,
+            _ => self.destination_port,
+        };
+        crate::tables::selector(self.protocol, port)
+    }
+
+    /// Whether a frame is for several receivers, or for whoever is on the link.
+    #[inline(always)]
+    pub fn is_group(&self) -> bool {
+        self.destination_mac.is_group() || self.destination.is_group() || self.destination.is_link_local()
+    }
+
+    /// Reads a frame. On an error as much is filled in as was understood, for the event.
+    #[inline(always)]
+    pub fn parse<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
+        let h = bytes.load::<ETHERNET>(0).ok_or(Reason::Malformed)?;
+        self.destination_mac = Mac(h.part::<0, 6>());
+        self.source_mac = Mac(h.part::<6, 6>());
+        self.ethertype = h.number::<12>();
+        let mut at = ETHERNET as u16;
+        let mut tagged = bytes.tagged();
+        for _ in 0..MAX_TAGS {
+            // 802.1Q and 802.1ad (IEEE 802.1Q-2018, table 9-1).
+            if self.ethertype != 0x8100 && self.ethertype != 0x88a8 {
+                break;
+            }
+            self.ethertype = bytes.load::<4>(usize::from(at)).ok_or(Reason::Malformed)?.number::<2>();
+            tagged = true;
+            at += 4;
+        }
+        self.network = at;
+        let understood = self.network_header(bytes);
+        self.sender = self.key.canonical() as u8;
+        if tagged { Err(Reason::Vlan) } else { understood }
+    }
+
+    // From here on offsets go through `self`: see `crate::decide` on what the verifier makes of that.
+    #[inline(always)]
+    fn network_header<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
+        match self.ethertype {
+            0x0800 => self.ipv4(bytes)?,
+            0x86dd => self.ipv6(bytes)?,
+            0x0806 => return self.arp(bytes),
+            _ => return Err(Reason::EtherType),
+        }
+        self.transport_header(bytes)
+    }
+
+    #[inline(never)]
+    fn arp<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
+        let a = bytes.load::<28>(usize::from(self.network)).ok_or(Reason::Malformed)?;
+        // Ethernet, IPv4, 6 and 4 bytes, request or reply (RFC 826).
+        if a.part::<0, 6>() != [0, 1, 8, 0, 6, 4] || !matches!(a.number::<6>(), 1 | 2) {
+            return Err(Reason::Malformed);
+        }
+        self.source = Address::v4(a.part::<14, 4>());
+        self.destination = Address::v4(a.part::<24, 4>());
+        self.claim = self.source;
+        if Mac(a.part::<8, 6>()) != self.source_mac {
+            return Err(Reason::SpoofedArp);
+        }
+        self.kind = Kind::Arp;
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn transport_header<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
+        self.kind = Kind::Ip;
+        let (at, end) = (usize::from(self.transport), self.end as usize);
+        let v4 = self.ethertype == 0x0800;
+        let mut header = 0;
+        match self.protocol {
+            protocol::TCP => {
+                let h = load_within::<14, B>(bytes, at, end)?;
+                header = usize::from(h.0[12] >> 4) * 4;
+                if header < 20 || at + header > end {
+                    return Err(Reason::Malformed);
+                }
+                self.ports(&h);
+                self.tcp_flags = h.0[13];
+            }
+            protocol::UDP => {
+                let h = load_within::<8, B>(bytes, at, end)?;
+                let length = usize::from(h.number::<4>());
+                // 0 in a jumbogram (RFC 2675, 4).
+                if length != 0 && (length < 8 || at + length > end) {
+                    return Err(Reason::Malformed);
+                }
+                header = 8;
+                self.ports(&h);
+                self.dhcp();
+            }
+            protocol::SCTP => {
+                let h = load_within::<12, B>(bytes, at, end)?;
+                header = 12;
+                self.ports(&h);
+            }
+            protocol::ICMP | protocol::ICMPV6 => {
+                if v4 != (self.protocol == protocol::ICMP) {
+                    return Err(Reason::Malformed);
+                }
+                header = 8;
+                self.icmp(bytes)?;
+                if matches!(self.kind, Kind::IcmpError) {
+                    return Ok(());
+                }
+            }
+            _ => {}
+        }
+        self.payload = (at + header) as u16;
+        self.key.a = self.source;
+        self.key.b = self.destination;
+        self.key.port_a = self.source_port.to_be_bytes();
+        self.key.port_b = self.destination_port.to_be_bytes();
+        self.key.protocol = self.protocol;
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn ports<const N: usize>(&mut self, h: &Chunk<N>) {
+        self.source_port = h.number::<0>();
+        self.destination_port = h.number::<2>();
+    }
+
+    #[inline(always)]
+    fn dhcp(&mut self) {
+        let group = self.destination.is_group();
+        match (self.source_port, self.destination_port) {
+            (68, 67) | (546, 547) if group => self.kind = Kind::DhcpClient,
+            (67, 68) | (547, 546) => self.kind = Kind::DhcpServer,
+            _ => {}
+        }
+    }
+}
+
+/// `N` bytes that must lie before the packet's end.
+#[inline(always)]
+fn load_within<const N: usize, B: Bytes>(bytes: &B, at: usize, end: usize) -> Result<Chunk<N>, Reason> {
+    if at + N > end {
+        return Err(Reason::Malformed);
+    }
+    bytes.load::<N>(at).ok_or(Reason::Malformed)
+}
