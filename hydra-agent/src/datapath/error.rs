@@ -74,6 +74,9 @@ pub enum DatapathError {
         /// What is in the table.
         table: &'static str,
     },
+    /// Programs that began under the old tables could not be waited for.
+    #[error("could not wait for running programs: {0}")]
+    Grace(io::Error),
     /// The event stream could not be opened.
     #[error("could not open the event stream: {0}")]
     Events(String),
@@ -100,6 +103,7 @@ impl DatapathError {
             | Self::Load(_)
             | Self::Table { .. }
             | Self::ReadBack { .. }
+            | Self::Grace(_)
             | Self::Events(_) => None,
         }
     }

@@ -52,7 +52,7 @@ pub fn check() -> Result<GracePeriod, DatapathError> {
 /// `CAP_SYS_ADMIN` stands for the others (`include/linux/capability.h`).
 fn missing_capabilities() -> Vec<&'static str> {
     const SYS_ADMIN: u32 = 21;
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let held = status
         .lines()
         .find_map(|l| l.strip_prefix("CapEff:"))

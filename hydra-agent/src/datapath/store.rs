@@ -59,36 +59,58 @@ impl Store {
 
     /// The flipped word.
     pub fn generation(&self) -> Result<u32, DatapathError> {
-        Ok(self.generation.get(&0).map_err(table("read", "the generation"))?.unwrap_or(0))
+        Ok(self.generation.get(&0).map_err(table("read", "generations"))?.unwrap_or(0))
+    }
+
+    /// The head of a bank.
+    pub fn head(&self, bank: u32) -> Result<Head, DatapathError> {
+        Ok(self.heads.get(&bank).map_err(table("read", "heads"))?.unwrap_or_default())
     }
 
     /// Flips: from here on packets read the other bank.
     pub fn flip(&self, generation: u32) -> Result<(), DatapathError> {
-        self.generation.put(&0, &generation).map_err(table("write", "the generation"))?;
+        self.generation.put(&0, &generation).map_err(table("write", "generations"))?;
         if self.generation()? == generation {
             Ok(())
         } else {
-            Err(DatapathError::ReadBack { table: "the generation" })
+            Err(DatapathError::ReadBack { table: "generations" })
         }
     }
 
-    /// Writes a bank that no packet reads, over what it held: `old` where that is known. What is not known needs no cleaning:
-    /// rows count only by what points to them, and that is all written here.
+    /// Makes a bank that no packet reads hold `new`, and reads it back. `old` is what it is believed to hold: rows that are there
+    /// already are not written again, unless the reading back shows that they are not.
     pub fn write(&self, bank: u32, new: &Bank, old: Option<&Bank>) -> Result<(), DatapathError> {
-        let empty = Bank::default();
-        let old = old.unwrap_or(&empty);
+        self.write_over(bank, new, old)?;
+        match self.check(bank, new) {
+            Err(DatapathError::ReadBack { .. }) if old.is_some() => {
+                self.write_over(bank, new, None)?;
+                self.check(bank, new)
+            }
+            result => result,
+        }
+    }
+
+    /// What is not known needs no cleaning: rows count only by what points to them, and that is all written here.
+    fn write_over(&self, bank: u32, new: &Bank, old: Option<&Bank>) -> Result<(), DatapathError> {
         self.heads.put(&bank, &new.head).map_err(table("write", "heads"))?;
-        put(&self.identities, "identities", bank * MAX_IDENTITIES, &new.identities, MAX_IDENTITIES as usize)?;
+        // Rows of identities decide what counts of all the others: the whole bank of them, always.
+        let mut identities = new.identities.clone();
+        identities.resize((MAX_IDENTITIES as usize).max(identities.len()), IdentityRow::default());
+        put(&self.identities, "identities", bank * MAX_IDENTITIES, &identities, None)?;
         for (source, row) in &new.cells {
             let from = cell_index(bank, Identity(*source), Identity(0));
-            put(&self.cells, "cells", from, row, old.cells.get(source).map_or(0, Vec::len))?;
+            put(&self.cells, "cells", from, row, old.and_then(|old| old.cells.get(source)))?;
         }
-        for (source, row) in old.cells.iter().filter(|(source, _)| !new.cells.contains_key(source)) {
-            put(&self.cells, "cells", cell_index(bank, Identity(*source), Identity(0)), &[], row.len())?;
+        for (source, row) in old.iter().flat_map(|old| &old.cells) {
+            if !new.cells.contains_key(source) {
+                put(&self.cells, "cells", cell_index(bank, Identity(*source), Identity(0)), &[], Some(row))?;
+            }
         }
-        put(&self.rule_sets, "rule sets", bank * MAX_RULE_SETS, &new.rule_sets, old.rule_sets.len())?;
-        put(&self.intervals, "intervals", bank * MAX_INTERVALS, &new.intervals, old.intervals.len())?;
-        put(&self.decisions, "decisions", bank * MAX_DECISIONS, &new.decisions, old.decisions.len())?;
+        let (sets, ranges) = (old.map(|old| &old.rule_sets), old.map(|old| &old.intervals));
+        put(&self.rule_sets, "rule sets", bank * MAX_RULE_SETS, &new.rule_sets, sets)?;
+        put(&self.intervals, "intervals", bank * MAX_INTERVALS, &new.intervals, ranges)?;
+        let decisions = old.map(|old| &old.decisions);
+        put(&self.decisions, "decisions", bank * MAX_DECISIONS, &new.decisions, decisions)?;
         self.write_prefixes(bank, &new.prefixes)
     }
 
@@ -114,7 +136,6 @@ impl Store {
 
     /// What a bank holds where `like` has rows, and all of its prefixes.
     pub fn read(&self, bank: u32, like: &Bank) -> Result<Bank, DatapathError> {
-        let head = self.heads.get(&bank).map_err(table("read", "heads"))?.unwrap_or_default();
         let mut cells = BTreeMap::new();
         for (source, row) in &like.cells {
             let from = cell_index(bank, Identity(*source), Identity(0));
@@ -122,7 +143,7 @@ impl Store {
         }
         let prefixes = self.prefixes.all().map_err(table("read", "address blocks"))?;
         Ok(Bank {
-            head,
+            head: self.head(bank)?,
             identities: get(&self.identities, "identities", bank * MAX_IDENTITIES, like.identities.len())?,
             cells,
             rule_sets: get(&self.rule_sets, "rule sets", bank * MAX_RULE_SETS, like.rule_sets.len())?,
@@ -156,17 +177,20 @@ impl Store {
     }
 }
 
-/// Writes rows from `from` on, and zeroes up to the length before.
+/// Writes rows from `from` on where they are not what was there before, and zeroes over the rest of that.
 fn put<V: Bytes + PartialEq>(
     map: &Table<u32, V>,
     name: &'static str,
     from: u32,
     rows: &[V],
-    before: usize,
+    before: Option<&Vec<V>>,
 ) -> Result<(), DatapathError> {
+    if before.is_some_and(|before| before == rows) {
+        return Ok(());
+    }
     map.put_range(from, rows).map_err(table("write", name))?;
-    let zeros = vec![V::new_zeroed(); before.saturating_sub(rows.len())];
-    map.put_range(from + rows.len() as u32, &zeros).map_err(table("write", name))
+    let left = before.map_or(0, Vec::len).saturating_sub(rows.len());
+    map.put_range(from + rows.len() as u32, &vec![V::new_zeroed(); left]).map_err(table("write", name))
 }
 
 fn get<V: Bytes + PartialEq>(

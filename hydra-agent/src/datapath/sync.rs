@@ -44,6 +44,8 @@ pub struct Datapath {
 pub struct Held {
     /// The flipped word; 0: no policy was ever applied.
     pub generation: u32,
+    /// The revision of the policy in force.
+    pub revision: u32,
     /// By address.
     pub endpoints: BTreeMap<Address, Endpoint>,
     /// By interface index.
@@ -207,7 +209,6 @@ impl Datapath {
             let other = 1 - bank;
             let old = self.held.banks[other].take();
             self.store.write(other as u32, &new, old.as_ref())?;
-            self.store.check(other as u32, &new)?;
             self.held.banks[other] = Some(new);
         }
         let endpoints = tables::plan(&self.held.endpoints, &endpoints, bank, flip);
@@ -220,19 +221,39 @@ impl Datapath {
         write_rows(&self.store.links, "interfaces", &links, &mut self.held.links)?;
         if flip {
             self.store.flip(next)?;
-            self.held.generation = next;
+            (self.held.generation, self.held.revision) = (next, desired.revision);
             report.flipped = true;
-            self.grace.wait().map_err(table("write", "the grace period"))?;
         }
-        remove_rows(&self.store.endpoints, "endpoints", &endpoints, &mut self.held.endpoints)?;
-        remove_rows(&self.store.links, "interfaces", &links, &mut self.held.links)?;
-        if flip {
-            self.store.write_prefixes(bank as u32, &BTreeMap::new())?;
-            if let Some(old) = &mut self.held.banks[bank] {
+        // The new rows are in force. What follows only tidies up: a failure there is no failure to apply.
+        match self.tidy(bank, flip, &endpoints, &links) {
+            Ok(()) => self.doubt = false,
+            Err(e) => report.not_enforced.push(NotEnforced {
+                what: "tables".to_owned(),
+                why: format!("old rows are still there: {e}"),
+            }),
+        }
+        Ok(())
+    }
+
+    /// Removes what nothing points to any more, once no program runs that began before the flip.
+    fn tidy(
+        &mut self,
+        old: usize,
+        flipped: bool,
+        endpoints: &RowPlan<Address, Endpoint>,
+        links: &RowPlan<u32, Link>,
+    ) -> Result<(), DatapathError> {
+        if flipped {
+            self.grace.wait().map_err(DatapathError::Grace)?;
+        }
+        remove_rows(&self.store.endpoints, "endpoints", endpoints, &mut self.held.endpoints)?;
+        remove_rows(&self.store.links, "interfaces", links, &mut self.held.links)?;
+        if flipped {
+            self.store.write_prefixes(old as u32, &BTreeMap::new())?;
+            if let Some(old) = &mut self.held.banks[old] {
                 old.prefixes.clear();
             }
         }
-        self.doubt = false;
         Ok(())
     }
 
@@ -253,8 +274,10 @@ impl Datapath {
 
     /// Reads what the kernel holds.
     fn refresh(&mut self) -> Result<(), DatapathError> {
+        let generation = self.store.generation()?;
         self.held = Held {
-            generation: self.store.generation()?,
+            generation,
+            revision: self.store.head(generation & 1)?.revision,
             endpoints: self.store.endpoints.all().map_err(table("read", "endpoints"))?.into_iter().collect(),
             links: self.store.links.all().map_err(table("read", "interfaces"))?.into_iter().collect(),
             banks: [None, None],

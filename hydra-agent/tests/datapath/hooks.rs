@@ -1,0 +1,166 @@
+//! Programs on interfaces that come and go, beside those of others.
+
+use aya::EbpfLoader;
+use aya::programs::tc::{NlOptions, TcAttachOptions, TcHandle, qdisc_add_clsact};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use hydra_agent::datapath::{Datapath, Mechanism, OBJECT, purge};
+use hydra_common::names;
+use hydra_common::tables::{self};
+use hydra_common::verdict::Hook;
+use std::process::Command;
+
+use crate::support::*;
+
+#[test]
+fn a_port_that_comes_back_is_covered_again() {
+    apart(|bpffs| {
+        let (mut desired, a, _) = two_containers();
+        let mut datapath = open(bpffs);
+        datapath.sync(&desired).unwrap();
+
+        // The same index, another interface: the pin's link is dead.
+        ip("link del hya");
+        ip(&format!("link add hya index {a} type veth peer name hyap"));
+        let complaints = datapath.verify(&desired);
+        assert_eq!(complaints.len(), 2, "{complaints:?}");
+        assert!(complaints.iter().all(|c| c.what == "hya" && c.why.starts_with("no program at port-")));
+        let report = datapath.sync(&desired).unwrap();
+        assert_eq!(report.attached, [(a, Hook::PortIn), (a, Hook::PortOut)]);
+        assert_eq!(datapath.verify(&desired), Vec::new());
+
+        // Another index: what was the old one's goes away.
+        ip("link del hya");
+        let c = veth("hyc");
+        desired.links.remove(&a);
+        desired.hooks.retain(|(ifindex, _)| *ifindex != a);
+        container(&mut desired, c, 1, "10.1.0.2", APPS);
+        let report = datapath.sync(&desired).unwrap();
+        assert_eq!(report.detached, [(a, Hook::PortIn), (a, Hook::PortOut)]);
+        assert_eq!(report.attached, [(c, Hook::PortIn), (c, Hook::PortOut)]);
+        assert!(report.flipped, "a link went away");
+        assert_eq!(datapath.verify(&desired), Vec::new());
+        assert_eq!(endpoint(bpffs, "10.1.0.2").unwrap().port, c);
+    });
+}
+
+#[test]
+fn a_port_that_can_not_be_attached_is_not_promised() {
+    apart(|bpffs| {
+        let (mut desired, ..) = two_containers();
+        container(&mut desired, 4_000, 3, "10.1.0.3", APPS);
+        let report = open(bpffs).sync(&desired).unwrap();
+        assert_eq!(report.not_enforced.len(), 2, "{:?}", report.not_enforced);
+        assert!(report.not_enforced.iter().all(|n| n.what == "#4000"), "{:?}", report.not_enforced);
+        assert_eq!(endpoint(bpffs, "10.1.0.3").unwrap().flags, tables::Endpoint::PEER);
+        assert_eq!(
+            endpoint(bpffs, "10.1.0.2").unwrap().flags,
+            tables::Endpoint::PEER | tables::Endpoint::ATTACHED
+        );
+    });
+}
+
+#[test]
+fn a_foreign_program_in_front_is_reported_and_passed() {
+    apart(|bpffs| {
+        let (desired, a, _) = two_containers();
+        let mut datapath = open(bpffs);
+        datapath.sync(&desired).unwrap();
+        let mut other = foreign();
+        let program: &mut SchedClassifier =
+            other.program_mut(names::PROGRAMS[0]).unwrap().try_into().unwrap();
+        program
+            .attach_with_options("hya", TcAttachType::Ingress, TcAttachOptions::TcxOrder(LinkOrder::first()))
+            .unwrap();
+        let complaints = datapath.verify(&desired);
+        assert_eq!(complaints.len(), 1, "{complaints:?}");
+        assert_eq!(
+            (complaints[0].what.as_str(), complaints[0].why.as_str()),
+            ("hya", "1 programs run before hydra's at port-in")
+        );
+        let report = datapath.sync(&desired).unwrap();
+        assert_eq!(report.mended, [(a, Hook::PortIn)]);
+        assert_eq!(datapath.verify(&desired), Vec::new());
+        let (_, chain) = SchedClassifier::query_tcx("hya", TcAttachType::Ingress).unwrap();
+        assert_eq!(chain.len(), 2, "the other one is still there, and nothing of the move is left");
+    });
+}
+
+#[test]
+fn clsact_carries_the_programs_where_it_is_chosen() {
+    apart(|bpffs| {
+        let (desired, ..) = two_containers();
+        // Somebody else's filter in the same place.
+        qdisc_add_clsact("hya").unwrap();
+        let mut other = foreign();
+        let program: &mut SchedClassifier =
+            other.program_mut(names::PROGRAMS[0]).unwrap().try_into().unwrap();
+        let options = NlOptions { priority: 1, handle: TcHandle::new(0, 1), classid: None };
+        program.attach_with_options("hya", TcAttachType::Ingress, TcAttachOptions::Netlink(options)).unwrap();
+
+        let mut datapath = Datapath::open(bpffs, Mechanism::Clsact).unwrap();
+        let report = datapath.sync(&desired).unwrap();
+        assert_eq!((report.attached.len(), report.not_enforced.len()), (4, 0), "{:?}", report.not_enforced);
+        assert!(
+            report.hooks.iter().all(|h| h.mechanism == "clsact" && h.position == 0),
+            "{:?}",
+            report.hooks
+        );
+        assert_eq!(datapath.verify(&desired), Vec::new());
+        let hooks = ids(&datapath);
+        drop(datapath);
+
+        let mut datapath = Datapath::open(bpffs, Mechanism::Clsact).unwrap();
+        let report = datapath.sync(&desired).unwrap();
+        assert!(report.attached.is_empty() && report.mended.is_empty(), "adopted: {report:?}");
+        assert_eq!(ids(&datapath), hooks);
+        drop(datapath);
+
+        // To TCX and back: never without one of the two.
+        let mut datapath = Datapath::open(bpffs, Mechanism::Tcx).unwrap();
+        assert_eq!(datapath.sync(&desired).unwrap().attached.len(), 4);
+        assert!(datapath.hooks().iter().all(|h| h.mechanism == "tcx" && h.position == 0));
+        assert_eq!(filters("hyb", "ingress"), 0, "the filter went");
+        assert_eq!(filters("hya", "ingress"), 1, "the other one's stays");
+        drop(datapath);
+
+        let mut datapath = Datapath::open(bpffs, Mechanism::Clsact).unwrap();
+        assert_eq!(datapath.sync(&desired).unwrap().attached.len(), 4);
+        assert_eq!(datapath.verify(&desired), Vec::new());
+        let (_, chain) = SchedClassifier::query_tcx("hya", TcAttachType::Ingress).unwrap();
+        assert!(chain.is_empty(), "the link went");
+        drop(datapath);
+
+        let purged = purge(bpffs).unwrap();
+        assert_eq!(purged.failed, Vec::<String>::new());
+        assert_eq!(filters("hya", "ingress"), 1, "the other one's stays");
+        assert_eq!(filters("hya", "egress") + filters("hyb", "ingress") + filters("hyb", "egress"), 0);
+    });
+}
+
+#[test]
+fn a_pin_that_was_removed_by_hand_is_made_again() {
+    apart(|bpffs| {
+        let (desired, a, _) = two_containers();
+        let mut datapath = open(bpffs);
+        datapath.sync(&desired).unwrap();
+        std::fs::remove_file(root(bpffs).join("links").join(format!("{a}-port-out"))).unwrap();
+        let complaints = datapath.verify(&desired);
+        assert_eq!(complaints.len(), 1, "{complaints:?}");
+        assert_eq!(complaints[0].why, "no program at port-out");
+        assert_eq!(datapath.sync(&desired).unwrap().attached, [(a, Hook::PortOut)]);
+        assert_eq!(datapath.verify(&desired), Vec::new());
+    });
+}
+
+/// Somebody else's program: ours under another loader, with maps of its own.
+fn foreign() -> aya::Ebpf {
+    let mut ebpf = EbpfLoader::new().load(OBJECT).unwrap();
+    let program: &mut SchedClassifier = ebpf.program_mut(names::PROGRAMS[0]).unwrap().try_into().unwrap();
+    program.load().unwrap();
+    ebpf
+}
+
+fn filters(interface: &str, side: &str) -> usize {
+    let output = Command::new("tc").args(["filter", "show", "dev", interface, side]).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).matches(" handle ").count()
+}
