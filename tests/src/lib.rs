@@ -15,6 +15,7 @@ pub mod messages;
 pub mod oracle;
 pub mod packets;
 pub mod probe;
+pub mod random;
 mod ready;
 pub mod sample;
 pub mod sniffer;

@@ -1,9 +1,7 @@
 //! The policy that tests of single packets use: every kind of rule once, small enough to have in mind.
 
-/// Three tiers on three bridges, machines elsewhere, and a rule of every kind.
-pub const POLICY: &str = "\
-version: 1
-name: sample
+/// Three tiers on three bridges, and machines elsewhere.
+pub const TIERS: &str = "\
 networks:
   front: { subnet: 10.70.1.0/24, gateway: 10.70.1.1, subnet6: 'fd70:1::/64' }
   back:  { subnet: 10.70.2.0/24, gateway: 10.70.2.1, subnet6: 'fd70:2::/64' }
@@ -24,6 +22,10 @@ tiers:
       db:    { containers: [db], ports: [tcp/5432] }
       cache: { containers: [cache], ports: [tcp/6379] }
   partner: { addresses: [203.0.113.0/24, '2001:db8:cafe::/48'] }
+";
+
+/// A rule of every kind.
+const RULES: &str = "\
 rules:
   - { name: users,     from: external,  to: web,      ports: [tcp/80, tcp/443] }
   - { name: shop-api,  from: web/shop,  to: app/api,  ports: app/api }
@@ -37,3 +39,8 @@ rules:
   - { name: partners,  from: partner,   to: web,      ports: [tcp/9443] }
   - { name: one-block, from: web,       to: { cidr: 203.0.113.0/24, except: [203.0.113.128/25] }, ports: [tcp/25] }
 ";
+
+/// The whole policy.
+pub fn policy() -> String {
+    format!("version: 1\nname: sample\n{TIERS}{RULES}")
+}

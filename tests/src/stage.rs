@@ -28,8 +28,6 @@ pub struct Stage {
     pub world: World,
     /// What it was built from.
     pub deployment: Deployment,
-    /// The policy as the agent reads it.
-    pub model: Model,
     /// The whole wanted state.
     pub desired: Desired,
     links: BTreeMap<String, u32>,
@@ -62,10 +60,24 @@ impl Stage {
         for bridge in &deployment.topology.bridges {
             gateways.insert(bridge.name.clone(), world.mac(HOST, &bridge.name)?);
         }
-        let (model, compiled) = compiled(text, &deployment)?;
-        let mut stage = Self { world, deployment, model, desired: Desired::default(), links, macs, gateways };
+        // Nothing but what a test sends is to be counted: no neighbour discovery, no multicast reports.
+        let quiet: Vec<String> = links
+            .keys()
+            .filter(|name| name.starts_with("hy"))
+            .map(|name| format!("link set {name} down"))
+            .collect();
+        world.ip(HOST, &quiet)?;
+        let (_, compiled) = compiled(text, &deployment)?;
+        let mut stage = Self { world, deployment, desired: Desired::default(), links, macs, gateways };
         stage.desired = stage.wanted(Arc::new(compiled))?;
         Ok(stage)
+    }
+
+    /// Another policy over the same world.
+    pub fn restage(&mut self, deployment: Deployment, compiled: Arc<Compiled>, revision: u32) -> Result<()> {
+        self.deployment = deployment;
+        self.desired = Desired { revision, ..self.wanted(compiled)? };
+        Ok(())
     }
 
     /// The index of a container's port in the host.
@@ -180,7 +192,7 @@ impl Stage {
 pub fn compiled(text: &str, deployment: &Deployment) -> Result<(Model, Compiled)> {
     let (model, _) = match policy::parse(text, "policy.yaml") {
         Ok(parsed) => parsed,
-        Err(problems) => anyhow::bail!("the agent refuses the policy:\n{problems:?}\n{text}"),
+        Err(problems) => anyhow::bail!("the agent refuses the policy:\n{}\n{text}", problems.render(false)),
     };
     let topology = &deployment.topology;
     let mut known = Known { host: topology.addresses(HOST), ..Known::default() };

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use hydra_common::verdict::{Hook, Reason, Verdict};
 use hydra_tests::kernel::{NEXT, Runner, Shot};
 use hydra_tests::packets::{Frame, Packet};
-use hydra_tests::sample::POLICY;
+use hydra_tests::sample::policy;
 use hydra_tests::stage::Stage;
 use hydra_tests::topology::HOST;
 
@@ -47,7 +47,7 @@ pub struct Bench<'a> {
 impl Bench<'_> {
     /// Builds the world, loads the programs, and runs a table; everything that is wrong is told at the end.
     pub fn run(table: impl FnOnce(&Bench<'_>) + Send) {
-        let stage = Stage::of(POLICY).unwrap();
+        let stage = Stage::of(&policy()).unwrap();
         let bpffs = stage.world.bpffs().join("hydra");
         let wrong = stage
             .world
