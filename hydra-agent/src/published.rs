@@ -50,7 +50,7 @@ pub struct Applied {
     /// Its meaning.
     pub model: Model,
     /// Its rows.
-    pub compiled: Compiled,
+    pub compiled: Arc<Compiled>,
 }
 
 /// One address of one endpoint. The row of `hydractl endpoints`.

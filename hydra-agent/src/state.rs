@@ -112,6 +112,11 @@ impl Containers {
         Container(number)
     }
 
+    /// The highest number given so far.
+    pub fn highest(&self) -> Container {
+        Container(self.next.saturating_sub(1))
+    }
+
     /// Forgets stacks that are gone. Their numbers are not given again.
     pub fn retain(&mut self, alive: impl Fn(&str) -> bool) {
         self.numbers.retain(|key, _| alive(key));

@@ -25,7 +25,7 @@ use self::netlink::{Kernel, NetlinkError, Watch};
 use self::snapshot::{LinkType, Snapshot};
 
 /// Messages come in bursts: a start of a container makes about twenty.
-const BURST: Duration = Duration::from_millis(3);
+pub const BURST: Duration = Duration::from_millis(3);
 /// How long the first look waits for the engine's first word.
 const FIRST_WORD: Duration = Duration::from_secs(10);
 /// How often a look is begun anew when a namespace goes away under it.

@@ -81,16 +81,22 @@ impl RunError {
 
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
-        if !nix::unistd::geteuid().is_root() && !matches!(self, Self::Policy(_) | Self::Settings(_) | Self::Log(_)) {
+        if !nix::unistd::geteuid().is_root()
+            && !matches!(self, Self::Policy(_) | Self::Settings(_) | Self::Log(_))
+        {
             return Some("the agent needs root: `sudo hydra-agent run`".into());
         }
         match self {
             Self::Settings(e) => e.hint(),
-            Self::Log(_) => Some("`--log info`, or a filter such as `info,hydra_agent::datapath=debug`".into()),
+            Self::Log(_) => {
+                Some("`--log info`, or a filter such as `info,hydra_agent::datapath=debug`".into())
+            }
             Self::Socket(e) => Some(e.hint()),
             Self::State(e) => e.hint(),
             Self::Policy(_) => None,
-            Self::NoPolicy(_) => Some("`hydractl policy validate FILE` says what is wrong with a policy".into()),
+            Self::NoPolicy(_) => {
+                Some("`hydractl policy validate FILE` says what is wrong with a policy".into())
+            }
             Self::Datapath(e) => e.hint(),
             Self::AgentRuns(_) => Some("`systemctl stop hydra-agent`, then purge".into()),
             Self::Inventory(_) | Self::Begin(_) | Self::Purge(_) => None,

@@ -5,13 +5,16 @@ use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 /// Begins to log; once per process, later calls change nothing.
 pub fn start(filter: &str) -> Result<(), String> {
-    let filter = EnvFilter::builder().parse(filter).map_err(|e| format!("`log` is no tracing filter: {e}"))?;
+    let filter = EnvFilter::builder()
+        .parse(directives(filter))
+        .map_err(|e| format!("`log` is no tracing filter: {e}"))?;
     let journal = stderr_is_journal().then(|| tracing_journald::layer().ok()).flatten();
     let started = match journal {
         Some(journal) => tracing_subscriber::registry().with(journal.with_filter(filter)).try_init(),
@@ -28,6 +31,14 @@ pub fn start(filter: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// A bare level is hydra's own: what its libraries do is rarely what somebody looks for.
+fn directives(filter: &str) -> String {
+    match filter.trim().parse::<LevelFilter>() {
+        Ok(level) => format!("{},hydra_agent={level}", level.min(LevelFilter::WARN)),
+        Err(_) => filter.to_owned(),
+    }
+}
+
 /// systemd tells the device and inode of the stream that it reads: only if stderr is still that stream, the journal has it.
 fn stderr_is_journal() -> bool {
     let Ok(told) = std::env::var("JOURNAL_STREAM") else { return false };
@@ -37,6 +48,13 @@ fn stderr_is_journal() -> bool {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_bare_level_is_hydras_own() {
+        assert_eq!(super::directives("debug"), "warn,hydra_agent=debug");
+        assert_eq!(super::directives("off"), "off,hydra_agent=off");
+        assert_eq!(super::directives("info,aya=trace"), "info,aya=trace");
+    }
+
     #[test]
     fn a_wrong_filter_is_an_error_with_its_text() {
         let error = super::start("info,hydra_agent=loud").unwrap_err();

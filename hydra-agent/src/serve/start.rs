@@ -59,9 +59,17 @@ mod tests {
             ("no file, a state", start(None, None, Some("a")), (true, false, false)),
             ("the file is in force", start(Some(Ok("a")), Some("a"), Some("a")), (true, false, false)),
             ("the file has changed", start(Some(Ok("b")), Some("a"), Some("a")), (true, true, false)),
-            ("another was applied after the file", start(Some(Ok("a")), Some("a"), Some("c")), (true, false, false)),
+            (
+                "another was applied after the file",
+                start(Some(Ok("a")), Some("a"), Some("c")),
+                (true, false, false),
+            ),
             ("the state lost its policy", start(Some(Ok("a")), Some("a"), None), (false, true, false)),
-            ("an unreadable file, a state", start(Some(Err("no")), Some("a"), Some("a")), (true, false, true)),
+            (
+                "an unreadable file, a state",
+                start(Some(Err("no")), Some("a"), Some("a")),
+                (true, false, true),
+            ),
             ("an unreadable file, no state", start(Some(Err("no")), None, None), (false, false, true)),
         ] {
             assert_eq!(of(start), expected, "{name}");

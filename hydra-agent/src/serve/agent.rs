@@ -1,0 +1,346 @@
+//! What the agent knows, and one pass of its work: place, compile, make the kernel hold it, routes, publish.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use hydra_common::id::Container;
+use hydra_common::verdict::Hook;
+use tokio::sync::watch;
+
+use super::kernel::Kernel;
+use super::routing::Routing;
+use super::times::Times;
+use crate::datapath::SyncReport;
+use crate::desired::Desired;
+use crate::inventory::snapshot::{LinkType, Snapshot};
+use crate::placement::{self, Claims, Placement};
+use crate::policy::compile::{CompileError, World, compile};
+use crate::policy::model::Model;
+use crate::policy::rows::{Compiled, Numbers};
+use crate::policy::unix_now;
+use crate::published::{Applied, HookView, NotEnforced, Published, Reader, RevisionView};
+use crate::reconcile;
+use crate::settings::Settings;
+use crate::state::{Containers, State};
+
+/// A policy that can be enforced.
+#[derive(Clone, Debug)]
+pub(super) struct Policy {
+    pub revision: u32,
+    pub text: String,
+    pub model: Model,
+    pub claims: Claims,
+    pub compiled: Arc<Compiled>,
+    /// What it was compiled for.
+    pub world: World,
+}
+
+/// Who is who under a policy, with the numbers that it took.
+#[derive(Clone, Debug)]
+pub(super) struct Placed {
+    pub placement: Placement,
+    pub containers: Containers,
+}
+
+/// See the module.
+pub(super) struct Agent {
+    pub settings: Settings,
+    pub state: State,
+    pub kernel: Kernel,
+    pub reader: Arc<dyn Reader>,
+    /// What should be in force.
+    pub policy: Option<Policy>,
+    /// What stays wrong until somebody does something: said in every status.
+    pub lasting: Vec<NotEnforced>,
+    pub times: Times,
+    pub routing: Routing,
+    publish: watch::Sender<Arc<Published>>,
+    desired: Option<Arc<Desired>>,
+    snapshot: Arc<Snapshot>,
+    placement: Placement,
+    hooks: Vec<HookView>,
+    generation: u32,
+    flow_capacity: u32,
+    /// What the last pass could not do.
+    failed: Vec<NotEnforced>,
+    warned: BTreeSet<String>,
+}
+
+impl Agent {
+    pub fn new(
+        settings: Settings,
+        state: State,
+        kernel: Kernel,
+        reader: Arc<dyn Reader>,
+        flow_capacity: u32,
+        publish: watch::Sender<Arc<Published>>,
+    ) -> Self {
+        Self {
+            settings,
+            state,
+            kernel,
+            reader,
+            policy: None,
+            lasting: Vec::new(),
+            times: Times::default(),
+            routing: Routing::default(),
+            publish,
+            desired: None,
+            snapshot: Arc::default(),
+            placement: Placement::default(),
+            hooks: Vec::new(),
+            generation: 0,
+            flow_capacity,
+            failed: Vec::new(),
+            warned: BTreeSet::new(),
+        }
+    }
+
+    /// One pass over a new look at the world. `since`: when it began to change, `None` for a regular look. An error is published
+    /// already; the kernel enforces what it did before.
+    pub async fn pass(&mut self, snapshot: Snapshot, since: Option<Instant>) -> Result<(), String> {
+        self.look(snapshot, since);
+        let Some(mut policy) = self.policy.take() else {
+            self.publish();
+            return Ok(());
+        };
+        let placed = self.place(&policy.claims);
+        self.failed.clear();
+        match recompile(&policy, &placed.placement, self.state.numbers()) {
+            Ok(None) => {}
+            Ok(Some((compiled, world, numbers))) => {
+                (policy.compiled, policy.world) = (Arc::new(compiled), world);
+                self.note_numbers(numbers);
+            }
+            // The tables of before still hold; addresses that they don't know stay closed.
+            Err(error) => {
+                self.failed.push(NotEnforced { what: "policy".to_owned(), why: error.to_string() });
+            }
+        }
+        let done = self.enforce(&policy, placed).await;
+        self.policy = Some(policy);
+        if let Err(why) = &done {
+            tracing::error!(error = %why, "the kernel could not be brought up to date; it enforces what it did before");
+            self.failed.push(NotEnforced { what: "tables".to_owned(), why: why.clone() });
+        }
+        self.publish();
+        done
+    }
+
+    /// Takes a new look at the world in.
+    pub fn look(&mut self, snapshot: Snapshot, since: Option<Instant>) {
+        let ports = snapshot.links.iter().filter(|(_, l)| l.kind == LinkType::Veth).map(|(index, _)| *index);
+        self.times.seen(ports, since);
+        self.snapshot = Arc::new(snapshot);
+    }
+
+    /// Who is who under these claims.
+    pub fn place(&self, claims: &Claims) -> Placed {
+        let mut containers = self.state.containers().clone();
+        let labels = self.settings.labels;
+        let placement = placement::place(claims, &self.snapshot, labels, &mut containers);
+        containers.retain(|key| self.snapshot.stacks.iter().any(|s| s.key == key));
+        Placed { placement, containers }
+    }
+
+    /// Makes the kernel hold a policy over a placement. On an error nothing has changed.
+    pub async fn enforce(&mut self, policy: &Policy, placed: Placed) -> Result<(), String> {
+        let Placed { placement, containers } = placed;
+        self.note_disk(|state| state.set_containers(containers));
+        let desired = reconcile::desired(policy.revision, &policy.compiled, &placement, &self.snapshot);
+        let desired = Arc::new(desired);
+        let report = self.kernel.sync(desired.clone()).await?;
+        self.placement = placement;
+        self.desired = Some(desired);
+        self.take(report);
+        let wanted = if self.settings.routes {
+            reconcile::routes(&policy.compiled, &self.placement, unix_now())
+        } else {
+            BTreeMap::new()
+        };
+        let snapshot = self.snapshot.clone();
+        self.routing.keep(&snapshot, wanted).await;
+        Ok(())
+    }
+
+    fn take(&mut self, report: SyncReport) {
+        let now = Instant::now();
+        let SyncReport { generation, flipped, rows, attached, detached, mended, hooks, not_enforced } =
+            report;
+        for (index, hook) in &attached {
+            if *hook == Hook::PortOut {
+                self.times.attached(*index, now);
+            }
+        }
+        if flipped || !attached.is_empty() || !detached.is_empty() || !mended.is_empty() {
+            let (attached, detached, mended) = (attached.len(), detached.len(), mended.len());
+            tracing::info!(generation, flipped, rows, attached, detached, mended, "the kernel is up to date");
+        }
+        (self.generation, self.hooks) = (generation, hooks);
+        self.failed.extend(not_enforced);
+    }
+
+    /// Looks whether the kernel still holds what it should. `true`: a pass has to mend it.
+    pub async fn verify(&mut self) -> bool {
+        let Some(desired) = self.desired.clone() else { return false };
+        let wrong = self.kernel.verify(desired).await;
+        for entry in &wrong {
+            tracing::warn!(
+                what = entry.what,
+                why = entry.why,
+                "the kernel does not hold what it should; it is mended"
+            );
+        }
+        !wrong.is_empty()
+    }
+
+    /// What is still wrong after mending goes into the status.
+    pub async fn verify_mended(&mut self) {
+        let Some(desired) = self.desired.clone() else { return };
+        self.failed.extend(self.kernel.verify(desired).await);
+        self.publish();
+    }
+
+    /// Replaces what everybody sees.
+    pub fn publish(&mut self) {
+        let none = Arc::new(Compiled::default());
+        let compiled = self.policy.as_ref().map_or(&none, |p| &p.compiled);
+        let views = reconcile::views(compiled, &self.placement, &self.snapshot, &both(&self.hooks));
+        let published = Published {
+            applied: self.applied(),
+            snapshot: self.snapshot.clone(),
+            endpoints: Arc::new(views),
+            hooks: self.hooks.clone(),
+            not_enforced: self.not_enforced(),
+            history: self.state.history().to_vec(),
+            flow_capacity: self.flow_capacity,
+            attach_seconds: self.times.seconds(),
+        };
+        self.warn_once();
+        self.publish.send_replace(Arc::new(published));
+    }
+
+    /// The policy in force with its rows; the same value as before where nothing changed.
+    fn applied(&self) -> Option<Arc<Applied>> {
+        // Before the first sync nothing is known to be in force.
+        self.desired.as_ref()?;
+        let policy = self.policy.as_ref()?;
+        let before = self.publish.borrow().applied.clone();
+        let same = |a: &Applied| {
+            a.revision == policy.revision
+                && a.generation == self.generation
+                && (Arc::ptr_eq(&a.compiled, &policy.compiled) || a.compiled == policy.compiled)
+        };
+        if let Some(before) = before.filter(|a| same(a)) {
+            return Some(before);
+        }
+        Some(Arc::new(Applied {
+            revision: policy.revision,
+            generation: self.generation,
+            text: policy.text.clone(),
+            model: policy.model.clone(),
+            compiled: policy.compiled.clone(),
+        }))
+    }
+
+    fn not_enforced(&self) -> Vec<NotEnforced> {
+        let mut all = self.lasting.clone();
+        if self.policy.is_none() && all.is_empty() {
+            all.push(NotEnforced { what: "policy".to_owned(), why: "no policy has been applied".to_owned() });
+        }
+        all.extend(self.failed.iter().cloned());
+        all.extend(self.placement.not_enforced.iter().cloned());
+        all.extend(self.routing.not_enforced());
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// Warnings of the placement, each at its first appearance.
+    fn warn_once(&mut self) {
+        let warnings: BTreeSet<String> = self.placement.warnings.iter().cloned().collect();
+        for new in warnings.difference(&self.warned) {
+            tracing::warn!("{new}");
+        }
+        self.warned = warnings;
+    }
+
+    /// Keeps something on disk; a full disk must not keep a container unprotected.
+    fn note_disk(&mut self, write: impl FnOnce(&mut State) -> Result<(), crate::state::StateError>) {
+        if let Err(error) = write(&mut self.state) {
+            tracing::error!(%error, "state could not be kept");
+            self.failed.push(NotEnforced { what: "state".to_owned(), why: error.to_string() });
+        }
+    }
+
+    /// Forgets what the pass before could not do.
+    pub fn clear_failed(&mut self) {
+        self.failed.clear();
+    }
+
+    /// Keeps the numbers of identities.
+    pub fn note_numbers(&mut self, numbers: Numbers) {
+        self.note_disk(|state| state.set_numbers(numbers));
+    }
+
+    /// Enters an applied policy into the history.
+    pub fn note_history(&mut self, view: RevisionView) {
+        self.note_disk(|state| state.commit(view));
+    }
+
+    /// Lets the stacks' numbers reach the disk when there is time.
+    pub fn flush(&mut self) {
+        if let Err(error) = self.state.flush_containers() {
+            tracing::warn!(%error, "the numbers of containers could not be kept");
+        }
+    }
+
+    /// The highest container number that the kernel's rows hold must not be given again.
+    pub fn distrust_containers(&mut self, held: impl Iterator<Item = Container>) {
+        let highest = held.max().unwrap_or(Container::NONE);
+        if highest > self.state.containers().highest() {
+            self.state.distrust_containers();
+        }
+    }
+}
+
+/// The world for the compiler.
+pub(super) fn world(placement: &Placement) -> World {
+    let open = |block| placement.open.contains(block);
+    World {
+        subnets: placement
+            .subnets
+            .iter()
+            .map(|(tier, blocks)| (tier.clone(), blocks.iter().map(|b| (*b, open(b))).collect()))
+            .collect(),
+        live: placement.addresses.iter().map(|(ip, home)| (home.owner.clone(), *ip)).collect(),
+        host: placement.host.iter().copied().collect(),
+        unmanaged: placement.unmanaged.iter().copied().collect(),
+    }
+}
+
+/// A policy's rows for a placement, where those it has don't do: another world around it, or an address of a class that the matrix
+/// lacks. Addresses that are gone are no reason.
+pub(super) fn recompile(
+    policy: &Policy,
+    placement: &Placement,
+    numbers: &Numbers,
+) -> Result<Option<(Compiled, World, Numbers)>, CompileError> {
+    let world = world(placement);
+    let around = |w: &World| (w.subnets.clone(), w.unmanaged.clone());
+    if around(&world) == around(&policy.world) && reconcile::missing(&policy.compiled, placement).is_empty() {
+        return Ok(None);
+    }
+    let mut numbers = numbers.clone();
+    let compiled = compile(&policy.model, &world, &mut numbers)?;
+    Ok(Some((compiled, world, numbers)))
+}
+
+/// Ports that carry both of their programs.
+fn both(hooks: &[HookView]) -> BTreeSet<u32> {
+    let with = |hook: Hook| -> BTreeSet<u32> {
+        hooks.iter().filter(|h| h.hook == hook.as_str()).map(|h| h.ifindex).collect()
+    };
+    with(Hook::PortIn).intersection(&with(Hook::PortOut)).copied().collect()
+}

@@ -1,0 +1,143 @@
+//! Which live flows a policy would end, judged over its tables before the kernel has them. Pure.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use hydra_common::decide::ruling;
+use hydra_common::flow::{Flow, FlowKey, Side};
+use hydra_common::id::Identity;
+use hydra_common::tables;
+use hydra_common::track::{self, protocol};
+use hydra_common::verdict::Verdict;
+
+use crate::placement::Placement;
+use crate::policy::explain::owner_of_address;
+use crate::policy::rows::{Compiled, Owner};
+use crate::policy::tables::{PolicyTables, seconds};
+
+/// The kernel's flow table at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Live<'f> {
+    /// Entries.
+    pub flows: &'f [(FlowKey, Flow)],
+    /// Nanoseconds of the monotonic clock.
+    pub monotonic: u64,
+    /// Seconds since 1970.
+    pub unix: i64,
+}
+
+/// The flows that pass now and would not under `compiled`, as `SOURCE -> DESTINATION PORT`, each pair once.
+pub fn cut(live: Live<'_>, compiled: &Compiled, placement: &Placement) -> Vec<String> {
+    if compiled.audit {
+        return Vec::new();
+    }
+    let tables = PolicyTables::new(compiled);
+    let mut cut = BTreeSet::new();
+    for (key, flow) in live.flows {
+        let passes = Verdict::from_row(flow.verdict) != Verdict::Denied;
+        if !passes || track::expired(flow, key.protocol, live.monotonic) {
+            continue;
+        }
+        let opener = Side::from_row(flow.opener);
+        let (from, to) = (IpAddr::from(key.address(opener)), IpAddr::from(key.address(opener.other())));
+        let (source, destination) = (end(compiled, placement, from), end(compiled, placement, to));
+        if !source.1 && !destination.1 {
+            continue;
+        }
+        let selector = tables::selector(key.protocol, key.port(opener.other()));
+        let said = ruling(&tables, 0, source.0, destination.0, selector, seconds(live.unix));
+        if said.verdict == Verdict::Denied {
+            let port = port(key.protocol, key.port(opener.other()));
+            cut.insert(format!("{} -> {} {port}", name(placement, from), name(placement, to)));
+        }
+    }
+    cut.into_iter().collect()
+}
+
+/// An address's identity under the policy, and whether it is a tier's or a service's.
+fn end(compiled: &Compiled, placement: &Placement, ip: IpAddr) -> (Identity, bool) {
+    let owner = match placement.addresses.get(&ip) {
+        Some(home) => home.owner.clone(),
+        None if placement.host.contains(&ip) => Owner::Host,
+        None => owner_of_address(compiled, ip),
+    };
+    let identity = compiled.identity(&owner, Some(ip)).unwrap_or(Identity::UNKNOWN);
+    (identity, owner.declared())
+}
+
+fn name(placement: &Placement, ip: IpAddr) -> String {
+    let stack = placement.addresses.get(&ip).and_then(|home| placement.stacks.get(home.stack));
+    stack.map_or_else(|| ip.to_string(), |s| s.name.clone())
+}
+
+/// As in a policy.
+fn port(number: u8, port_or_type: u16) -> String {
+    match number {
+        protocol::TCP => format!("tcp/{port_or_type}"),
+        protocol::UDP => format!("udp/{port_or_type}"),
+        protocol::SCTP => format!("sctp/{port_or_type}"),
+        protocol::ICMP => format!("icmp/{port_or_type}"),
+        protocol::ICMPV6 => format!("icmpv6/{port_or_type}"),
+        other => format!("proto/{other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hydra_common::address::Address;
+    use hydra_common::id::Container;
+
+    use super::*;
+    use crate::placement::tests::{Scene, ip};
+    use crate::placement::{Claims, place};
+    use crate::policy;
+    use crate::policy::compile::{World, compile};
+    use crate::policy::rows::Numbers;
+    use crate::state::Containers;
+
+    const POLICY: &str = "version: 1\nname: t\ntiers:\n  apps: { networks: [front] }\n  databases:\n    networks: [back]\n    services:\n      postgres: { containers: [pg] }\nrules:\n";
+
+    fn flow(from: &str, from_port: u16, to: &str, to_port: u16, protocol: u8) -> (FlowKey, Flow) {
+        let (key, side) =
+            FlowKey::of(Address::from(ip(from)), from_port, Address::from(ip(to)), to_port, protocol);
+        let flow = Flow {
+            verdict: Verdict::Allowed as u8,
+            opener: side as u8,
+            containers: [Container(1), Container(2)],
+            seen: 1_000_000_000,
+            ..Flow::default()
+        };
+        (key, flow)
+    }
+
+    #[test]
+    fn only_flows_that_lose_their_right_are_cut_and_each_is_named_once() {
+        let mut scene = Scene::usual();
+        scene.container("pg", &[(101, 20, "back", &["10.2.0.5"])]);
+        scene.container("web", &[(102, 10, "front", &["10.1.0.5"])]);
+        let said = |rules: &str| {
+            let (model, _) = policy::parse(&format!("{POLICY}{rules}"), "t").unwrap();
+            let placement = place(&Claims::of(&model), &scene.snapshot, false, &mut Containers::default());
+            let world = World { live: crate::reconcile::homes(&placement).collect(), ..World::default() };
+            let compiled = compile(&model, &world, &mut Numbers::default()).unwrap();
+            let flows = [
+                flow("10.1.0.5", 40_000, "10.2.0.5", 5432, protocol::TCP),
+                flow("10.1.0.5", 40_001, "10.2.0.5", 5432, protocol::TCP),
+                flow("10.2.0.5", 9, "10.1.0.5", 53, protocol::UDP),
+                flow("203.0.113.9", 50_000, "10.1.0.5", 443, protocol::TCP),
+                flow("203.0.113.9", 50_000, "198.51.100.5", 22, protocol::TCP),
+            ];
+            cut(Live { flows: &flows, monotonic: 2_000_000_000, unix: 1_800_000_000 }, &compiled, &placement)
+        };
+        assert_eq!(
+            said(
+                "  - { name: a, from: apps, to: databases, ports: [tcp/5432] }\n  - { name: b, from: databases, to: apps }\n  - { name: c, from: external, to: apps }\n"
+            ),
+            [""; 0]
+        );
+        assert_eq!(
+            said("  - { name: b, from: databases, to: apps, ports: [udp/54] }\n"),
+            ["203.0.113.9 -> web tcp/443", "pg -> web udp/53", "web -> pg tcp/5432"]
+        );
+    }
+}
