@@ -40,8 +40,10 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Action {
     /// Enforce the policy until told to stop; enforcement goes on without the agent
+    #[command(args_override_self = true)]
     Run(Flags),
     /// Take every program, link and map away: the only way enforcement ends
+    #[command(args_override_self = true)]
     Purge(Flags),
 }
 
@@ -413,6 +415,32 @@ mod tests {
         assert_eq!(s.attach, Attach::Auto);
         assert!(!s.labels, "a container must not choose its own rights");
         assert_eq!(s.log, "info");
+    }
+
+    #[test]
+    fn the_example_file_holds_the_defaults() {
+        let example = file(include_str!("../../packaging/agent.yaml")).unwrap();
+        let defaults = Settings::merge(Flags::default(), File::default()).unwrap();
+        let mut merged = Settings::merge(Flags::default(), example.clone()).unwrap();
+        assert!(merged.policy.named);
+        merged.policy.named = false;
+        assert_eq!(merged, defaults);
+        let File {
+            policy,
+            docker,
+            state_dir,
+            run_dir,
+            bpffs,
+            listen,
+            netns_dir,
+            routes,
+            attach,
+            labels,
+            log,
+        } = example;
+        assert!(policy.is_some() && docker.is_some() && state_dir.is_some() && run_dir.is_some());
+        assert!(bpffs.is_some() && listen.is_some() && netns_dir.is_some() && routes.is_some());
+        assert!(attach.is_some() && labels.is_some() && log.is_some(), "every key is shown");
     }
 
     #[test]
