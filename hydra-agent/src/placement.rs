@@ -143,8 +143,7 @@ impl Placement {
 
 /// Places everything. `containers` gives new stacks their numbers.
 pub fn place(claims: &Claims, snapshot: &Snapshot, labels: bool, containers: &mut Containers) -> Placement {
-    let mut out = Placement::default();
-    out.host = host_addresses(snapshot);
+    let mut out = Placement { host: host_addresses(snapshot), ..Placement::default() };
     let bridges = resolve::bridges(claims, snapshot, &mut out);
     let mut stacks: Vec<&Stack> = snapshot.stacks.iter().collect();
     // Who was here first keeps an address that two claim; new stacks get their numbers in a settled order.

@@ -392,13 +392,12 @@ impl Loop {
         let dry_run = asked.dry_run;
         let snapshot = self.inventory.observe().await;
         let done = self.agent.apply(asked, snapshot).await;
-        match &done {
-            // At the start whoever waits for readiness waits for the whole of it.
-            Ok(_) if !dry_run && self.ready => self.settled(),
-            Ok(_) => {}
+        if matches!(done, Err(ApplyError::Kernel(_))) {
             // The tables may be half written in the bank that nothing reads: the next pass puts them in order.
-            Err(ApplyError::Kernel(_)) => self.retry = Some(Instant::now() + self.wait),
-            Err(_) => {}
+            self.retry = Some(Instant::now() + self.wait);
+        } else if done.is_ok() && !dry_run && self.ready {
+            // Not before: at the start whoever waits for readiness waits for the whole of it.
+            self.settled();
         }
         done
     }

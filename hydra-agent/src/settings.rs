@@ -375,7 +375,7 @@ fn diagnose(error: &serde_saphyr::Error, text: &str, path: &Path) -> Diagnostics
     let place = error.location().map(|l| (l.line(), l.column()));
     let place = place.filter(|(line, _)| *line > 0).map(|(line, column)| {
         if let Some(rest) = said.strip_prefix(&format!("line {line} column {column}: ")) {
-            said = rest.to_owned();
+            said = rest.to_string();
         }
         said = said.replace(&format!(" at line {line}, column {column}"), "");
         Place { line: line as u32, column: column as u32, length: 1 }

@@ -384,12 +384,9 @@ fn read_json<T: DeserializeOwned>(path: &Path, broken: &mut Vec<Broken>) -> Opti
     let aside = with_suffix(path, ".broken");
     let kept = fs::rename(path, &aside).is_ok();
     let older = read_bounded(&previous(path)).ok().and_then(|text| serde_json::from_str(&text).ok());
-    let mut why = format!("{why}; ");
-    why.push_str(if older.is_some() { "the version before it is taken" } else { "begun anew" });
-    if kept {
-        why.push_str(", what was there is kept as ");
-        why.push_str(&format!("`{}`", aside.display()));
-    }
+    let instead = if older.is_some() { "the version before it is taken" } else { "begun anew" };
+    let aside = if kept { format!(", what was there is kept as `{}`", aside.display()) } else { String::new() };
+    let why = format!("{why}; {instead}{aside}");
     broken.push(Broken { path: path.to_owned(), why });
     older
 }
@@ -453,7 +450,7 @@ fn remove(path: &Path) {
 fn remove_leftovers(dir: &Path) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
-        if entry.file_name().to_str().is_some_and(|n| n.ends_with(".new")) {
+        if entry.file_name().to_str().is_some_and(|n| n.strip_suffix(".new").is_some()) {
             remove(&entry.path());
         }
     }

@@ -76,7 +76,7 @@ fn applied() -> Applied {
         ..Known::default()
     };
     let compiled = compile(&model, &known, &mut Numbers::default()).unwrap();
-    Applied { revision: 3, generation: 7, text: POLICY.into(), model, compiled }
+    Applied { revision: 3, generation: 7, text: POLICY.into(), model, compiled: compiled.into() }
 }
 
 fn published() -> Published {

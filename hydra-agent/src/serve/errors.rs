@@ -72,11 +72,10 @@ impl RunError {
         if let Self::Settings(SettingsError::Invalid(diagnostics)) = self {
             return diagnostics.render(colour);
         }
-        let mut text = format!("error: {self}\n");
-        if let Some(hint) = self.hint() {
-            text.push_str(&format!("\nhint: {hint}\n"));
+        match self.hint() {
+            Some(hint) => format!("error: {self}\n\nhint: {hint}\n"),
+            None => format!("error: {self}\n"),
         }
-        text
     }
 
     /// What to do about it.
@@ -93,13 +92,12 @@ impl RunError {
             }
             Self::Socket(e) => Some(e.hint()),
             Self::State(e) => e.hint(),
-            Self::Policy(_) => None,
             Self::NoPolicy(_) => {
                 Some("`hydractl policy validate FILE` says what is wrong with a policy".into())
             }
             Self::Datapath(e) => e.hint(),
             Self::AgentRuns(_) => Some("`systemctl stop hydra-agent`, then purge".into()),
-            Self::Inventory(_) | Self::Begin(_) | Self::Purge(_) => None,
+            Self::Policy(_) | Self::Inventory(_) | Self::Begin(_) | Self::Purge(_) => None,
         }
     }
 }

@@ -16,15 +16,14 @@ pub fn start(filter: &str) -> Result<(), String> {
         .parse(directives(filter))
         .map_err(|e| format!("`log` is no tracing filter: {e}"))?;
     let journal = stderr_is_journal().then(|| tracing_journald::layer().ok()).flatten();
-    let started = match journal {
-        Some(journal) => tracing_subscriber::registry().with(journal.with_filter(filter)).try_init(),
-        None => {
-            let plain = tracing_subscriber::fmt::layer()
-                .with_writer(std::io::stderr)
-                .with_ansi(std::io::stderr().is_terminal())
-                .with_filter(filter);
-            tracing_subscriber::registry().with(plain).try_init()
-        }
+    let started = if let Some(journal) = journal {
+        tracing_subscriber::registry().with(journal.with_filter(filter)).try_init()
+    } else {
+        let plain = tracing_subscriber::fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_filter(filter);
+        tracing_subscriber::registry().with(plain).try_init()
     };
     // A test process may have a subscriber already.
     drop(started);
