@@ -133,7 +133,7 @@ fn a_second_agent_sees_the_same_keys_in_the_same_order() {
         }
         let look = || stage.run(async { Inventory::new(settings(stage)).unwrap().observe().await });
         let (first, second) = (look(), look());
-        assert_eq!(first, second);
+        assert_eq!(first.stacks, second.stacks);
         assert_eq!(first.stacks.len(), 12);
         assert!(first.stacks.is_sorted_by_key(|s| &s.key));
     });
@@ -161,9 +161,8 @@ fn what_changes_inside_a_namespace_wakes_and_is_seen() {
                 snapshot = inventory.observe().await;
             }
             stage.forget("hy-db");
-            stage.ip("link delete hyp0");
             while !snapshot.stacks.is_empty() {
-                soon("a link that goes wakes", inventory.changed()).await;
+                soon("a link that goes with its namespace wakes", inventory.changed()).await;
                 snapshot = inventory.observe().await;
             }
         });

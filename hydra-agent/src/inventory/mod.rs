@@ -92,7 +92,8 @@ pub struct Inventory {
     blind: Option<String>,
     docker: Option<Client>,
     last: Snapshot,
-    looked: Option<Instant>,
+    /// When the last look began and ended.
+    looked: Option<(Instant, Instant)>,
     due: bool,
 }
 
@@ -122,7 +123,7 @@ impl Inventory {
         // First take back what would wake us, then list: a change in between wakes us again.
         self.watch.drain();
         let view = self.view().await;
-        self.looked = Some(Instant::now());
+        let begun = Instant::now();
         let (mut snapshot, doubts) = match self.kernelside(&view).await {
             Ok(listed) => {
                 let (mut snapshot, mut doubts) = assemble(&listed.kernel, &view);
@@ -145,6 +146,7 @@ impl Inventory {
             docker.doubt(doubts.containers);
         }
         self.last = snapshot.clone();
+        self.looked = Some((begun, Instant::now()));
         snapshot
     }
 
@@ -152,7 +154,7 @@ impl Inventory {
     /// done, it forgets nothing.
     pub async fn changed(&mut self) {
         if !self.due {
-            let latest = self.looked.unwrap_or_else(Instant::now) + self.settings.every;
+            let latest = self.looked.map_or_else(Instant::now, |(begun, _)| begun + self.settings.every);
             tokio::select! {
                 () = changed(self.docker.as_mut()) => {}
                 result = self.watch.changed() => if let Err(error) = result {
@@ -163,7 +165,10 @@ impl Inventory {
             }
             self.due = true;
         }
-        tokio::time::sleep(BURST).await;
+        // In a world that never stands still, at most half of the time goes into looking.
+        let rest = self.looked.map(|(begun, ended)| ended + (ended - begun));
+        let quiet = Instant::now() + BURST;
+        tokio::time::sleep_until(rest.map_or(quiet, |rest| rest.max(quiet))).await;
         self.due = false;
     }
 
