@@ -60,8 +60,8 @@ pub fn compile(model: &Model, world: &World, numbers: &mut Numbers) -> Result<Co
     let regions = regions(model, world)?;
     within("address prefixes", regions.rows.len(), MAX_PREFIXES / 2)?;
     let classes = classes(model, world, &regions);
-    let (identities, tiers) = number(model, &classes, &regions.blocks, numbers)?;
-    let matrix = Matrix::new(model, &classes, &regions.blocks);
+    let (identities, tiers) = number(model, &classes, &regions.groups, numbers)?;
+    let matrix = Matrix::new(model, &classes, &regions.groups);
     let mut rows = Rows::new(model);
     let cells = matrix.cells(model, &classes, &identities, &mut rows)?;
     let number_of: HashMap<&Class, Identity> = classes.iter().zip(identities.iter().copied()).collect();
@@ -97,7 +97,7 @@ pub fn compile(model: &Model, world: &World, numbers: &mut Numbers) -> Result<Co
         intervals: rows.intervals,
         decisions: rows.decisions,
         prefixes,
-        blocks: regions.blocks,
+        blocks: regions.groups,
         rules: model.rules.iter().map(|r| r.name.clone()).collect(),
     })
 }
@@ -135,11 +135,24 @@ fn classes(model: &Model, world: &World, regions: &Regions) -> Vec<Class> {
 }
 
 /// The key of a class in [`Numbers`]: the same whatever the order of the rules.
-fn text(class: &Class, blocks: &[Block]) -> String {
-    let mut names: Vec<String> =
-        class.blocks.iter().filter_map(|b| blocks.get(usize::from(*b))).map(ToString::to_string).collect();
+fn text(class: &Class, groups: &[Vec<Block>]) -> String {
+    let blocks = class.blocks.iter().filter_map(|b| groups.get(usize::from(*b))).flatten();
+    let mut names: Vec<String> = blocks.map(ToString::to_string).collect();
     names.sort_unstable();
-    if names.is_empty() { class.owner.to_string() } else { format!("{}@{}", class.owner, names.join(";")) }
+    let list = names.join(";");
+    match list.len() {
+        0 => class.owner.to_string(),
+        1..=LONGEST_KEY => format!("{}@{list}", class.owner),
+        _ => format!("{}@{} blocks {:016x}", class.owner, names.len(), fingerprint(&list)),
+    }
+}
+
+/// Longer lists of blocks are kept by their number and fingerprint.
+const LONGEST_KEY: usize = 200;
+
+/// FNV-1a, 64 bits: the same in every version of the program, which the standard library's hashes don't promise.
+fn fingerprint(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
 }
 
 type Numbered = (Vec<Identity>, BTreeMap<Tier, String>);
@@ -147,7 +160,7 @@ type Numbered = (Vec<Identity>, BTreeMap<Tier, String>);
 fn number(
     model: &Model,
     classes: &[Class],
-    blocks: &[Block],
+    groups: &[Vec<Block>],
     numbers: &mut Numbers,
 ) -> Result<Numbered, CompileError> {
     let reserved = |owner: &Owner| match owner {
@@ -158,7 +171,7 @@ fn number(
     };
     let names: Vec<(Option<Identity>, String)> = classes
         .iter()
-        .map(|c| (reserved(&c.owner).filter(|_| c.blocks.is_empty()), text(c, blocks)))
+        .map(|c| (reserved(&c.owner).filter(|_| c.blocks.is_empty()), text(c, groups)))
         .collect();
     let wanted: Vec<&str> = names.iter().filter(|(n, _)| n.is_none()).map(|(_, t)| t.as_str()).collect();
     let first = Identity::FIRST_DECLARED.0;
@@ -249,8 +262,8 @@ struct Matrix {
 }
 
 impl Matrix {
-    fn new(model: &Model, classes: &[Class], blocks: &[Block]) -> Self {
-        let numbers: HashMap<&Block, u16> = blocks.iter().zip(0..).collect();
+    fn new(model: &Model, classes: &[Class], groups: &[Vec<Block>]) -> Self {
+        let numbers = group_numbers(groups);
         let mut selected: HashMap<&Selector, Vec<usize>> = HashMap::new();
         let mut from: Vec<Vec<u32>> = vec![Vec::new(); classes.len()];
         let mut to: Vec<Bits> = vec![Bits::new(model.rules.len()); classes.len()];
@@ -289,17 +302,16 @@ impl Matrix {
             for (to, (_, destination)) in self.groups.iter().enumerate() {
                 let otherwise = without_rules(model, &classes[from].owner, &classes[to].owner);
                 let key = (*source, *destination, otherwise);
-                let cell = match known.get(&key) {
-                    Some(cell) => *cell,
-                    None => {
-                        let rules = matching.entry((*source, *destination)).or_insert_with(|| {
-                            let to = &self.destinations[*destination];
-                            self.sources[*source].iter().copied().filter(|r| to.has(*r as usize)).collect()
-                        });
-                        let cell = rows.cell(rules, otherwise)?;
-                        known.insert(key, cell);
-                        cell
-                    }
+                let cell = if let Some(cell) = known.get(&key) {
+                    *cell
+                } else {
+                    let rules = matching.entry((*source, *destination)).or_insert_with(|| {
+                        let to = &self.destinations[*destination];
+                        self.sources[*source].iter().copied().filter(|r| to.has(*r as usize)).collect()
+                    });
+                    let cell = rows.cell(rules, otherwise)?;
+                    known.insert(key, cell);
+                    cell
                 };
                 cells.push(((identities[from], identities[to]), cell));
             }
@@ -322,6 +334,11 @@ fn distinct<T: Clone + Eq + std::hash::Hash>(values: Vec<T>) -> (Vec<T>, Vec<usi
         })
         .collect();
     (list, places)
+}
+
+/// The group of every block.
+pub(super) fn group_numbers(groups: &[Vec<Block>]) -> HashMap<&Block, u16> {
+    groups.iter().zip(0..).flat_map(|(group, n)| group.iter().map(move |block| (block, n))).collect()
 }
 
 /// The classes that a selector names.

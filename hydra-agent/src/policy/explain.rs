@@ -150,11 +150,11 @@ pub fn explain_identities(
             enforced_verdict: ruling.verdict.as_str().to_owned(),
             reason: ruling.reason.as_str().to_owned(),
             rule: compiled.rule(ruling.rule).unwrap_or_default().to_owned(),
-            line: line_of(model, &ruling),
+            line: line_of(model, ruling),
             from_owner: from_owner.to_string(),
             to_owner: to_owner.to_string(),
             until: (ruling.until != 0).then_some(i64::from(ruling.until)),
-            notes: notes(model, &from_owner, &to_owner, &ruling, verdict),
+            notes: notes(model, &from_owner, &to_owner, ruling, verdict),
         };
         let same = |a: &Answer| {
             (a.verdict.as_str(), a.rule.as_str(), a.line)
@@ -187,7 +187,7 @@ fn softened(audit: bool, verdict: Verdict) -> Verdict {
 }
 
 /// The line of the precedence on which a ruling was made.
-fn line_of(model: &Model, ruling: &Ruling) -> u8 {
+fn line_of(model: &Model, ruling: Ruling) -> u8 {
     match model.rules.get(usize::from(ruling.rule).wrapping_sub(1)) {
         Some(rule) => line(rule.action),
         None if matches!(ruling.reason, Reason::IntraTier | Reason::FromHost) => 6,
@@ -195,7 +195,7 @@ fn line_of(model: &Model, ruling: &Ruling) -> u8 {
     }
 }
 
-fn notes(model: &Model, from: &Owner, to: &Owner, ruling: &Ruling, verdict: Verdict) -> Vec<String> {
+fn notes(model: &Model, from: &Owner, to: &Owner, ruling: Ruling, verdict: Verdict) -> Vec<String> {
     let mut notes = Vec::new();
     let reserved = |o: &Owner| matches!(o, Owner::External | Owner::Host | Owner::Unmanaged);
     let here = |o: &Owner| model.tier(o.tier()).is_some_and(super::model::Tier::is_internal);

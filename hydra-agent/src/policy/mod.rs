@@ -96,7 +96,7 @@ fn test(model: Model, problems: &mut Diagnostics, now: i64) -> Option<(Model, Co
 
 /// The clock of `expires`.
 pub fn unix_now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
 }
 
 #[cfg(test)]

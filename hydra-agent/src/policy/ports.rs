@@ -109,7 +109,7 @@ impl fmt::Display for Ports {
             if from & 0xffff != 0 {
                 pieces.push(piece(first, (from & 0xffff) as u16, u16::MAX));
             }
-            let whole_from = if from & 0xffff == 0 { first } else { first + 1 };
+            let whole_from = if from == selector(first, 0) { first } else { first + 1 };
             let whole_to = if to & 0xffff == 0xffff { last } else { last - 1 };
             match whole_from.cmp(&whole_to) {
                 std::cmp::Ordering::Less => pieces.push(format!("proto/{whole_from}-{whole_to}")),
@@ -264,6 +264,9 @@ fn service(text: &str) -> Result<String, Refusal> {
     {
         return refuse(format!("`{text}` is no port"), &format!("write `{word}/{number}`"));
     }
+    if digits(text).is_some_and(|n| n == 0 || n > 65_535) {
+        return refuse(format!("port `{text}` is out of range: 1 to 65535"), "write `tcp/5432` or `udp/53`");
+    }
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'-') {
         return refuse(
             format!("port `{text}` lacks its protocol"),
@@ -407,7 +410,7 @@ mod tests {
             "tcp/99999999999",
         ] {
             let r = parse(text).unwrap_err();
-            out += &format!("{text:?}: {} ({})\n", r.message, r.hint.unwrap_or_default());
+            out = format!("{out}{text:?}: {} ({})\n", r.message, r.hint.unwrap_or_default());
         }
         insta::assert_snapshot!(out);
     }

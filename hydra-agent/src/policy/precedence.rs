@@ -191,16 +191,14 @@ impl<'m> Rows<'m> {
         for step in steps.iter().rev() {
             let rule = step.rule.map_or(0, |index| index as u16 + 1);
             let key = (step.verdict as u8, step.reason as u8, rule, step.until, next);
-            next = match self.decision_numbers.get(&key) {
-                Some(number) => *number,
-                None => {
-                    let number = self.decisions.len() as u32;
-                    let row = Decision { until: 0, next, rule, verdict: key.0, reason: key.1 };
-                    self.decisions.push((row, step.until));
-                    self.decision_numbers.insert(key, number);
-                    number
-                }
-            };
+            let known = self.decision_numbers.get(&key).copied();
+            next = known.unwrap_or_else(|| {
+                let number = self.decisions.len() as u32;
+                let row = Decision { until: 0, next, rule, verdict: key.0, reason: key.1 };
+                self.decisions.push((row, step.until));
+                self.decision_numbers.insert(key, number);
+                number
+            });
         }
         within("decisions", self.decisions.len(), MAX_DECISIONS)?;
         Ok(next)

@@ -11,9 +11,10 @@ use ipnet::IpNet;
 
 use super::compile::{CompileError, World};
 use super::model::{Model, Selector};
+use super::precedence::within;
 use super::rows::{Block, Owner};
 
-/// A set of rule blocks, ascending.
+/// A set of rule blocks, or of their groups, ascending.
 pub(super) type Blocks = Vec<u16>;
 
 /// What a prefix is before its class has a number.
@@ -30,21 +31,22 @@ pub(super) struct Region {
 pub(super) struct Regions {
     /// The prefixes that differ from what encloses them.
     pub rows: BTreeMap<IpNet, Region>,
-    /// The rules' blocks, in the order of their first use.
-    pub blocks: Vec<Block>,
-    /// For every tier and service that declares blocks: the rule blocks that hold all of them.
+    /// The rules' blocks: those that the same rules name on the same sides are one group, so that a list of a thousand blocks is one
+    /// class and not a thousand. In the order of their first use.
+    pub groups: Vec<Vec<Block>>,
+    /// For every tier and service that declares blocks: the groups of which one block holds all of them.
     pub names: BTreeMap<Owner, Blocks>,
-    /// The rule blocks of every boundary that is in any.
+    /// The groups of every boundary that is in any.
     sets: BTreeMap<IpNet, Blocks>,
 }
 
 impl Regions {
-    /// The rule blocks that hold everything that an owner declares; none for one that declares nothing.
+    /// The groups that hold everything that an owner declares; none for one that declares nothing.
     pub fn blocks_of_name(&self, owner: &Owner) -> &[u16] {
         self.names.get(owner).map_or(&[], Vec::as_slice)
     }
 
-    /// The rule blocks that hold an address.
+    /// The groups that hold an address.
     pub fn blocks_of(&self, ip: IpAddr) -> Blocks {
         let longest = if ip.is_ipv4() { 32 } else { 128 };
         (0..=longest)
@@ -88,8 +90,12 @@ struct Frame {
 
 /// Walks over every boundary.
 pub(super) fn regions(model: &Model, world: &World) -> Result<Regions, CompileError> {
-    let mut result = Regions { blocks: rule_blocks(model), ..Regions::default() };
-    let mut said = said(model, world, &result.blocks);
+    let used = rule_blocks(model);
+    within("address blocks", used.len(), u32::from(u16::MAX))?;
+    let (groups, group_of) = grouped(&used);
+    let mut result = Regions { groups, ..Regions::default() };
+    let blocks: Vec<&Block> = used.iter().map(|(block, _)| *block).collect();
+    let mut said = said(model, world, &blocks);
     overlap(&said)?;
     let outside = Region { owner: Owner::External, blocks: Vec::new(), flags: 0 };
     let mut stack: Vec<Frame> = Vec::new();
@@ -101,9 +107,9 @@ pub(super) fn regions(model: &Model, world: &World) -> Result<Regions, CompileEr
         }
         let outer = stack.last();
         let shown = outer.map_or(&outside, |o| &o.shown);
-        let frame = frame(net, here, outer);
-        if !frame.blocks.is_empty() || !shown.blocks.is_empty() {
-            result.sets.insert(net, frame.blocks.clone());
+        let frame = frame(net, here, outer, &group_of);
+        if frame.shown.blocks != shown.blocks {
+            result.sets.insert(net, frame.shown.blocks.clone());
         }
         // An unmanaged network declares nothing.
         let named = [&frame.tier, &frame.service].into_iter().flatten();
@@ -118,10 +124,18 @@ pub(super) fn regions(model: &Model, world: &World) -> Result<Regions, CompileEr
         }
         stack.push(frame);
     }
+    for blocks in result.names.values_mut() {
+        *blocks = groups_of(blocks, &group_of);
+    }
     Ok(result)
 }
 
-fn frame(net: IpNet, here: Said, outer: Option<&Frame>) -> Frame {
+fn groups_of(blocks: &[u16], group_of: &[u16]) -> Blocks {
+    let groups: BTreeSet<u16> = blocks.iter().map(|b| group_of[usize::from(*b)]).collect();
+    groups.into_iter().collect()
+}
+
+fn frame(net: IpNet, here: Said, outer: Option<&Frame>, group_of: &[u16]) -> Frame {
     let mut blocks: BTreeSet<u16> = outer.iter().flat_map(|o| &o.blocks).copied().collect();
     blocks.extend(here.begins);
     blocks.retain(|b| !here.ends.contains(b));
@@ -148,25 +162,49 @@ fn frame(net: IpNet, here: Said, outer: Option<&Frame>) -> Frame {
     } else {
         tier.clone().unwrap_or(Owner::External)
     };
-    let shown = Region { owner, blocks: blocks.clone(), flags };
+    let shown = Region { owner, blocks: groups_of(&blocks, group_of), flags };
     Frame { net, host, service, tier, flags, blocks, shown }
 }
 
-/// The blocks that rules name, in the order of their first use.
-fn rule_blocks(model: &Model) -> Vec<Block> {
-    let mut seen = BTreeSet::new();
-    let selectors = model.rules.iter().flat_map(|r| r.from.iter().chain(&r.to));
-    selectors
-        .filter_map(|s| match s {
-            Selector::Block(block) => Some(block),
-            Selector::Any | Selector::Internal | Selector::Owner(_) => None,
-        })
-        .filter(|block| seen.insert(*block))
-        .cloned()
-        .collect()
+/// A rule, and which of its ends.
+type Use = (usize, bool);
+
+/// The blocks that rules name, in the order of their first use, and who uses them.
+fn rule_blocks(model: &Model) -> Vec<(&Block, Vec<Use>)> {
+    let mut places: BTreeMap<&Block, usize> = BTreeMap::new();
+    let mut used: Vec<(&Block, Vec<Use>)> = Vec::new();
+    for (index, rule) in model.rules.iter().enumerate() {
+        for (selectors, is_source) in [(&rule.from, true), (&rule.to, false)] {
+            for selector in selectors {
+                let Selector::Block(block) = selector else { continue };
+                let place = *places.entry(block).or_insert(used.len());
+                if place == used.len() {
+                    used.push((block, Vec::new()));
+                }
+                used[place].1.push((index, is_source));
+            }
+        }
+    }
+    used
 }
 
-fn said(model: &Model, world: &World, blocks: &[Block]) -> BTreeMap<IpNet, Said> {
+/// Groups of blocks that are used alike, and the group of every block.
+fn grouped(used: &[(&Block, Vec<Use>)]) -> (Vec<Vec<Block>>, Vec<u16>) {
+    let mut places: BTreeMap<&[Use], u16> = BTreeMap::new();
+    let mut groups: Vec<Vec<Block>> = Vec::new();
+    let mut group_of = Vec::with_capacity(used.len());
+    for (block, uses) in used {
+        let group = *places.entry(uses.as_slice()).or_insert_with(|| {
+            groups.push(Vec::new());
+            groups.len() as u16 - 1
+        });
+        groups[usize::from(group)].push((*block).clone());
+        group_of.push(group);
+    }
+    (groups, group_of)
+}
+
+fn said(model: &Model, world: &World, blocks: &[&Block]) -> BTreeMap<IpNet, Said> {
     let mut said: BTreeMap<IpNet, Said> = BTreeMap::new();
     let mut at = |net: IpNet, f: &mut dyn FnMut(&mut Said)| f(said.entry(net.trunc()).or_default());
     for net in &world.unmanaged {

@@ -131,8 +131,8 @@ pub struct Compiled {
     pub decisions: Vec<(Decision, Option<i64>)>,
     /// Blocks of tiers and services, subnets of networks and bridges, and the blocks of rules, disjoint by longest match.
     pub prefixes: BTreeMap<IpNet, PrefixRow>,
-    /// The address blocks that rules name, in the order of their first use.
-    pub blocks: Vec<Block>,
+    /// The address blocks that rules name, in the order of their first use; those that the same rules name are together.
+    pub blocks: Vec<Vec<Block>>,
     /// Rule names; a row's `rule` is the index plus 1.
     pub rules: Vec<String>,
 }
@@ -141,8 +141,9 @@ impl Compiled {
     /// The number of an owner's address, or of its name, if the matrix has it.
     pub fn identity(&self, owner: &Owner, ip: Option<std::net::IpAddr>) -> Option<Identity> {
         let Some(ip) = ip else { return self.names.get(owner).copied() };
+        let holds = |group: &Vec<Block>| group.iter().any(|block| block.contains(ip));
         let blocks: Vec<u16> =
-            (0..self.blocks.len()).filter(|&i| self.blocks[i].contains(ip)).map(|i| i as u16).collect();
+            self.blocks.iter().zip(0..).filter(|(group, _)| holds(group)).map(|(_, i)| i).collect();
         self.identities
             .iter()
             .find(|(_, (class, _))| class.owner == *owner && class.blocks == blocks)

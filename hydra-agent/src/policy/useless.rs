@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use hydra_common::decide::ruling;
 use hydra_common::id::Identity;
 
-use super::compile::{World, compile, select};
+use super::compile::{World, compile, group_numbers, select};
 use super::file::Action;
 use super::model::{Model, Rule, Selector};
 use super::ports::Ports;
@@ -108,7 +108,7 @@ impl<'m> View<'m> {
 
     /// The rules that decide where this one matches, a few of them.
     fn before(&self, rule: &Rule) -> BTreeSet<String> {
-        let numbers = self.compiled.blocks.iter().zip(0..).collect();
+        let numbers = group_numbers(&self.compiled.blocks);
         let of = |selectors: &[Selector]| -> BTreeSet<usize> {
             selectors.iter().flat_map(|s| select(self.model, &self.classes, &numbers, s)).collect()
         };

@@ -17,7 +17,7 @@ const MAX_DEPTH: usize = 32;
 /// Nodes, so that a text of nothing but commas ends early.
 const MAX_NODES: usize = 1 << 20;
 /// Nodes that aliases may repeat.
-const MAX_REPEATED: usize = 100_000;
+const MAX_REPEATED: usize = 20_000;
 
 /// One value and where it stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,7 +66,7 @@ pub fn utf8(bytes: &[u8]) -> Result<&str, Diagnostic> {
     }
     std::str::from_utf8(bytes).map_err(|e| {
         let good = &bytes[..e.valid_up_to()];
-        let line = good.iter().filter(|b| **b == b'\n').count() as u32 + 1;
+        let line = good.split(|b| *b == b'\n').count() as u32;
         let tail = good.rsplit(|b| *b == b'\n').next().unwrap_or_default();
         let column = String::from_utf8_lossy(tail).chars().count() as u32 + 1;
         let place = Place { line, column, length: 1 };
@@ -100,7 +100,7 @@ pub fn read(text: &str) -> Result<Node, Diagnostic> {
             alias_limits: serde_saphyr::alias_limits! {
                 max_total_replayed_events: MAX_REPEATED, max_replay_stack_depth: 16,
             },
-            duplicate_keys: duplicate_keys, merge_keys: MergeKeyPolicy::Error, strict_booleans: true, with_snippet: false,
+            duplicate_keys: duplicate_keys, merge_keys: MergeKeyPolicy::Error, strict_booleans: true, with_snippet: false, reject_unsupported_tags: true,
         }
     };
     let parsed = serde_saphyr::from_str_with_options::<Tree>(text, options(DuplicateKeyPolicy::LastWins));
@@ -110,6 +110,11 @@ pub fn read(text: &str) -> Result<Node, Diagnostic> {
         .map_or(Node { value: Value::Null, place: Place { line: 1, column: 1, length: 1 } }, |t| {
             finish(t, text, &mut integer_keys)
         });
+    if node.value == Value::Null {
+        return Err(
+            Diagnostic::error("the text is empty").hint("a policy has at least `version: 1` and `tiers:`")
+        );
+    }
     if integer_keys {
         // Keys that read as numbers are the only ones of which the reader itself drops doubles.
         let strict = options(DuplicateKeyPolicy::Error);
@@ -127,29 +132,51 @@ fn syntax(error: &serde_saphyr::Error) -> Diagnostic {
     let place = error.location().map(place_of);
     #[expect(clippy::wildcard_enum_match_arm, reason = "a foreign enum of many kinds that may grow")]
     let diagnostic = match error {
-        E::MultipleDocuments { .. } => Diagnostic::error("there is more than one document in the text")
-            .hint("a policy is one document: take the `---` away, or make two files"),
+        E::MultipleDocuments { .. } => over_budget("Documents"),
         E::MergeKeyNotAllowed { .. } => {
             Diagnostic::error("merge keys (`<<`) are not part of the language").hint("write the keys out")
         }
         E::DuplicateMappingKey { key, .. } => {
             Diagnostic::error(format!("key `{}` is there twice", key.as_deref().unwrap_or("?")))
         }
-        E::Budget { breach, .. } => Diagnostic::error(format!("the text is too large: {breach:?}")),
+        E::RecursiveReferencesRequireWeakTypes { .. } => Diagnostic::error("an alias refers to itself"),
+        E::UnsupportedTag { tag, .. } => {
+            Diagnostic::error(format!("tag `{tag}` is not part of the language"))
+        }
+        E::Budget { breach, .. } => over_budget(&format!("{breach:?}")),
         E::AliasReplayLimitExceeded { .. }
         | E::AliasExpansionLimitExceeded { .. }
         | E::AliasReplayStackDepthExceeded { .. } => {
             Diagnostic::error("aliases repeat too much of the text").hint("write less of it with `&` and `*`")
         }
-        E::Eof { .. } => {
-            Diagnostic::error("the text is empty").hint("a policy has at least `version` and `tiers`")
-        }
-        other => Diagnostic::error(format!("the text is not YAML: {}", words(&other.to_string()))),
+        other => match words(&other.to_string()) {
+            message if message.contains("budget breached") || message.contains("recursion limit") => {
+                over_budget(&message)
+            }
+            message => Diagnostic::error(format!("the text is not YAML: {message}")),
+        },
     };
     match place {
         Some(place) if place.line > 0 => diagnostic.at(place),
         Some(_) | None => diagnostic,
     }
+}
+
+/// What the reader's budget says, by the name of what was exceeded.
+fn over_budget(breach: &str) -> Diagnostic {
+    let has = |word: &str| breach.contains(word);
+    if has("Documents") {
+        return Diagnostic::error("there is more than one document in the text")
+            .hint("a policy is one document: take the `---` away, or make two files");
+    }
+    if has("Anchor") || has("Alias") {
+        return Diagnostic::error("aliases repeat too much of the text")
+            .hint("write less of it with `&` and `*`");
+    }
+    if has("Depth") || has("Nesting") || has("recursion limit") {
+        return Diagnostic::error(format!("the text is nested too deep: more than {MAX_DEPTH} levels"));
+    }
+    Diagnostic::error(format!("there are too many values in the text: more than {MAX_NODES}"))
 }
 
 /// The first line of a message, without the place that stands beside it anyway.

@@ -194,13 +194,13 @@ impl Checker {
     fn service_ports_named(&mut self, place: Place, name: &str, model: &Model) -> Vec<(u32, u32)> {
         let found = model.services_named(name);
         match found.as_slice() {
-            [(tier, service)] => match model.service(tier, service).and_then(|s| s.ports.as_ref()) {
-                Some(ports) => return ports.ranges().to_vec(),
-                None => {
-                    let hint = "give it `ports`, or write the port here".to_owned();
-                    self.error(place, format!("service `{tier}/{service}` has no ports"), Some(hint));
+            [(tier, service)] => {
+                if let Some(ports) = model.service(tier, service).and_then(|s| s.ports.as_ref()) {
+                    return ports.ranges().to_vec();
                 }
-            },
+                let hint = "give it `ports`, or write the port here".to_owned();
+                self.error(place, format!("service `{tier}/{service}` has no ports"), Some(hint));
+            }
             [] => {
                 let services: Vec<String> = model
                     .tiers

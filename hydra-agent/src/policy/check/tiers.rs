@@ -191,7 +191,12 @@ impl Checker {
             let message = format!("tier `{}` has `subnets` without `networks` or `bridges`", name.value);
             self.error(subnets.place, message, Some(hint));
         }
-        let nothing = !made.is_internal() && made.addresses.is_empty() && units.is_none();
+        let names = |list: Option<&List<At<String>>>| list.is_some_and(|l| !l.empty);
+        let nothing = !names(networks.as_ref())
+            && !names(bridges.as_ref())
+            && addresses.as_ref().is_none_or(|l| l.empty)
+            && subnets.is_none()
+            && units.is_none();
         if nothing && !made.optional {
             let message = format!("tier `{}` names no networks, bridges or addresses", name.value);
             self.warn(name.place, message, Some("say `optional: true` if that is meant".to_owned()));

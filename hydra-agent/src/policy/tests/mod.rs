@@ -1,6 +1,19 @@
 //! The policies of the repository, and bad texts of every kind.
 
+#![expect(
+    clippy::format_push_string,
+    clippy::format_collect,
+    reason = "texts of policies, put together line by line"
+)]
+
+mod precedence;
+mod refusals;
+mod rows;
+
 use super::*;
+
+/// A moment before every `expires` of these tests.
+const NOW: i64 = 1_800_000_000;
 
 fn repository(name: &str) -> String {
     let path = format!("{}/../policies/{name}", env!("CARGO_MANIFEST_DIR"));
