@@ -39,6 +39,7 @@ impl Programs {
 
 /// Checks what the kernel and this process can do, before anything is touched.
 pub fn check() -> Result<GracePeriod, DatapathError> {
+    raw::lift_memory_limit();
     GracePeriod::new().map_err(|e| match e.raw_os_error() {
         Some(libc::ENOSYS | libc::EINVAL) => DatapathError::NoBpf(e),
         Some(libc::EPERM) => DatapathError::NoPrivilege(match missing_capabilities() {

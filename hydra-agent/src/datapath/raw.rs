@@ -299,6 +299,14 @@ pub fn readable(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>>
     Ok(registered?)
 }
 
+/// Lets this process lock as much memory as it wants: before Linux 5.11 maps count against that limit, and beyond it the kernel
+/// answers as if rights were missing. Where it is refused the maps' own error tells.
+pub fn lift_memory_limit() {
+    let all = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: `all` is a live rlimit that the call only reads.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const all) };
+}
+
 /// CLOCK_MONOTONIC, what `bpf_ktime_get_ns` reads, in nanoseconds.
 pub fn monotonic() -> u64 {
     let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
