@@ -33,7 +33,8 @@ pub fn run(out: &mut impl Write) -> Result<bool> {
         topology.containers.len(),
         topology.machines.len()
     )?;
-    let world = World::build(topology)?;
+    // Beside whatever tests are running: nothing here is measured.
+    let world = World::beside(topology)?;
     let mut trials = matrix::trials(&deployment);
     let _echo = matrix::listen(&world, &trials)?;
 
@@ -49,11 +50,13 @@ pub fn run(out: &mut impl Write) -> Result<bool> {
         return Ok(false);
     }
 
+    let start = Instant::now();
     let agent = Agent::start(&world, &text)?;
+    let seconds = start.elapsed().as_secs_f64();
     let status = agent.json(&world, &["status"])?;
     writeln!(
         out,
-        "hydra-agent enforces revision {} of policy `{}` with programs on {} hooks",
+        "hydra-agent enforces revision {} of policy `{}` with programs on {} hooks ({seconds:.1} s)",
         status["revision"],
         status["policy"].as_str().unwrap_or_default(),
         status["hooks"].as_array().map_or(0, Vec::len)
@@ -82,7 +85,7 @@ pub fn run(out: &mut impl Write) -> Result<bool> {
 }
 
 fn attempts(out: &mut impl Write, what: &str, world: &World, trials: &mut [Trial]) -> Result<()> {
-    let all = trials.len();
+    let (all, begun) = (trials.len(), Instant::now());
     write!(out, "{what}: {all} attempts")?;
     out.flush()?;
     matrix::run(world, trials, SILENCE, |done| {
@@ -90,7 +93,8 @@ fn attempts(out: &mut impl Write, what: &str, world: &World, trials: &mut [Trial
         let _ = out.flush();
     })?;
     let answered = trials.iter().filter(|t| t.seen() == Some(true)).count();
-    writeln!(out, ": {answered} answered, {} not", all - answered)?;
+    let seconds = begun.elapsed().as_secs_f64();
+    writeln!(out, ": {answered} answered, {} not ({seconds:.1} s)", all - answered)?;
     Ok(())
 }
 

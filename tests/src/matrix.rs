@@ -130,18 +130,24 @@ pub fn grid(deployment: &Deployment, trials: &[Trial], seen: bool) -> String {
     for trial in trials {
         cells.entry((&trial.probe.from, &trial.to)).or_default().push(trial);
     }
-    let label = |place: &str| match deployment.owners.get(place) {
-        Some(who) if who.to_string() != place => format!("{place} ({who})"),
-        _ => place.to_owned(),
+    let label = |place: &str| {
+        let owner = deployment.owners.get(place);
+        let shared = deployment.owners.values().filter(|o| Some(*o) == owner).count() > 1;
+        owner.filter(|_| !shared).map_or_else(|| place.to_owned(), ToString::to_string)
     };
     let width = places.iter().map(|p| label(p).len()).max().unwrap_or(0);
-    let mut text = format!("{:>width$}     ", "from \\ to");
-    for index in 1..=places.len() {
-        let _ = write!(text, "{index:>3}");
+    // Columns have the numbers of the rows, read downwards.
+    let mut text = String::new();
+    for (unit, title) in [(10, "to"), (1, "from")] {
+        let _ = write!(text, "{title:>width$}    ");
+        for index in 1..=places.len() {
+            let digit = index / unit % 10;
+            let _ = if digit == 0 && unit == 10 { write!(text, "  ") } else { write!(text, " {digit}") };
+        }
+        text.push('\n');
     }
-    text.push('\n');
     for (index, from) in places.iter().enumerate() {
-        let _ = write!(text, "{:>width$}  {:>2} ", label(from), index + 1);
+        let _ = write!(text, "{:>width$} {:>2} ", label(from), index + 1);
         for to in &places {
             let symbol = match cells.get(&(*from, *to)) {
                 None => ' ',
@@ -156,7 +162,7 @@ pub fn grid(deployment: &Deployment, trials: &[Trial], seen: bool) -> String {
                     }
                 }
             };
-            let _ = write!(text, "  {symbol}");
+            let _ = write!(text, " {symbol}");
         }
         text.push('\n');
     }
