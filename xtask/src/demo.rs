@@ -4,7 +4,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::needs::{self, For};
 use crate::process::{self, Job};
@@ -28,7 +28,9 @@ pub struct Args {
 /// Runs it; the exit code is the demonstration's own.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let by = if args.docker { For::DockerDemo } else { For::Demo };
-    needs::install(&[by], args.yes)?;
+    if let Some((_, why)) = needs::install(&[by], args.yes)?.pop() {
+        bail!(why);
+    }
     process::allow_sudo()?;
     let built = programs::cargo(
         "build the agent and the demonstration",

@@ -142,6 +142,11 @@ fn without_debug(bytes: &[u8]) -> Result<Vec<u8>> {
     Ok(out)
 }
 
+/// Whether there is a tool chain that is not Debian's, so that nothing has to be installed.
+pub fn has_other_tool_chain() -> bool {
+    process::exists("bpf-linker") && nightly().is_some()
+}
+
 fn tool_chain() -> Result<ToolChain> {
     let (rustc, cargo) = if Path::new(DEBIAN_SOURCE).exists() && Path::new(DEBIAN_RUSTC).exists() {
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());

@@ -1,7 +1,7 @@
 //! The layers of the tests, what belongs to each, and how each is run.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -28,8 +28,8 @@ pub enum Layer {
     Docker,
 }
 
-/// Test files of `tests/` that need no root. Every other one runs as root in the `netns` layer, so that none is forgotten.
-const AS_USER: &[&str] = &["cli", "policies"];
+/// Test files that need no root. Every other one runs as root in the `netns` layer, so that none is forgotten.
+const AS_USER: &[&str] = &["cli", "hydractl_agent", "hydractl_errors", "policies"];
 
 impl Layer {
     /// All of them, in order.
@@ -58,7 +58,7 @@ impl Layer {
             Self::Unit
         } else if program.target.starts_with("docker") {
             Self::Docker
-        } else if program.package == "tests" && AS_USER.contains(&program.target.as_str()) {
+        } else if AS_USER.contains(&program.target.as_str()) {
             Self::Unit
         } else {
             Self::Netns
@@ -79,6 +79,13 @@ pub struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// The row of a layer that was not run at all.
+    pub fn not_run(layer: Layer, why: String) -> Row {
+        say::line("");
+        say::line(&format!("{}:\n  skipped: {why}", layer.name()));
+        Row { layer: layer.name(), tally: Tally::default(), took: Duration::ZERO, skipped: Some(why) }
+    }
+
     /// Runs one layer; what it counted until then is told also where it could not be run to its end.
     pub fn layer(&self, layer: Layer) -> (Row, Result<()>) {
         let begun = Instant::now();
@@ -228,7 +235,7 @@ mod tests {
         assert_eq!(Layer::of(&program("tests", "policies", true)), Layer::Unit);
         assert_eq!(Layer::of(&program("tests", "docker_stack", true)), Layer::Docker);
         assert_eq!(Layer::of(&program("tests", "something_new", true)), Layer::Netns);
-        assert_eq!(Layer::of(&program("hydra-agent", "policies", true)), Layer::Netns);
+        assert_eq!(Layer::of(&program("hydra-agent", "datapath", true)), Layer::Netns);
     }
 
     #[test]

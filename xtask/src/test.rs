@@ -29,6 +29,9 @@ Examples:
   cargo xtask test matrix             one test program
   cargo xtask test matrix -- ipv6     the tests of it that have `ipv6` in their name
 
+The object layer needs a compiler with the source of its library; where there is none to be had it is skipped, which
+fails the run only if `CI` is set. Any other layer that cannot run at all fails it.
+
 The output of every step is kept in `target/xtask/`. The last line is the sum. Exit code 0: all passed; 1: a test
 failed, or a whole layer could not run; 2: the run itself could not be done.")]
 pub struct Args {
@@ -69,7 +72,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     layers.retain(|layer| !args.skip.contains(layer));
 
     let who: Vec<For> = layers.iter().map(|&layer| For::Layer(layer)).collect();
-    needs::install(&who, args.yes)?;
+    let mut unmet = needs::install(&who, args.yes)?;
     if layers.contains(&Layer::Netns) || layers.contains(&Layer::Docker) {
         // Asked now rather than in the middle; a refusal is told where it matters.
         let _ = process::allow_sudo();
@@ -88,6 +91,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Ok(built) => {
             let run = Run { built: &built, only: &only, filters: &args.filters, logs: &logs };
             layers.by_ref().find_map(|layer| {
+                if let Some(at) = unmet.iter().position(|(by, _)| *by == For::Layer(layer)) {
+                    rows.push(Run::not_run(layer, unmet.swap_remove(at).1));
+                    return None;
+                }
                 let (row, ended) = run.layer(layer);
                 rows.push(row);
                 ended.err()
@@ -105,7 +112,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let why = Some("the run ended before".to_owned());
         rows.push(Row { layer: layer.name(), tally: Tally::default(), took: Duration::ZERO, skipped: why });
     }
-    let whole = rows.iter().all(|row| row.skipped.is_none());
+    // The object's own tool chain is not everywhere; where the project is checked it must be.
+    let strict = std::env::var_os("CI").is_some();
+    let excused = |row: &Row| !strict && row.layer == Layer::Object.name();
+    let whole = rows.iter().all(|row| row.skipped.is_none() || excused(row));
     if !whole {
         say::line(
             "\nA whole layer was skipped, which counts as a failure; leave it out on purpose with `--skip`.",
