@@ -54,7 +54,7 @@ impl Layer {
 
     /// The layer that a test program belongs to.
     pub fn of(program: &Program) -> Self {
-        if !program.integration || program.package == "xtask" {
+        if !program.integration || ["hydra-common", "xtask"].contains(&program.package.as_str()) {
             Self::Unit
         } else if program.target.starts_with("docker") {
             Self::Docker
@@ -231,6 +231,7 @@ mod tests {
     #[test]
     fn every_program_has_its_layer() {
         assert_eq!(Layer::of(&program("hydra-common", "hydra_common", false)), Layer::Unit);
+        assert_eq!(Layer::of(&program("hydra-common", "parse", true)), Layer::Unit);
         assert_eq!(Layer::of(&program("tests", "hydra_tests", false)), Layer::Unit);
         assert_eq!(Layer::of(&program("tests", "policies", true)), Layer::Unit);
         assert_eq!(Layer::of(&program("tests", "docker_stack", true)), Layer::Docker);
