@@ -22,7 +22,7 @@ fn repository(name: &str) -> String {
 
 #[test]
 fn the_policies_of_the_repository_are_clean() {
-    for name in ["hydra.yaml"] {
+    for name in ["hydra.yaml", "media-server.yaml", "bpo.yaml", "alfred.yaml"] {
         let text = repository(name);
         let (model, problems) = match parse(&text, name) {
             Ok(made) => made,
