@@ -385,7 +385,8 @@ fn read_json<T: DeserializeOwned>(path: &Path, broken: &mut Vec<Broken>) -> Opti
     let kept = fs::rename(path, &aside).is_ok();
     let older = read_bounded(&previous(path)).ok().and_then(|text| serde_json::from_str(&text).ok());
     let instead = if older.is_some() { "the version before it is taken" } else { "begun anew" };
-    let aside = if kept { format!(", what was there is kept as `{}`", aside.display()) } else { String::new() };
+    let aside =
+        if kept { format!(", what was there is kept as `{}`", aside.display()) } else { String::new() };
     let why = format!("{why}; {instead}{aside}");
     broken.push(Broken { path: path.to_owned(), why });
     older

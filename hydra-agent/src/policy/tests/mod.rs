@@ -32,3 +32,47 @@ fn the_policies_of_the_repository_are_clean() {
         assert!(model.expect.len() >= 15, "{name} has {} expect rows", model.expect.len());
     }
 }
+
+#[test]
+fn every_example_of_the_reference_is_a_policy() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/policy.md")).unwrap();
+    let examples: Vec<&str> =
+        text.split("```yaml\n").skip(1).filter_map(|piece| piece.split("```").next()).collect();
+    assert!(examples.len() >= 9, "{} examples", examples.len());
+    for example in examples {
+        if let Err(problems) = parse_at(example, "docs/policy.md", NOW) {
+            panic!("{problems}");
+        }
+    }
+}
+
+#[test]
+fn a_diff_names_what_changed_and_the_cells() {
+    let old = "version: 1
+name: one
+tiers:
+  web: { networks: [web-net] }
+  db: { networks: [db-net], services: { pg: { containers: [pg] } } }
+  gone: { networks: [gone-net] }
+rules:
+  - { name: a, from: web, to: db, ports: tcp/5432 }
+  - { name: b, from: web, to: db, ports: tcp/22, action: deny }
+  - { name: c, from: gone, to: db }
+";
+    let new = "version: 1
+name: two
+defaults: { from-host: deny }
+tiers:
+  web: { networks: [web-net, more-net] }
+  db: { networks: [db-net], services: { pg: { containers: [pg, pg-2] } } }
+  new: { networks: [new-net] }
+rules:
+  - { name: b, from: web, to: db, ports: tcp/22, action: deny }
+  - { name: a, from: web, to: db, ports: [tcp/5432, tcp/1-100, udp] }
+";
+    let model = |text| parse_at(text, "p", NOW).unwrap().0;
+    let diff = diff::diff(Some(&model(old)), &model(new), NOW).unwrap();
+    insta::assert_snapshot!(diff.to_lines().join("\n"));
+    assert!(diff::diff(Some(&model(old)), &model(old), NOW).unwrap().is_empty());
+    assert_eq!(diff::diff(None, &model(new), NOW).unwrap().lines[0], "+ policy `two`");
+}
