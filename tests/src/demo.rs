@@ -50,10 +50,22 @@ pub fn run(out: &mut impl Write) -> Result<bool> {
         return Ok(false);
     }
 
-    let start = Instant::now();
-    let agent = Agent::start(&world, &text)?;
-    let seconds = start.elapsed().as_secs_f64();
-    let status = agent.json(&world, &["status"])?;
+    compare(out, &world, &deployment, &mut trials, begun, || Agent::start(&world, &text))
+}
+
+/// The second half: starts the agent, makes all attempts again, and shows what came of them. `false`: something differed.
+pub(crate) fn compare(
+    out: &mut impl Write,
+    world: &World,
+    deployment: &Deployment,
+    trials: &mut [Trial],
+    begun: Instant,
+    start: impl FnOnce() -> Result<Agent>,
+) -> Result<bool> {
+    let starting = Instant::now();
+    let agent = start()?;
+    let seconds = starting.elapsed().as_secs_f64();
+    let status = agent.json(world, &["status"])?;
     writeln!(
         out,
         "hydra-agent enforces revision {} of policy `{}` with programs on {} hooks ({seconds:.1} s)",
@@ -61,12 +73,12 @@ pub fn run(out: &mut impl Write) -> Result<bool> {
         status["policy"].as_str().unwrap_or_default(),
         status["hooks"].as_array().map_or(0, Vec::len)
     )?;
-    attempts(out, "with hydra", &world, &mut trials)?;
+    attempts(out, "with hydra", world, trials)?;
 
     writeln!(out, "\nexpected (# everything passes, + some of it, . nothing, ! differs):\n")?;
-    writeln!(out, "{}", matrix::grid(&deployment, &trials, false))?;
-    writeln!(out, "seen:\n\n{}", matrix::grid(&deployment, &trials, true))?;
-    flows(out, &agent.json(&world, &["flows"])?)?;
+    writeln!(out, "{}", matrix::grid(deployment, trials, false))?;
+    writeln!(out, "seen:\n\n{}", matrix::grid(deployment, trials, true))?;
+    flows(out, &agent.json(world, &["flows"])?)?;
 
     let differ: Vec<&Trial> = trials.iter().filter(|t| !t.agrees()).collect();
     for trial in differ.iter().take(SHOWN) {
@@ -84,7 +96,8 @@ pub fn run(out: &mut impl Write) -> Result<bool> {
     Ok(differ.is_empty())
 }
 
-fn attempts(out: &mut impl Write, what: &str, world: &World, trials: &mut [Trial]) -> Result<()> {
+/// Makes all attempts and says how many were answered.
+pub(crate) fn attempts(out: &mut impl Write, what: &str, world: &World, trials: &mut [Trial]) -> Result<()> {
     let (all, begun) = (trials.len(), Instant::now());
     write!(out, "{what}: {all} attempts")?;
     out.flush()?;

@@ -3,6 +3,7 @@
 
 mod cage;
 pub mod container;
+pub mod demo;
 pub mod folder;
 pub mod hydra;
 pub mod stage;

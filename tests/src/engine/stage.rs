@@ -87,16 +87,20 @@ impl Engine {
     }
 }
 
-/// Puts it down where an attempt does not end as it must on a real engine, given whether it was answered before hydra came:
+/// Whether an attempt ended as it must on a real engine, given whether it was answered before hydra came:
 /// what is denied is silent, what is allowed between two containers is answered whatever Docker thinks of it, and anything
 /// else is as it was: hydra does not open what Docker closes to the outside.
 pub fn is_right(trial: &Trial, before: Option<bool>, deployment: &Deployment) -> bool {
-    let container = |place: &str| deployment.topology.containers.iter().any(|c| c.name == place);
-    let local = container(&trial.probe.from) && container(&trial.to);
-    if !trial.expected() || (local && trial.answer.is_some()) || before == Some(true) {
+    if !trial.expected() || between_containers(trial, deployment) || before == Some(true) {
         return trial.agrees();
     }
     trial.seen() == before
+}
+
+/// Whether hydra judges it, and both ends are containers of this host.
+pub fn between_containers(trial: &Trial, deployment: &Deployment) -> bool {
+    let container = |place: &str| deployment.topology.containers.iter().any(|c| c.name == place);
+    trial.answer.is_some() && container(&trial.probe.from) && container(&trial.to)
 }
 
 /// The rows of an answer of `hydractl … -o json` for which these fields have these values.
