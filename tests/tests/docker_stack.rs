@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::Result;
-use hydra_tests::engine::hydra::{APP, CLIENT, PAGES, POSTGRES, REDIS, Stack};
+use hydra_tests::engine::hydra::{APP, CLIENT, GRAFANA, LITELLM, PAGES, POSTGRES, REDIS, Stack};
 use hydra_tests::engine::stage::{self, Segments, rows};
 use hydra_tests::engine::{Options, Version};
 
@@ -135,7 +135,7 @@ fn redis_and_pages_answer_whom_they_may(stack: &Stack) -> Result<()> {
     assert_eq!(said.status.code(), Some(124), "{}", String::from_utf8_lossy(&said.stdout));
 
     // An allowed flow keeps its addresses: nothing translates them on the way.
-    let litellm = format!("http://{}:4000/", stack.address("hydra-litellm", "hydra-ai-services")?);
+    let litellm = format!("http://{}:4000/", stack.address(LITELLM, "hydra-ai-services")?);
     let said = engine.exec(APP, &["curl", "-sS", "--max-time", "3", &litellm])?;
     let own = stack.address(APP, "hydra-apps")?;
     assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), format!("hydra-litellm {own}"));
@@ -153,7 +153,7 @@ fn redis_and_pages_answer_whom_they_may(stack: &Stack) -> Result<()> {
 
 /// Grafana is called at its address on hydra-infra, and answers by hydra-apps, where it shares a network with the caller.
 fn replies_of_a_container_on_two_networks_leave_by_the_other(stack: &Stack) -> Result<()> {
-    let address = stack.address("hydra-grafana", "hydra-infra")?;
+    let address = stack.address(GRAFANA, "hydra-infra")?;
     let said =
         stack.engine.exec(APP, &["curl", "-sS", "--max-time", "3", &format!("http://{address}:3003/")])?;
     let own = stack.address(APP, "hydra-apps")?;
@@ -175,7 +175,7 @@ fn counts_are_those_of_the_wire(stack: &Stack) -> Result<()> {
             stream.set_read_timeout(Some(Duration::from_secs(10)))?;
             // Long enough both ways for segments that the sender merges, and the wire does not have merged.
             let long = "x".repeat(1_000_000);
-            write!(stream, "SET long {long}\r\n")?;
+            write!(stream, "*3\r\n$3\r\nSET\r\n$4\r\nlong\r\n$1000000\r\n{long}\r\n")?;
             let mut said = [0; 5];
             stream.read_exact(&mut said)?;
             assert_eq!(&said, b"+OK\r\n");
