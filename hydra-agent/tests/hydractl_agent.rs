@@ -1,5 +1,6 @@
 //! `hydractl` against the agent's real API on a real socket: what it prints, in every format, and what it exits with. The agent's loop
 //! and the kernel's tables are this test's.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics, its helpers too")]
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -237,16 +238,12 @@ impl Agent {
         let (sender, commands) = mpsc::channel(4);
         let handle =
             Handle { state: receiver, commands: sender, reader: Arc::new(tables), events: events.clone() };
-        let task = runtime.block_on(async {
-            tokio::spawn(answer(commands));
-            let socket = ControlSocket::bind(dir.path()).unwrap();
-            tokio::spawn(serve(
-                socket,
-                Options { listen: None, limits: Limits::default() },
-                handle,
-                stop.clone(),
-            ))
-        });
+        let inside = runtime.enter();
+        tokio::spawn(answer(commands));
+        let socket = ControlSocket::bind(dir.path()).unwrap();
+        let options = Options { listen: None, limits: Limits::default() };
+        let task = tokio::spawn(serve(socket, options, handle, stop.clone()));
+        drop(inside);
         Self { dir, runtime, stop, task, events, _state: state }
     }
 

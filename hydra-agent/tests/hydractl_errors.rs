@@ -1,5 +1,7 @@
 //! Every way in which `hydractl` cannot reach an agent, as a person sees it, and the exit code.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics, its helpers too")]
 
+use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
@@ -54,11 +56,11 @@ fn every_way_of_not_reaching_an_agent() {
     let mut all = String::new();
     for name in ["absent", "file", "dead", "garbage", "web", "newer", "hangs-up", "halfway", "other-answer"] {
         let output = hydractl().arg("--socket").arg(at(name)).arg("status").output().unwrap();
-        all += &format!("# {name}\n{}\n", seen(&output, dir.path()));
+        write!(all, "# {name}\n{}\n", seen(&output, dir.path())).unwrap();
     }
     let long = "x".repeat(200);
     let output = hydractl().args(["--socket", &format!("/tmp/{long}"), "status"]).output().unwrap();
-    all += &format!("# too long\n{}\n", seen(&output, dir.path()).replace(&long, "x…"));
+    write!(all, "# too long\n{}\n", seen(&output, dir.path()).replace(&long, "x…")).unwrap();
     insta::assert_snapshot!(all);
 }
 
@@ -102,7 +104,7 @@ fn mistakes_on_the_command_line() {
         vec!["policy", "apply", "/"],
     ] {
         let output = hydractl().args(&args).output().unwrap();
-        all += &format!("# hydractl {}\n{}\n", args.join(" "), seen(&output, dir.path()));
+        write!(all, "# hydractl {}\n{}\n", args.join(" "), seen(&output, dir.path())).unwrap();
     }
     insta::assert_snapshot!(all);
 }
@@ -130,7 +132,7 @@ fn help_of_every_command() {
         let output =
             hydractl().args(args.split(' ').filter(|a| !a.is_empty())).arg("--help").output().unwrap();
         assert!(output.status.success());
-        all += &format!("# hydractl {args}\n{}\n", String::from_utf8(output.stdout).unwrap());
+        write!(all, "# hydractl {args}\n{}\n", String::from_utf8(output.stdout).unwrap()).unwrap();
     }
     insta::assert_snapshot!(all);
 }

@@ -18,14 +18,14 @@ use crate::diagnostic::Diagnostics;
 #[derive(Debug)]
 pub(super) struct Refusal {
     status: StatusCode,
-    body: ErrorReply,
+    body: Box<ErrorReply>,
 }
 
 impl Refusal {
     /// With a status, what happened, and what mends it (or nothing).
     pub(super) fn new(status: StatusCode, error: impl Into<String>, hint: impl Into<String>) -> Self {
         let body = ErrorReply { error: error.into(), hint: hint.into(), ..ErrorReply::default() };
-        Self { status, body }
+        Self { status, body: Box::new(body) }
     }
 
     /// The request cannot be understood.

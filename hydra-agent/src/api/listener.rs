@@ -21,7 +21,7 @@ use super::{App, connection, metrics};
 /// Between two attempts to bind.
 const AGAIN: Duration = Duration::from_secs(10);
 /// The longest that a connection may last: nothing here streams.
-const LIFETIME: Duration = Duration::from_secs(60);
+const LIFETIME: Duration = Duration::from_mins(1);
 
 /// Serves until told to stop.
 pub(super) async fn serve(address: SocketAddr, app: Arc<App>, stop: CancellationToken) {
@@ -52,7 +52,7 @@ async fn bind(address: SocketAddr, stop: &CancellationToken) -> Option<TcpListen
             Ok(listener) => return Some(listener),
             Err(error) if told => tracing::debug!(%address, %error, "still no metrics"),
             Err(error) => {
-                tracing::warn!(%address, %error, "no metrics yet: the listener cannot be bound, trying again")
+                tracing::warn!(%address, %error, "no metrics yet: the listener cannot be bound, trying again");
             }
         }
         told = true;

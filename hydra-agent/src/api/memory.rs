@@ -153,7 +153,7 @@ fn add(
 ) {
     for (key, count) in now {
         let old = base.get(key).copied().unwrap_or_default();
-        let total = totals.entry(names.total_key(key)).or_default();
+        let total = totals.entry(names.total_key(*key)).or_default();
         total.packets += count.packets.saturating_sub(old.packets);
         total.bytes += count.bytes.saturating_sub(old.bytes);
     }

@@ -87,7 +87,7 @@ impl Collector for Scrape {
         if self.readable {
             self.traffic(&mut encoder)?;
             self.drops(&mut encoder)?;
-            gauge(&mut encoder, "hydra_flows", "Live flows", self.flows as i64)?;
+            gauge(&mut encoder, "hydra_flows", "Live flows", i64::try_from(self.flows).unwrap_or(i64::MAX))?;
             let lost = self.counters.gauge(Gauge::EventsLost);
             let help = "Events of single packets that the kernel could not hand over";
             let metric = encoder.encode_descriptor("hydra_events_lost", help, None, MetricType::Counter)?;

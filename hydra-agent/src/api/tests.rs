@@ -1,6 +1,7 @@
 //! The API on a real unix socket and a real listener, over tables in memory.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -292,11 +293,13 @@ async fn what_a_filter_cannot_mean_is_refused_with_what_it_could() {
     ] {
         let (code, body) = world.ask("GET", target, b"").await;
         assert_eq!(code, 400, "{target}");
-        said += &format!(
+        write!(
+            said,
             "{target}\n  {}\n  {}\n",
             body["error"].as_str().unwrap(),
             body["hint"].as_str().unwrap()
-        );
+        )
+        .unwrap();
     }
     insta::assert_snapshot!(said);
     world.end().await;
@@ -388,13 +391,13 @@ async fn bodies_that_are_not_the_expected_json_are_refused_with_what_is_wrong() 
         ("large", &large),
     ] {
         let (code, answer) = world.ask("POST", "/v1/policy/apply", body).await;
-        said += &format!("{name}: {code} {}\n", answer["error"].as_str().unwrap());
+        writeln!(said, "{name}: {code} {}", answer["error"].as_str().unwrap()).unwrap();
     }
     for (method, target) in
         [("GET", "/v1/policy/apply"), ("DELETE", "/v1/policy"), ("GET", "/"), ("POST", "/v2/x")]
     {
         let (code, answer) = world.ask(method, target, b"").await;
-        said += &format!("{method} {target}: {code} {}\n", answer["error"].as_str().unwrap());
+        writeln!(said, "{method} {target}: {code} {}", answer["error"].as_str().unwrap()).unwrap();
     }
     insta::assert_snapshot!(said);
     world.end().await;

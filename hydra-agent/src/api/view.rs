@@ -48,33 +48,31 @@ impl Names {
     }
 
     /// The key under which drops are summed.
-    pub(super) fn total_key(&self, key: &DropKey) -> (String, String, &'static str, &'static str, String) {
+    pub(super) fn total_key(&self, key: DropKey) -> (String, String, &'static str, &'static str, String) {
         (
             self.tier(key.source),
             self.tier(key.destination),
             Verdict::from_row(key.verdict).as_str(),
             Reason::from_row(key.reason).as_str(),
-            self.rule(self.current.as_deref(), key.rule),
+            Self::rule(self.current.as_deref(), key.rule),
         )
     }
 
     /// A tier's name.
     pub(super) fn tier(&self, tier: Tier) -> String {
-        let known = self.current.iter().chain(self.policies.values().rev());
+        let mut known = self.current.iter().chain(self.policies.values().rev());
         match tier {
             Tier::UNKNOWN => "unknown".into(),
             Tier::EXTERNAL => "external".into(),
             Tier::HOST => "host".into(),
             Tier::UNMANAGED => "unmanaged".into(),
-            Tier(n) => known
-                .filter_map(|a| a.compiled.tiers.get(&tier))
-                .next()
-                .cloned()
-                .unwrap_or(format!("tier-{n}")),
+            Tier(n) => {
+                known.find_map(|a| a.compiled.tiers.get(&tier)).cloned().unwrap_or(format!("tier-{n}"))
+            }
         }
     }
 
-    fn rule(&self, policy: Option<&Applied>, number: u16) -> String {
+    fn rule(policy: Option<&Applied>, number: u16) -> String {
         match (policy.and_then(|a| a.compiled.rule(number)), number) {
             (_, 0) => String::new(),
             (Some(name), _) => name.into(),
@@ -126,7 +124,7 @@ impl Names {
             destination_container: destination.container,
             verdict: Verdict::from_row(flow.verdict).as_str().into(),
             reason: Reason::from_row(flow.reason).as_str().into(),
-            rule: self.rule(self.policy(flow.revision), flow.rule),
+            rule: Self::rule(self.policy(flow.revision), flow.rule),
             revision: flow.revision,
             packets: flow.packets[opener.index()],
             bytes: flow.bytes[opener.index()],
@@ -150,7 +148,7 @@ impl Names {
             time: time(event.time, clocks),
             verdict: Verdict::from_row(event.verdict).as_str().into(),
             reason: Reason::from_row(event.reason).as_str().into(),
-            rule: self.rule(self.policy(event.revision), event.rule),
+            rule: Self::rule(self.policy(event.revision), event.rule),
             protocol: frame_protocol(event),
             source: known_address(event.source),
             source_port: event.source_port,

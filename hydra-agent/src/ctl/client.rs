@@ -21,7 +21,7 @@ use crate::api::wire::{ABI_HEADER, ErrorReply, VERSION_HEADER};
 /// For what the agent only has to look up.
 const READ: Duration = Duration::from_secs(30);
 /// For what changes the kernel's tables.
-const CHANGE: Duration = Duration::from_secs(180);
+const CHANGE: Duration = Duration::from_mins(3);
 
 /// Asks the agent behind one socket.
 pub(super) struct Client {
@@ -117,9 +117,9 @@ impl Client {
             .header(ABI_HEADER, hydra_common::ABI)
             .body(Full::new(body))
             .map_err(|e| self.broke(e))?;
-        let response = sender.send_request(request).await.map_err(|e| match e.is_parse() {
-            true => Failure::NotAnAgent(self.socket.clone()),
-            false => self.broke(e),
+        let sent = sender.send_request(request).await;
+        let response = sent.map_err(|e| {
+            if e.is_parse() { Failure::NotAnAgent(self.socket.clone()) } else { self.broke(e) }
         })?;
         self.check_version(&response)?;
         if response.status().is_success() {
@@ -184,9 +184,11 @@ fn target(path: &str, query: &impl Serialize) -> String {
         for byte in text.bytes() {
             match byte {
                 b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                    target.push(byte.into())
+                    target.push(byte.into());
                 }
-                other => drop(write!(target, "%{other:02X}")),
+                other => {
+                    let _ = write!(target, "%{other:02X}");
+                }
             }
         }
         mark = '&';

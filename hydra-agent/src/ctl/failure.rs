@@ -1,7 +1,7 @@
 //! Why a command could not do its work, with what mends it and the exit code.
 
-use std::io;
-use std::path::PathBuf;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -106,21 +106,17 @@ impl Failure {
 
     /// A policy that the agent refused, printed with the text that it was sent.
     pub(super) fn with_text(self, source: &str, text: &str) -> Self {
-        match self {
-            Self::Agent(reply) if !reply.diagnostics.is_empty() => {
-                let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-                Self::refused(&reply.diagnostics.with_source(source).with_text(text))
-            }
-            other => other,
+        let Self::Agent(reply) = self else { return self };
+        if reply.diagnostics.is_empty() {
+            return Self::Agent(reply);
         }
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        Self::refused(&reply.diagnostics.with_source(source).with_text(text))
     }
 
     /// The same where the policy was needed to answer something else.
     pub(super) fn unusable(self) -> Self {
-        match self {
-            Self::Refused(what) => Self::Unusable(what),
-            other => other,
-        }
+        if let Self::Refused(what) = self { Self::Unusable(what) } else { self }
     }
 
     /// Whether the command did its work and the answer is no.
@@ -130,19 +126,7 @@ impl Failure {
 
     fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Unreachable { socket, source } => match source.kind() {
-                io::ErrorKind::NotFound => {
-                    "`systemctl start hydra-agent`, or name its socket with `hydractl --socket PATH …`".into()
-                }
-                io::ErrorKind::PermissionDenied => {
-                    "`sudo hydractl …`, or become a member of the group: `sudo usermod -aG hydra $USER`"
-                        .into()
-                }
-                io::ErrorKind::ConnectionRefused => {
-                    "`systemctl restart hydra-agent`; what it enforced stays enforced meanwhile".into()
-                }
-                _ => format!("`ls -l {}`", socket.display()),
-            },
+            Self::Unreachable { socket, source } => mend(socket, source.kind()),
             Self::NotASocket(path) => format!("`ls -l {}`", path.display()),
             Self::OtherVersion { .. } | Self::OtherAnswer { .. } => {
                 "install both from one package, then `systemctl restart hydra-agent`".into()
@@ -170,15 +154,32 @@ pub(super) fn version(version: &str, abi: u32) -> String {
     format!("version {version} with layout {abi}")
 }
 
-fn unreachable(socket: &std::path::Path, source: &io::Error) -> String {
+/// What mends a socket that does not take the connection.
+fn mend(socket: &Path, kind: ErrorKind) -> String {
+    if kind == ErrorKind::NotFound {
+        "`systemctl start hydra-agent`, or name its socket with `hydractl --socket PATH …`".into()
+    } else if kind == ErrorKind::PermissionDenied {
+        "`sudo hydractl …`, or become a member of the group: `sudo usermod -aG hydra $USER`".into()
+    } else if kind == ErrorKind::ConnectionRefused {
+        "`systemctl restart hydra-agent`; what it enforced stays enforced meanwhile".into()
+    } else {
+        format!("`ls -l {}`", socket.display())
+    }
+}
+
+fn unreachable(socket: &Path, source: &io::Error) -> String {
     let socket = socket.display();
     // Rust's errors end with their number, which tells a person nothing.
     let why = source.to_string();
     let why = why.split(" (os error").next().unwrap_or_default();
-    match source.kind() {
-        io::ErrorKind::NotFound => format!("there is no agent on `{socket}`: {why}"),
-        io::ErrorKind::PermissionDenied => format!("not allowed to use the agent's socket `{socket}`: {why}"),
-        io::ErrorKind::ConnectionRefused => format!("no agent listens on `{socket}`: {why}"),
-        _ => format!("cannot connect to `{socket}`: {why}"),
+    let kind = source.kind();
+    if kind == ErrorKind::NotFound {
+        format!("there is no agent on `{socket}`: {why}")
+    } else if kind == ErrorKind::PermissionDenied {
+        format!("not allowed to use the agent's socket `{socket}`: {why}")
+    } else if kind == ErrorKind::ConnectionRefused {
+        format!("no agent listens on `{socket}`: {why}")
+    } else {
+        format!("cannot connect to `{socket}`: {why}")
     }
 }

@@ -80,9 +80,9 @@ fn between(
     );
     for (name, networks) in [(source, from), (destination, to)] {
         if at_least(version, 26, 1) && only_internal(snapshot, networks) {
-            text += &format!(
-                "; `{name}` is on internal networks alone and has no route, so the agent gives it one"
-            );
+            text.push_str("; `");
+            text.push_str(name);
+            text.push_str("` is on internal networks alone and has no route, so the agent gives it one");
         }
     }
     text
@@ -103,6 +103,8 @@ fn at_least(version: &str, major: u32, minor: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::*;
     use crate::inventory::snapshot::Network;
 
@@ -135,7 +137,7 @@ mod tests {
                 (on(&["apps"]), on(&["ai"]), false),
                 (on(&["apps"]), on(&["db"]), true),
             ] {
-                said += &format!("{}\n", sentence(&world, ("web", &from), ("postgres", &to), passes));
+                writeln!(said, "{}", sentence(&world, ("web", &from), ("postgres", &to), passes)).unwrap();
             }
         }
         let world = snapshot(DockerState::Up { version: "28.5.2".into() });
@@ -148,11 +150,11 @@ mod tests {
             (DockerEnd::Outside, DockerEnd::Host),
             (on(&[]), on(&["apps"])),
         ] {
-            said += &format!("{}\n", sentence(&world, ("web", &from), ("postgres", &to), true));
+            writeln!(said, "{}", sentence(&world, ("web", &from), ("postgres", &to), true)).unwrap();
         }
         for docker in [DockerState::Off, DockerState::Down { error: "refused".into() }] {
-            said +=
-                &format!("{}\n", sentence(&snapshot(docker), ("a", &on(&["ai"])), ("b", &on(&["ai"])), true));
+            writeln!(said, "{}", sentence(&snapshot(docker), ("a", &on(&["ai"])), ("b", &on(&["ai"])), true))
+                .unwrap();
         }
         insta::assert_snapshot!(said);
     }

@@ -35,7 +35,7 @@ impl<'s> End<'s> {
         }
         let of_container = |e: &&EndpointView| e.container == text;
         let found: Vec<&EndpointView> = state.endpoints.iter().filter(of_container).collect();
-        if let Some(end) = Self::living(state, found) {
+        if let Some(end) = Self::living(state, &found) {
             return Ok(end);
         }
         match model.party(text).map_err(|(message, hint)| Refusal::bad(message, hint.unwrap_or_default()))? {
@@ -52,7 +52,7 @@ impl<'s> End<'s> {
     }
 
     /// A container that is here.
-    fn living(state: &'s Published, found: Vec<&'s EndpointView>) -> Option<Self> {
+    fn living(state: &'s Published, found: &[&'s EndpointView]) -> Option<Self> {
         let first = *found.first()?;
         let addresses = found.iter().filter_map(|e| Some((e.address.parse().ok()?, e.identity))).collect();
         // Its other addresses say on which networks it is.
@@ -68,8 +68,8 @@ impl<'s> End<'s> {
 
     fn address(state: &'s Published, compiled: &Compiled, ip: IpAddr) -> Self {
         let text = ip.to_string();
-        if let Some(end) = Self::living(state, state.endpoints.iter().filter(|e| e.address == text).collect())
-        {
+        let found: Vec<&EndpointView> = state.endpoints.iter().filter(|e| e.address == text).collect();
+        if let Some(end) = Self::living(state, &found) {
             return end;
         }
         let ours = state.snapshot.links.values().any(|l| l.addresses.iter().any(|a| a.addr() == ip));

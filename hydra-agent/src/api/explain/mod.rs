@@ -5,6 +5,7 @@ mod docker;
 mod ends;
 mod why;
 
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -46,7 +47,7 @@ pub(crate) fn of_file(asked: &ExplainRequest, answers: &[Answer]) -> Explanation
     let Some(answer) = answers.iter().max_by_key(|a| badness(a)) else { return Explanation::default() };
     let mut why = why::why(answer);
     for other in answers.iter().filter(|a| a.port != answer.port) {
-        why += &format!("; `{}` is {}: {}", other.port, other.verdict, why::why(other));
+        let _ = write!(why, "; `{}` is {}: {}", other.port, other.verdict, why::why(other));
     }
     let not_enforced = answer.notes.iter().find_map(|n| n.strip_prefix(NOT_ENFORCED)).unwrap_or_default();
     Explanation {

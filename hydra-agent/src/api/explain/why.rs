@@ -41,7 +41,10 @@ fn default(answer: &Answer) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::*;
+    use crate::policy::rows::Numbers;
     use crate::policy::{self, compile, explain};
 
     const POLICY: &str = "
@@ -63,7 +66,8 @@ rules:
         for mode in ["enforce", "audit"] {
             let text = format!("mode: {mode}{POLICY}");
             let (model, _) = policy::parse(&text, "p.yaml").unwrap();
-            let compiled = compile::compile(&model, &Default::default(), &mut Default::default()).unwrap();
+            let compiled =
+                compile::compile(&model, &compile::World::default(), &mut Numbers::default()).unwrap();
             for (from, to, port) in [
                 ("apps", "databases", "tcp/22"),
                 ("apps", "databases", "tcp/5432"),
@@ -75,7 +79,7 @@ rules:
             ] {
                 let question = explain::Question::read(&model, from, to, port).unwrap();
                 for answer in explain::explain(&model, &compiled, &question, 0) {
-                    said += &format!("{mode}: {} {}: {}\n", answer.line, answer.verdict, why(&answer));
+                    writeln!(said, "{mode}: {} {}: {}", answer.line, answer.verdict, why(&answer)).unwrap();
                 }
             }
         }
