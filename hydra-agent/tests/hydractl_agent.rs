@@ -360,6 +360,10 @@ fn drops_in_every_format_and_as_they_come() {
     io::BufRead::read_line(&mut io::BufReader::new(follow.stdout.take().unwrap()), &mut line).unwrap();
     follow.kill().unwrap();
     follow.wait().unwrap();
+    // The ring is filled as events come, not when it is asked for.
+    while !agent.run(&["drops", "-o", "json"]).contains("172.30.4.10") {
+        std::thread::yield_now();
+    }
     let mut all = format!("# hydractl drops --follow\n{line}\n");
     for args in [
         vec!["drops"],

@@ -26,6 +26,10 @@ use crate::published::{
     ApplyError, ApplyReport, Command, Counters, EndpointView, NotEnforced, Published, Reader,
 };
 
+mod listening;
+mod naming;
+mod requests;
+
 /// Half past nine on a Saturday; the monotonic clock was at 100 s.
 const NOW: (u64, i128) = (100_000_000_000, 1_795_253_400_000_000_000);
 
@@ -75,6 +79,10 @@ fn limits() -> Limits {
 
 impl World {
     fn start(published: Published, tables: Memory) -> Self {
+        Self::over(published, Arc::new(tables))
+    }
+
+    fn over(published: Published, tables: Arc<Memory>) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("hya")
             .permissions(std::fs::Permissions::from_mode(0o755))
@@ -84,8 +92,7 @@ impl World {
         let (state, receiver) = watch::channel(Arc::new(published));
         let (sender, commands) = mpsc::channel(4);
         let (events, _) = broadcast::channel(16);
-        let handle =
-            Handle { state: receiver, commands: sender, reader: Arc::new(tables), events: events.clone() };
+        let handle = Handle { state: receiver, commands: sender, reader: tables, events: events.clone() };
         let socket = ControlSocket::bind(dir.path()).unwrap();
         let options = Options { listen: None, limits: limits() };
         let task = tokio::spawn(serve(socket, options, handle.clone(), stop.clone()));
@@ -111,6 +118,16 @@ impl World {
         let (status, body) = self.ask("GET", target, b"").await;
         assert_eq!(status, 200, "{body}");
         body
+    }
+
+    /// The drops, once there are so many: they are kept as they come, not when they are asked for.
+    async fn drops(&self, n: usize) -> Value {
+        loop {
+            let drops = self.get("/v1/drops").await;
+            if drops.as_array().unwrap().len() >= n {
+                return drops;
+            }
+        }
     }
 
     async fn end(self) {
@@ -338,7 +355,7 @@ async fn drops_are_kept_named_and_streamed() {
     assert_eq!(row["time"], "2026-11-21T09:29:58.500Z");
     drop(stream);
 
-    let drops = world.get("/v1/drops").await;
+    let drops = world.drops(2).await;
     let ports: Vec<_> =
         drops.as_array().unwrap().iter().map(|d| d["destination_port"].as_u64().unwrap()).collect();
     assert_eq!(ports, [22, 5432], "oldest first, allowed ones left out");
@@ -370,231 +387,4 @@ async fn totals_are_exact_and_named() {
         }])
     );
     world.end().await;
-}
-
-#[tokio::test]
-async fn bodies_that_are_not_the_expected_json_are_refused_with_what_is_wrong() {
-    let world = World::start(Published::default(), Memory::default());
-    let large = vec![b' '; 5000];
-    let mut said = String::new();
-    for (name, body) in [
-        ("empty", b"".as_slice()),
-        ("no JSON", b"version: 1"),
-        ("not UTF-8", b"{\"text\": \"\xff\"}"),
-        ("wrong type", b"{\"text\": 1}"),
-        ("lacks text", b"{}"),
-        ("unknown field", b"{\"text\": \"\", \"force\": true}"),
-        ("an array", b"[]"),
-        ("cut off", b"{\"text\": \"a"),
-        ("two values", b"{\"text\": \"\"}{}"),
-        ("deep", &[b'['; 4000]),
-        ("large", &large),
-    ] {
-        let (code, answer) = world.ask("POST", "/v1/policy/apply", body).await;
-        writeln!(said, "{name}: {code} {}", answer["error"].as_str().unwrap()).unwrap();
-    }
-    for (method, target) in
-        [("GET", "/v1/policy/apply"), ("DELETE", "/v1/policy"), ("GET", "/"), ("POST", "/v2/x")]
-    {
-        let (code, answer) = world.ask(method, target, b"").await;
-        writeln!(said, "{method} {target}: {code} {}", answer["error"].as_str().unwrap()).unwrap();
-    }
-    insta::assert_snapshot!(said);
-    world.end().await;
-}
-
-#[tokio::test]
-async fn a_change_reaches_the_loop_with_the_name_of_who_asked() {
-    let mut world = World::start(Published::default(), Memory::default());
-    let body = br#"{"text": "version: 1", "source": "p.yaml", "dry_run": true}"#;
-    let stream = world.connect().await;
-    let asking =
-        tokio::spawn(async move { exchange(stream, "POST", "/v1/policy/apply", "agent", body).await });
-    let Some(Command::Apply { text, source, by, dry_run, reply }) = world.commands.recv().await else {
-        panic!("no apply")
-    };
-    assert_eq!((text.as_str(), source.as_str(), dry_run), ("version: 1", "p.yaml", true));
-    let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
-    assert_eq!(by, format!("uid={uid} gid={gid} pid={}", std::process::id()));
-    reply.send(Ok(ApplyReport { revision: 4, policy: "hydra".into(), ..ApplyReport::default() })).unwrap();
-    let (code, _, body) = asking.await.unwrap();
-    assert_eq!(code, 200);
-    assert_eq!(serde_json::from_slice::<ApplyReport>(&body).unwrap().revision, 4);
-
-    let stream = world.connect().await;
-    let asking = tokio::spawn(async move {
-        exchange(stream, "POST", "/v1/policy/rollback", "agent", b"{\"revision\": 9}").await
-    });
-    let Some(Command::Rollback { revision: Some(9), reply, .. }) = world.commands.recv().await else {
-        panic!("no rollback")
-    };
-    reply.send(Err(ApplyError::NoRevision(9))).unwrap();
-    let (code, _, body) = asking.await.unwrap();
-    assert_eq!(code, 404);
-    assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["error"], "there is no revision 9");
-    world.end().await;
-}
-
-#[tokio::test]
-async fn an_agent_that_stops_says_so() {
-    let mut world = World::start(Published::default(), Memory::default());
-    world.commands.close();
-    let (code, answer) = world.ask("POST", "/v1/policy/rollback", b"{}").await;
-    assert_eq!((code, &answer["error"]), (503, &json!("the agent is stopping")));
-    world.end().await;
-}
-
-#[tokio::test]
-async fn slow_clients_are_let_go() {
-    let world = World::start(Published::default(), Memory::default());
-    // Headers that never end: the connection is closed.
-    let mut slow = world.connect().await;
-    slow.write_all(b"GET /v1/status HTTP/1.1\r\nhost:").await.unwrap();
-    let mut rest = Vec::new();
-    let _ = slow.read_to_end(&mut rest).await;
-    assert!(!String::from_utf8_lossy(&rest).starts_with("HTTP/1.1 200"));
-    // A body that never comes: 408.
-    let mut slow = world.connect().await;
-    let head =
-        b"POST /v1/policy/apply HTTP/1.1\r\nhost: agent\r\nconnection: close\r\ncontent-length: 100\r\n\r\n{";
-    slow.write_all(head).await.unwrap();
-    let (code, _, body) = answer(slow).await;
-    assert_eq!(code, 408);
-    assert!(String::from_utf8(body).unwrap().contains("did not come in time"));
-    // More of them than there is room for: others are served as soon as those are let go.
-    let mut idle = Vec::new();
-    for _ in 0..12 {
-        idle.push(world.connect().await);
-    }
-    assert_eq!(world.get("/v1/endpoints").await, json!([]));
-    world.end().await;
-}
-
-#[tokio::test]
-async fn a_reader_who_follows_does_not_keep_the_agent() {
-    let world = World::start(Published::default(), Memory::default());
-    let mut stream = world.connect().await;
-    stream.write_all(b"GET /v1/drops/follow HTTP/1.1\r\nhost: agent\r\n\r\n").await.unwrap();
-    while world.events.receiver_count() < 2 {
-        tokio::task::yield_now().await;
-    }
-    world.end().await;
-    let mut rest = Vec::new();
-    let _ = stream.read_to_end(&mut rest).await;
-}
-
-/// The listener on a port of its own.
-async fn listen(world: &World) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let app = Arc::new(App {
-        handle: world.handle.clone(),
-        memory: memory::Memory::default(),
-        limits: limits(),
-        stop: world.stop.clone(),
-    });
-    tokio::spawn(listener::serve_on(listener, app, world.stop.clone()));
-    address
-}
-
-#[tokio::test]
-async fn the_listener_answers_get_for_this_host_alone() {
-    let world = World::start(Published::default(), Memory::default());
-    let address = listen(&world).await;
-    let ask = |method, target, host: &'static str| async move {
-        let stream = TcpStream::connect(address).await.unwrap();
-        let (status, head, body) = exchange(stream, method, target, host, b"").await;
-        (status, head, String::from_utf8(body).unwrap())
-    };
-    let (code, head, body) = ask("GET", "/metrics", "localhost").await;
-    assert_eq!(code, 200, "{head}");
-    assert!(
-        head.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"),
-        "{head}"
-    );
-    assert!(body.ends_with("# EOF\n"));
-    assert!(!head.to_lowercase().contains("access-control"), "no other origin may read it");
-    for host in ["evil.example", "10.0.0.1:9473", ""] {
-        assert_eq!(ask("GET", "/metrics", host).await.0, 421, "{host}");
-    }
-    assert_eq!(ask("GET", "http://evil.example/metrics", "localhost").await.0, 421);
-    for method in ["POST", "PUT", "DELETE", "OPTIONS", "HEAD"] {
-        let (code, head, _) = ask(method, "/metrics", "localhost").await;
-        assert_eq!(code, 405, "{method}");
-        assert!(head.contains("allow: GET"));
-    }
-    for target in ["/", "/v1/status", "/v1/policy/apply"] {
-        assert_eq!(ask("GET", target, "localhost").await.0, 404, "{target}");
-    }
-    // Two Host headers are a trick, none is not HTTP/1.1.
-    for head in ["host: localhost\r\nhost: evil.example\r\n", ""] {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        let request = format!("GET /metrics HTTP/1.1\r\n{head}connection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        assert_eq!(answer(stream).await.0, 421);
-    }
-    world.end().await;
-}
-
-#[tokio::test]
-async fn metrics_have_the_documented_names() {
-    let counters = Counters {
-        traffic: BTreeMap::from([
-            ((1, 3, false), Count { packets: 5, bytes: 500 }),
-            ((3, 2, true), Count { packets: 2, bytes: 200 }),
-        ]),
-        drops: BTreeMap::from([
-            (drop_key(Tier(1), Reason::NoRule, Verdict::Denied, 0), Count { packets: 7, bytes: 700 }),
-            (drop_key(Tier(1), Reason::Rule, Verdict::Denied, 1), Count { packets: 2, bytes: 200 }),
-            (drop_key(Tier(1), Reason::Rule, Verdict::Denied, 2), Count { packets: 3, bytes: 300 }),
-            (drop_key(Tier(3), Reason::NoRule, Verdict::Audited, 0), Count { packets: 2, bytes: 200 }),
-        ]),
-        gauges: {
-            let mut gauges = [0; hydra_common::tables::GAUGES as usize];
-            gauges[Gauge::EventsLost as usize] = 4;
-            gauges
-        },
-        ..Counters::default()
-    };
-    let published = Published {
-        endpoints: Arc::new(vec![
-            endpoint("a", 1, "apps", "", "172.30.4.2"),
-            endpoint("b", 2, "apps", "", "172.30.4.3"),
-            endpoint("we\"ird\n", 3, "databases", "", "172.30.3.2"),
-        ]),
-        flow_capacity: 65_536,
-        attach_seconds: vec![0.0004, 0.02, 0.02, 9.0],
-        ..Published::default()
-    };
-    let tables = Memory { counters: Mutex::new(counters), ..Memory::default() };
-    let world = World::start(published, tables);
-    let app = Arc::new(App {
-        handle: world.handle.clone(),
-        memory: memory::Memory::default(),
-        limits: limits(),
-        stop: world.stop.clone(),
-    });
-    app.memory.seen(&world.state.borrow());
-    insta::assert_snapshot!(metrics::scrape(&app).await.unwrap());
-    world.end().await;
-}
-
-#[tokio::test]
-async fn metrics_of_unreadable_tables_are_left_out_not_zero() {
-    let world = World::start(Published::default(), Memory { broken: true, ..Memory::default() });
-    let app = Arc::new(App {
-        handle: world.handle.clone(),
-        memory: memory::Memory::default(),
-        limits: limits(),
-        stop: world.stop.clone(),
-    });
-    let text = metrics::scrape(&app).await.unwrap();
-    assert!(text.contains("hydra_enforcement_ok 0\n"), "{text}");
-    assert!(!text.contains("hydra_flows "), "{text}");
-    assert!(!text.contains("hydra_packets_total"), "{text}");
-    world.end().await;
-}
-
-fn drop_key(source: Tier, reason: Reason, verdict: Verdict, rule: u16) -> DropKey {
-    DropKey { source, destination: Tier::UNMANAGED, reason: reason as u8, verdict: verdict as u8, rule }
 }
