@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::doubt::Doubt;
 use super::explain::{Question, explain};
 use super::file::Answer as Wanted;
 use super::model::{Expect, Model};
@@ -74,9 +75,12 @@ fn one(model: &Model, compiled: &Compiled, row: &Expect, now: i64) -> Outcome {
     }
 }
 
-/// The rows that do not hold, as errors.
-pub fn failures(model: &Model, compiled: &Compiled, now: i64) -> Vec<Diagnostic> {
-    run(model, compiled, now).into_iter().filter(|o| !o.passed).map(|o| failure(&o)).collect()
+/// The rows that do not hold, as errors; less those that could hold if rules with errors meant the right thing.
+pub fn failures(model: &Model, compiled: &Compiled, doubts: &[Doubt], now: i64) -> Vec<Diagnostic> {
+    let sure = |row: &Expect, o: &Outcome| !doubts.iter().any(|d| d.could_mend(model, compiled, row, o));
+    let outcomes = run(model, compiled, now);
+    let failed = model.expect.iter().zip(&outcomes).filter(|(row, o)| !o.passed && sure(row, o));
+    failed.map(|(_, o)| failure(o)).collect()
 }
 
 fn failure(o: &Outcome) -> Diagnostic {

@@ -5,6 +5,7 @@
 mod check;
 pub mod compile;
 pub mod diff;
+mod doubt;
 pub mod expect;
 pub mod explain;
 pub mod file;
@@ -22,7 +23,7 @@ pub mod yaml;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::diagnostic::{Diagnostic, Diagnostics, Place, Severity};
 use compile::World;
 use model::Model;
 use rows::{Compiled, Numbers};
@@ -64,11 +65,18 @@ pub(crate) fn examine(text: &str, source: &str, now: i64) -> (Option<(Model, Com
         Ok(node) => {
             let mut list = Vec::new();
             if let Some(file) = file::File::read(&node, &mut list) {
-                let (model, more) = check::check(&file, now);
+                let misread = list.iter().filter_map(|d| d.place).collect();
+                let (model, more, doubts) = check::check(&file, misread, now);
                 list.extend(more);
                 problems.extend(list);
                 if !problems.has_errors() {
                     made = test(model, &mut problems, now);
+                } else if only_in_rules_and_rows(&node, &problems) {
+                    // Tiers are whole, so rows that fail whatever the bad rules mean can be told beside them.
+                    if let Ok(compiled) = compile::compile(&model, &World::default(), &mut Numbers::default())
+                    {
+                        problems.extend(expect::failures(&model, &compiled, &doubts, now));
+                    }
                 }
             } else {
                 problems.extend(list);
@@ -79,11 +87,29 @@ pub(crate) fn examine(text: &str, source: &str, now: i64) -> (Option<(Model, Com
     (made, problems)
 }
 
+/// Whether every error lies in the sections `rules` and `expect`.
+fn only_in_rules_and_rows(node: &yaml::Node, problems: &Diagnostics) -> bool {
+    let yaml::Value::Map(entries) = &node.value else { return false };
+    let section = |place: Place| {
+        let key = entries.iter().rev().map(|(key, _)| key).find(|key| key.place <= place)?;
+        match &key.value {
+            yaml::Value::Text(name) => Some(name.as_str()),
+            yaml::Value::Null | yaml::Value::Bool(_) | yaml::Value::List(_) | yaml::Value::Map(_) => None,
+        }
+    };
+    problems.iter().filter(|d| d.severity == Severity::Error).all(|d| {
+        let section = d.place.and_then(section);
+        // A key of the document itself, unknown or doubled, may be anything.
+        let own = entries.iter().any(|(key, _)| Some(key.place) == d.place);
+        !own && matches!(section, Some("rules" | "expect"))
+    })
+}
+
 /// What can only be said of tables: whether they fit, whether the `expect` rows hold, which rules never decide.
 fn test(model: Model, problems: &mut Diagnostics, now: i64) -> Option<(Model, Compiled)> {
     match compile::compile(&model, &World::default(), &mut Numbers::default()) {
         Ok(compiled) => {
-            problems.extend(expect::failures(&model, &compiled, now));
+            problems.extend(expect::failures(&model, &compiled, &[], now));
             problems.extend(useless::rules(&model, &compiled, now));
             Some((model, compiled))
         }

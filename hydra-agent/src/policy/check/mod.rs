@@ -6,6 +6,7 @@ mod tiers;
 
 use std::collections::BTreeMap;
 
+use super::doubt::Doubt;
 use super::file::{Action, File, Mode};
 use super::model::{Defaults, Index, Model};
 use super::shape::At;
@@ -20,6 +21,9 @@ pub const RESERVED: [&str; 5] = ["any", "internal", "external", "host", "unmanag
 #[derive(Default)]
 struct Checker {
     problems: Vec<Diagnostic>,
+    /// Places of errors of the reader.
+    misread: Vec<Place>,
+    doubts: Vec<Doubt>,
 }
 
 impl Checker {
@@ -63,10 +67,11 @@ fn is_name(text: &str) -> bool {
     first && text.len() <= 63 && text.bytes().all(inner)
 }
 
-/// Makes the model, and says what is wrong on the way. The model is only to be used when no problem is an error.
-pub fn check(file: &File, now: i64) -> (Model, Vec<Diagnostic>) {
+/// Makes the model, and says what is wrong on the way; `misread` are the places of errors that reading the file gave. The model is
+/// only to be used when no problem is an error, or, with its doubts, to say more of what is wrong.
+pub fn check(file: &File, misread: Vec<Place>, now: i64) -> (Model, Vec<Diagnostic>, Vec<Doubt>) {
     let File { place: _, version: _, name, mode, defaults, networks, tiers, rules, expect } = file;
-    let mut checker = Checker::default();
+    let mut checker = Checker { misread, ..Checker::default() };
     let mut model = Model {
         name: name.as_ref().map_or_else(|| "policy".to_owned(), |n| n.value.0.clone()),
         audit: mode.as_ref().is_some_and(|m| m.value == Mode::Audit),
@@ -84,7 +89,7 @@ pub fn check(file: &File, now: i64) -> (Model, Vec<Diagnostic>) {
     }
     checker.rules(rules.as_ref(), &mut model, now);
     checker.expect(expect.as_ref(), &mut model);
-    (model, checker.problems)
+    (model, checker.problems, checker.doubts)
 }
 
 impl Checker {

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use super::Checker;
 use crate::diagnostic::Place;
+use crate::policy::doubt::Doubt;
 use crate::policy::file;
 use crate::policy::file::Action;
 use crate::policy::model::{Expect, Model, Party, Rule, Selector};
@@ -49,7 +50,9 @@ impl Checker {
             let message = format!("the policy has {} rules, the tables hold {MAX_RULES}", rules.len());
             self.error(over.place, message, None);
         }
-        for rule in rules {
+        for (index, rule) in rules.iter().enumerate() {
+            let end = rules.get(index + 1).map(|next| next.place);
+            let misread = self.misread.iter().any(|p| *p >= rule.place && end.is_none_or(|end| *p < end));
             let file::Rule { place, name, from, to, ports, action, limit, expires } = rule;
             if let Some(name) = name {
                 self.name("rule", name);
@@ -61,12 +64,31 @@ impl Checker {
                     None => _ = names.insert(name.value.clone(), name.place),
                 }
             }
-            let before = self.problems.len();
-            let from = self.selectors("from", from.as_ref(), model);
-            let to = self.selectors("to", to.as_ref(), model);
+            let errors = self.problems.len();
+            let mut from = self.selectors("from", from.as_ref(), model);
+            let bad_from = self.problems.len() > errors || from.is_empty();
+            let errors = self.problems.len();
+            let mut to = self.selectors("to", to.as_ref(), model);
+            let bad_to = self.problems.len() > errors || to.is_empty();
+            let errors = self.problems.len();
             let (ports, port_texts) = self.ports(ports.as_ref(), model);
-            if self.problems.len() == before {
+            let bad_ports = self.problems.len() > errors || misread;
+            if !bad_from && !bad_to && !bad_ports {
+                let errors = self.problems.len();
                 self.families(*place, model, &from, &to, &ports);
+                if self.problems.len() > errors {
+                    self.doubts.push(Doubt { from: None, to: None, ports: None, action: None });
+                }
+            } else {
+                // What can't be read may mean anything; the rule itself then matches nothing.
+                let action = action.as_ref().map_or(Action::Allow, |a| a.value);
+                self.doubts.push(Doubt {
+                    from: (!bad_from).then(|| std::mem::take(&mut from)),
+                    to: (!bad_to).then(|| std::mem::take(&mut to)),
+                    ports: (!bad_ports).then(|| ports.clone()),
+                    action: (!misread).then_some(action),
+                });
+                from.clear();
             }
             let name = name.clone().unwrap_or(At { value: String::new(), place: *place });
             if let Some(expires) = expires

@@ -269,7 +269,7 @@ fn more_rules_and_tiers_than_the_tables_hold() {
         let name = rule.name.clone().map(|n| shape::At { value: format!("r{i}"), ..n });
         file::Rule { name, ..rule.clone() }
     }));
-    let (_, problems) = check::check(&file, NOW);
+    let (_, problems, _) = check::check(&file, Vec::new(), NOW);
     let messages: Vec<&str> = problems.iter().map(|d| d.message.as_str()).collect();
     assert_eq!(messages, ["the policy has 65536 rules, the tables hold 65535"]);
 }
@@ -323,4 +323,30 @@ fn three_mistakes_are_three_diagnostics() {
     );
     let problems = parse_at(&text, "policy.yaml", NOW).unwrap_err();
     assert_eq!(problems.iter().filter(|d| d.place.is_some()).count(), 3, "{problems}");
+}
+
+#[test]
+fn rows_that_fail_whatever_a_bad_rule_meant_are_told_beside_it() {
+    let rows = "expect:
+  - { from: web, to: db, port: tcp/80, verdict: allowed }
+  - { from: db, to: web, port: tcp/80, verdict: allowed }
+  - { from: web, to: web, port: tcp/80, verdict: denied }
+  - { from: nobody, to: web, port: tcp/80, verdict: denied }
+";
+    let lines = |rules: &str| -> Vec<u32> {
+        let problems = parse_at(&with(&format!("rules:\n  - {rules}\n{rows}")), "p", NOW).unwrap_err();
+        problems.iter().filter_map(|d| d.place).map(|p| p.line).collect()
+    };
+    // The ends are known and are not the second row's; no allow rule denies the third.
+    assert_eq!(lines("{ name: a, from: web, to: db, ports: tcp/99999 }"), [6, 9, 10, 11]);
+    // Its port is known and is not the rows'.
+    assert_eq!(lines("{ name: a, from: wep, to: [db, web], ports: tcp/81 }"), [6, 8, 9, 10, 11]);
+    // An unknown key may have been anything but the ends.
+    assert_eq!(lines("{ name: a, from: web, to: db, colour: red }"), [6, 9, 10, 11]);
+    assert_eq!(lines("{ name: a, from: wep, to: web, action: deny }"), [6, 8, 9, 11]);
+    // A tier with an error makes every row doubtful.
+    let text =
+        with(rows).replace("[db-net]", "[db net]").replace("    - { from: nobody", "    - { from: web");
+    let found = parse_at(&text, "p", NOW).unwrap_err();
+    assert_eq!(found.iter().filter_map(|d| d.place).map(|p| p.line).collect::<Vec<_>>(), [4, 9]);
 }
