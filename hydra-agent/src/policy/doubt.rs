@@ -27,19 +27,10 @@ pub struct Doubt {
 impl Doubt {
     /// Whether a failing row could hold if the rule had been read.
     pub fn could_mend(&self, model: &Model, compiled: &Compiled, row: &Expect, outcome: &Outcome) -> bool {
-        let ends = self.has(model, compiled, self.from.as_deref(), identity_of(compiled, &row.from))
-            && self.has(model, compiled, self.to.as_deref(), identity_of(compiled, &row.to));
+        let ends = has(model, compiled, self.from.as_deref(), identity_of(compiled, &row.from))
+            && has(model, compiled, self.to.as_deref(), identity_of(compiled, &row.to));
         let ports = self.ports.as_ref().is_none_or(|p| row.packets.iter().any(|q| p.contains(q.selector())));
         ends && ports && self.decides(model, row, outcome)
-    }
-
-    fn has(&self, model: &Model, compiled: &Compiled, selectors: Option<&[Selector]>, end: Identity) -> bool {
-        let Some(selectors) = selectors else { return true };
-        let classes: Vec<Class> = compiled.identities.get(&end).map(|(c, _)| c.clone()).into_iter().collect();
-        // A block that only this rule names is in no class.
-        let block = |s: &Selector| matches!(s, Selector::Block(_));
-        let groups = group_numbers(&compiled.blocks);
-        selectors.iter().any(|s| block(s) || !select(model, &classes, &groups, s).is_empty())
     }
 
     /// Whether its action would give what the row wants, on a line that comes before the one that decided.
@@ -55,4 +46,14 @@ impl Doubt {
             self.action.is_none_or(|a| a == action) && gives && line(action) <= decided
         })
     }
+}
+
+/// Whether one of the selectors, if they are known, means this end of a question.
+fn has(model: &Model, compiled: &Compiled, selectors: Option<&[Selector]>, end: Identity) -> bool {
+    let Some(selectors) = selectors else { return true };
+    let classes: Vec<Class> = compiled.identities.get(&end).map(|(c, _)| c.clone()).into_iter().collect();
+    // A block that only this rule names is in no class.
+    let block = |s: &Selector| matches!(s, Selector::Block(_));
+    let groups = group_numbers(&compiled.blocks);
+    selectors.iter().any(|s| block(s) || !select(model, &classes, &groups, s).is_empty())
 }

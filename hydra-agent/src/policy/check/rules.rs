@@ -275,11 +275,11 @@ impl Checker {
             let file::Expect { place: _, from, to, port, verdict, rule } = row;
             let from = from.as_ref().and_then(|t| self.party(t, model));
             let to = to.as_ref().and_then(|t| self.party(t, model));
-            if let Some(rule) = rule
-                && !model.rules.iter().any(|r| r.name == rule.value)
-            {
+            let known = |name: &str| model.rules.iter().any(|r| r.name == name);
+            if let Some(rule) = rule.as_ref().filter(|r| !known(&r.value)) {
                 self.unknown(rule.place, "rule", &rule.value, model.rules.iter().map(|r| r.name.as_str()));
             }
+            let rule = rule.as_ref().filter(|r| known(&r.value));
             let packets = port.as_ref().and_then(|p| {
                 ports::question(&p.value.0, |name| model.ports_of(name))
                     .map_err(|refusal| self.error(p.place, refusal.message, refusal.hint))
@@ -297,9 +297,9 @@ impl Checker {
                     packets,
                     port: port.value.0.clone(),
                     verdict: verdict.value,
-                    rule: rule.as_ref().map(|r| r.value.clone()),
+                    rule: rule.map(|r| r.value.clone()),
                     place: verdict.place,
-                    rule_place: rule.as_ref().map(|r| r.place),
+                    rule_place: rule.map(|r| r.place),
                 }),
                 Err(message) => self.error(port.place, message, None),
             }
