@@ -9,7 +9,7 @@ use hydra_common::decide::{At, Hop, Outcome, Step, Way, decide, entry};
 use hydra_common::flow::Flow;
 use hydra_common::names::{MARK_CHECKED, MARK_JUDGED, MARK_MASK};
 use hydra_common::packet::{Bytes as _, Chunk, Packet};
-use hydra_common::tables::{Count, Gauge};
+use hydra_common::tables::{Count, Gauge, Tables as _};
 use hydra_common::track;
 use hydra_common::verdict::{Hook, Reason, Verdict};
 
@@ -19,6 +19,8 @@ use crate::skb::Frame;
 
 /// `TCX_NEXT` and `TC_ACT_UNSPEC`: the next program, then the kernel, decide.
 const NEXT: i32 = -1;
+/// Two CPUs that make the same entry do so within this many nanoseconds, two ticks of the coarse clock included.
+const AT_ONCE: u64 = 100_000_000;
 /// `PACKET_HOST`: for this machine.
 const PACKET_HOST: u32 = 0;
 
@@ -76,11 +78,21 @@ fn create(packet: &Packet, outcome: &mut Outcome, fresh: &mut Flow, count: &Coun
     let side = packet.side().index();
     fresh.packets[side] = count.packets;
     fresh.bytes[side] = count.bytes;
-    if maps::put_flow(&packet.key, fresh).is_err() {
-        report::count(Gauge::FlowsRefused, 1);
-        outcome.verdict = Verdict::Denied;
-        outcome.reason = Reason::FlowTableFull;
-        return;
+    if maps::new_flow(&packet.key, fresh).is_err() {
+        // Another CPU was first with the same flow: its entry counts this packet too. An old one that counts no more is replaced.
+        if let Some(twin) = Maps.flow(&packet.key)
+            && twin.generation == fresh.generation
+            && now.saturating_sub(twin.created) < AT_ONCE
+            && track::State::of(&twin, packet.protocol) != track::State::Closing
+        {
+            return tally(packet, twin, count, now);
+        }
+        if maps::put_flow(&packet.key, fresh).is_err() {
+            report::count(Gauge::FlowsRefused, 1);
+            outcome.verdict = Verdict::Denied;
+            outcome.reason = Reason::FlowTableFull;
+            return;
+        }
     }
     report::add(maps::traffic(traffic), count);
 }

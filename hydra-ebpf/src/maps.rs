@@ -183,6 +183,12 @@ fn banked(bank: u32, index: u32, size: u32) -> Option<u32> {
     if index < size { Some((bank & 1) * size + index) } else { None }
 }
 
+/// Writes an entry where there is none.
+#[inline(always)]
+pub fn new_flow(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
+    HYDRA_FLOWS.insert(key, flow, u64::from(BPF_NOEXIST))
+}
+
 /// Writes a new entry, or over an old one.
 #[inline(always)]
 pub fn put_flow(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
