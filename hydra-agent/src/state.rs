@@ -1,17 +1,19 @@
 //! The state directory: what must survive the agent. Numbers of identities and containers, the texts of applied policies, their
 //! history, and which one counts. Written whole or not at all; a file that cannot be read is said and never costs a good one.
 
+mod disk;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hydra_common::id::Container;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use self::disk::{make_dir, read_bounded, read_json, remove, remove_leftovers, write_json, write_whole};
 use crate::policy::rows::Numbers;
 use crate::published::RevisionView;
 
@@ -19,8 +21,6 @@ use crate::published::RevisionView;
 pub const KEPT_REVISIONS: usize = 256;
 /// Container numbers that are reserved on disk at once, so that a container's start does not wait for the disk.
 const RESERVED: u32 = 1024;
-/// Nothing that hydra writes comes near this; more is not ours.
-const MAX_FILE: u64 = 64 << 20;
 
 /// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -338,10 +338,6 @@ impl State {
     }
 }
 
-fn make_dir(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
 fn lock(dir: &Path) -> Result<File, StateError> {
     let directory = |source| StateError::Directory { path: dir.to_owned(), source };
     let path = dir.join("lock");
@@ -364,107 +360,6 @@ fn lock(dir: &Path) -> Result<File, StateError> {
     }
     file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(directory)?;
     Ok(file)
-}
-
-/// Reads a file of ours, or the copy of the version before it. What is broken is kept beside it for a human.
-fn read_json<T: DeserializeOwned>(path: &Path, broken: &mut Vec<Broken>) -> Option<T> {
-    let why = match read_bounded(path) {
-        Ok(text) => match serde_json::from_str(&text) {
-            Ok(value) => return Some(value),
-            Err(e) => e.to_string(),
-        },
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            if !previous(path).exists() {
-                return None;
-            }
-            "it is gone".to_owned()
-        }
-        Err(e) => e.to_string(),
-    };
-    let aside = with_suffix(path, ".broken");
-    let kept = fs::rename(path, &aside).is_ok();
-    let older = read_bounded(&previous(path)).ok().and_then(|text| serde_json::from_str(&text).ok());
-    let instead = if older.is_some() { "the version before it is taken" } else { "begun anew" };
-    let aside =
-        if kept { format!(", what was there is kept as `{}`", aside.display()) } else { String::new() };
-    let why = format!("{why}; {instead}{aside}");
-    broken.push(Broken { path: path.to_owned(), why });
-    older
-}
-
-fn read_bounded(path: &Path) -> io::Result<String> {
-    let file = File::open(path)?;
-    if file.metadata()?.len() > MAX_FILE {
-        return Err(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            "the file is far larger than any that hydra writes",
-        ));
-    }
-    let mut text = String::new();
-    file.take(MAX_FILE).read_to_string(&mut text)?;
-    Ok(text)
-}
-
-fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError> {
-    let failed = |source| StateError::Write { path: path.to_owned(), source };
-    let mut text = serde_json::to_vec_pretty(value).map_err(|e| failed(e.into()))?;
-    text.push(b'\n');
-    // The version before stays reachable under its own name, whatever happens to this one.
-    let older = previous(path);
-    if path.exists() {
-        remove(&older);
-        if let Err(e) = fs::hard_link(path, &older) {
-            tracing::debug!(path = %older.display(), error = %e, "no copy of the version before");
-        }
-    }
-    write_whole(path, &text)
-}
-
-/// Writes beside the file, makes it durable, and takes the name in one step.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
-    let failed = |source| StateError::Write { path: path.to_owned(), source };
-    let temporary = with_suffix(path, ".new");
-    let written = (|| {
-        let mut file =
-            OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        // The rename itself lives in the directory.
-        path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
-    })();
-    if written.is_err() {
-        remove(&temporary);
-    }
-    written.map_err(failed)
-}
-
-fn remove(path: &Path) {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), error = %e, "a file of the state directory could not be removed");
-        }
-        Ok(()) | Err(_) => {}
-    }
-}
-
-fn remove_leftovers(dir: &Path) {
-    let Ok(entries) = fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
-        if entry.file_name().to_str().is_some_and(|n| n.strip_suffix(".new").is_some()) {
-            remove(&entry.path());
-        }
-    }
-}
-
-fn previous(path: &Path) -> PathBuf {
-    with_suffix(path, ".previous")
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
 }
 
 #[cfg(test)]

@@ -6,8 +6,10 @@
     reason = "a test that can't go on ends here"
 )]
 
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use hydra_tests::agent::{Agent, purge, write};
@@ -183,6 +185,17 @@ fn bad_settings_and_a_second_agent_are_refused_with_a_hint() {
     assert_eq!(output.status.code(), Some(2));
     assert!(said(&output).contains("agent.yaml:1:9") && said(&output).contains('^'), "{}", said(&output));
 
+    let mut command = Command::new(binary("hydra-agent").unwrap());
+    command.arg("run").args(Agent::directories(&world)).uid(65534);
+    let output = world.output(HOST, command).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        said(&output).starts_with("error: the agent lacks CAP_NET_ADMIN and CAP_SYS_ADMIN\n"),
+        "{}",
+        said(&output)
+    );
+    assert!(said(&output).contains("\nhint: run it as root"), "{}", said(&output));
+
     let agent = Agent::start(&world, &open()).unwrap();
     let output = run(&world, &[]);
     assert_eq!(output.status.code(), Some(2));
@@ -284,4 +297,36 @@ fn somebody_elses_hand_is_mended() {
     }
     let after = until(&agent, &world, "health", |s| s["healthy"] == true);
     assert_eq!(programs(&after).len(), before.len());
+}
+
+#[test]
+fn the_service_manager_hears_ready_alive_and_stopping_in_this_order() {
+    let world = world();
+    write(&world, "policy.yaml", &open()).unwrap();
+    let path = world.scratch("manager.sock");
+    let socket = world.enter(HOST, || UnixDatagram::bind(&path)).unwrap().unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut command = Command::new(binary("hydra-agent").unwrap());
+    command.arg("run").args(Agent::directories(&world));
+    command.args(["--policy", &world.scratch("policy.yaml").display().to_string()]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "600000").stderr(Stdio::null());
+    let mut child = world.spawn(HOST, command).unwrap();
+    let heard = |word: &str| {
+        let mut message = [0; 4096];
+        loop {
+            let length = socket.recv(&mut message).unwrap_or_else(|e| panic!("{word} was not heard: {e}"));
+            let text = String::from_utf8_lossy(&message[..length]).into_owned();
+            let words: Vec<&str> = text.lines().collect();
+            assert!(word != "READY=1" || !words.contains(&"WATCHDOG=1"), "alive before it was ready");
+            if words.contains(&word) {
+                return text;
+            }
+        }
+    };
+    assert!(heard("READY=1").contains("STATUS=enforcing life revision 1"));
+    heard("WATCHDOG=1");
+    heard("WATCHDOG=1");
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+    heard("STOPPING=1");
+    assert!(child.wait().unwrap().success());
 }

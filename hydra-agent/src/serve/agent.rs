@@ -246,7 +246,7 @@ impl Agent {
 
     fn not_enforced(&self) -> Vec<NotEnforced> {
         let mut all = self.lasting.clone();
-        if self.policy.is_none() && all.is_empty() {
+        if self.policy.is_none() && !all.iter().any(|n| n.what == "policy") {
             all.push(NotEnforced { what: "policy".to_owned(), why: "no policy has been applied".to_owned() });
         }
         all.extend(self.failed.iter().cloned());

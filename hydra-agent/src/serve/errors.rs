@@ -36,6 +36,12 @@ pub enum RunError {
     /// The kernel's lists.
     #[error(transparent)]
     Inventory(#[from] InventoryError),
+    /// Not enough rights, said before anything is tried.
+    #[error("the agent lacks {}", .0.join(" and "))]
+    Rights(Vec<&'static str>),
+    /// The first look at the host saw nothing.
+    #[error("this host can't be looked at: {}", .0.join("; "))]
+    Blind(Vec<String>),
     /// Threads, signals.
     #[error("the agent could not begin: {0}")]
     Begin(std::io::Error),
@@ -58,6 +64,8 @@ impl RunError {
             | Self::State(_)
             | Self::Datapath(_)
             | Self::Inventory(_)
+            | Self::Rights(_)
+            | Self::Blind(_)
             | Self::Begin(_)
             | Self::AgentRuns(_)
             | Self::Purge(_) => 2,
@@ -80,11 +88,6 @@ impl RunError {
 
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
-        if !nix::unistd::geteuid().is_root()
-            && !matches!(self, Self::Policy(_) | Self::Settings(_) | Self::Log(_))
-        {
-            return Some("the agent needs root: `sudo hydra-agent run`".into());
-        }
         match self {
             Self::Settings(e) => e.hint(),
             Self::Log(_) => {
@@ -97,7 +100,8 @@ impl RunError {
             }
             Self::Datapath(e) => e.hint(),
             Self::AgentRuns(_) => Some("`systemctl stop hydra-agent`, then purge".into()),
-            Self::Policy(_) | Self::Inventory(_) | Self::Begin(_) | Self::Purge(_) => None,
+            Self::Rights(_) => Some("run it as root: `sudo hydra-agent …`".into()),
+            Self::Policy(_) | Self::Inventory(_) | Self::Blind(_) | Self::Begin(_) | Self::Purge(_) => None,
         }
     }
 }

@@ -1,0 +1,257 @@
+//! The loop itself: what wakes it, and what it does then. Messages only say "look again"; what is seen decides.
+
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+
+use super::agent::Agent;
+use super::apply::Asked;
+use super::{RunError, file, systemd};
+use crate::inventory::snapshot::Snapshot;
+use crate::inventory::{self, Inventory};
+use crate::published::{ApplyError, ApplyReport, Command, NotEnforced};
+
+/// How often the kernel's tables and hooks are looked at.
+const VERIFY: Duration = Duration::from_secs(2);
+/// The first wait after the kernel refused something; doubled up to [`LONGEST_WAIT`]. New containers wait with it, closed.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// SIGTERM and SIGINT end the process, SIGHUP takes the policy file over.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// `true`: stop. `false`: read again.
+    async fn next(&mut self) -> bool {
+        tokio::select! {
+            _ = self.terminate.recv() => true,
+            _ = self.interrupt.recv() => true,
+            _ = self.hang_up.recv() => false,
+        }
+    }
+}
+
+pub(super) struct Loop {
+    pub agent: Agent,
+    inventory: Inventory,
+    queue: mpsc::Receiver<Command>,
+    wait: Duration,
+    retry: Option<Instant>,
+    ready: bool,
+}
+
+impl Loop {
+    pub fn new(agent: Agent, inventory: Inventory, queue: mpsc::Receiver<Command>) -> Self {
+        Self { agent, inventory, queue, wait: FIRST_WAIT, retry: None, ready: false }
+    }
+
+    /// The policy in force, then the policy file if it has to be taken over. Only without any policy in force is a refusal the end.
+    pub async fn first(&mut self, snapshot: Snapshot, file: Option<Asked>) -> Result<(), RunError> {
+        let alone = self.agent.policy.is_none();
+        let held = alone || self.pass(snapshot, None).await;
+        let taken = match file {
+            None => {
+                self.agent.publish();
+                true
+            }
+            Some(asked) => match self.apply_file(asked).await {
+                Ok(_) => true,
+                Err(ApplyError::Refused(problems)) if alone => return Err(RunError::Policy(problems)),
+                Err(error) if alone => return Err(RunError::NoPolicy(error.to_string())),
+                Err(_) => false,
+            },
+        };
+        if held || taken {
+            self.settled();
+        }
+        Ok(())
+    }
+
+    /// Until a signal says stop.
+    pub async fn turn(&mut self, signals: &mut Signals) {
+        let period = systemd::watchdog().map_or(VERIFY, |limit| VERIFY.min(limit / 3));
+        let mut tick = tokio::time::interval(period);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let retry = self.retry.unwrap_or_else(|| Instant::now() + LONGEST_WAIT);
+            tokio::select! {
+                biased;
+                stop = signals.next() => {
+                    if stop {
+                        return;
+                    }
+                    self.reload().await;
+                }
+                // Before everything that can come without end: the sign of life must not wait for silence.
+                _ = tick.tick() => self.tick().await,
+                Some(command) = self.queue.recv() => self.command(command).await,
+                () = tokio::time::sleep_until(retry.into()), if self.retry.is_some() => self.look(None).await,
+                // Before the burst that it waits out, the port was there.
+                () = self.inventory.changed(), if self.retry.is_none() => {
+                    self.look(Instant::now().checked_sub(inventory::BURST)).await;
+                }
+            }
+        }
+    }
+
+    async fn look(&mut self, since: Option<Instant>) {
+        let snapshot = self.inventory.observe().await;
+        if self.pass(snapshot, since).await {
+            self.settled();
+        }
+    }
+
+    /// `false`: the kernel did not take it, and is asked again after a while.
+    async fn pass(&mut self, snapshot: Snapshot, since: Option<Instant>) -> bool {
+        let done = self.agent.pass(snapshot, since).await.is_ok();
+        if !done {
+            self.retry = Some(Instant::now() + self.wait);
+            self.wait = (self.wait * 2).min(LONGEST_WAIT);
+        }
+        done
+    }
+
+    /// The kernel holds what it should.
+    fn settled(&mut self) {
+        (self.retry, self.wait) = (None, FIRST_WAIT);
+        let status = match &self.agent.policy {
+            Some(p) => format!("enforcing {} revision {}", p.model.name, p.revision),
+            None => "no policy has been applied".to_owned(),
+        };
+        if self.ready {
+            systemd::status(&status);
+        } else {
+            self.ready = true;
+            tracing::info!(status, "ready");
+            systemd::ready(&status);
+        }
+    }
+
+    /// The regular look at the kernel's side. The sign of life comes after it: a loop that hangs in the kernel is not alive.
+    async fn tick(&mut self) {
+        if self.retry.is_none() && self.agent.verify().await {
+            self.look(None).await;
+            self.agent.verify_mended().await;
+        }
+        self.agent.kernel.collect().await;
+        self.agent.flush();
+        systemd::alive();
+    }
+
+    async fn command(&mut self, command: Command) {
+        match command {
+            Command::Apply { text, source, by, dry_run, reply } => {
+                let done = self.apply(Asked { text, source, by, dry_run }).await;
+                // Whoever asked may be gone; what was done is done.
+                drop(reply.send(done));
+            }
+            Command::Rollback { revision, by, reply } => {
+                let done = match self.earlier(revision) {
+                    Ok((revision, text)) => {
+                        let source = format!("revision {revision}");
+                        self.apply(Asked {
+                            text,
+                            source,
+                            by: format!("{by} rollback to {revision}"),
+                            dry_run: false,
+                        })
+                        .await
+                    }
+                    Err(error) => Err(error),
+                };
+                drop(reply.send(done));
+            }
+        }
+    }
+
+    async fn apply(&mut self, asked: Asked) -> Result<ApplyReport, ApplyError> {
+        let dry_run = asked.dry_run;
+        let snapshot = self.inventory.observe().await;
+        let done = self.agent.apply(asked, snapshot).await;
+        if matches!(done, Err(ApplyError::Kernel(_))) {
+            // The tables may be half written in the bank that nothing reads: the next pass puts them in order.
+            self.retry = Some(Instant::now() + self.wait);
+        } else if done.is_ok() && !dry_run && self.ready {
+            // Not before: at the start whoever waits for readiness waits for the whole of it.
+            self.settled();
+        }
+        done
+    }
+
+    /// The revision to go back to, with its text.
+    fn earlier(&self, revision: Option<u32>) -> Result<(u32, String), ApplyError> {
+        let state = &self.agent.state;
+        let current = state.current().unwrap_or(0);
+        let before = || state.history().iter().rev().map(|r| r.revision).find(|r| *r < current);
+        let revision = revision.or_else(before).ok_or(ApplyError::NoRevision(current.saturating_sub(1)))?;
+        let listed = state.history().iter().any(|r| r.revision == revision);
+        let text = state.text(revision).filter(|_| listed).ok_or(ApplyError::NoRevision(revision))?;
+        Ok((revision, text))
+    }
+
+    /// SIGHUP.
+    async fn reload(&mut self) {
+        let path = self.agent.settings.policy.path.clone();
+        let text = match file::read(&path) {
+            Ok(text) => text,
+            Err(e) => {
+                tracing::error!(error = file::unreadable(&path, &e), "the policy file is not taken over");
+                return;
+            }
+        };
+        if self.agent.policy.as_ref().is_some_and(|p| p.text == text) {
+            tracing::info!(path = %path.display(), "the policy file is in force already");
+            return;
+        }
+        drop(self.apply_file(file::asked(&path, text)).await);
+    }
+
+    /// Takes the policy file over; a refusal is said in the log and in the status, the policy before stays.
+    async fn apply_file(&mut self, asked: Asked) -> Result<ApplyReport, ApplyError> {
+        let text = asked.text.clone();
+        let done = self.apply(asked).await;
+        let lasting = &mut self.agent.lasting;
+        lasting.retain(|n| n.what != "policy file");
+        match &done {
+            Ok(_) => {
+                if let Err(error) = self.agent.state.set_policy_file_text(&text) {
+                    tracing::warn!(%error, "the policy file will be taken over again at the next start");
+                }
+            }
+            Err(error) => {
+                let why = match error {
+                    ApplyError::Refused(problems) => {
+                        format!(
+                            "{error}: {}",
+                            problems.iter().map(|d| d.message.as_str()).collect::<Vec<_>>().join("; ")
+                        )
+                    }
+                    ApplyError::NoRevision(_) | ApplyError::Kernel(_) | ApplyError::Disk(_) => {
+                        error.to_string()
+                    }
+                };
+                tracing::error!(
+                    error = why,
+                    "the policy file is not taken over; the policy before stays in force"
+                );
+                lasting.push(NotEnforced { what: "policy file".to_owned(), why });
+            }
+        }
+        self.agent.publish();
+        done
+    }
+}
