@@ -151,6 +151,8 @@ pub fn place(claims: &Claims, snapshot: &Snapshot, labels: bool, containers: &mu
     for stack in stacks {
         place_stack(claims, snapshot, &bridges, labels, containers, stack, &mut out);
     }
+    containers
+        .hold(out.addresses.iter().map(|(ip, home)| (*ip, out.stacks[home.stack].key.clone())).collect());
     lone_ports(snapshot, &bridges, &mut out);
     elsewhere(claims, snapshot, &mut out);
     in_host_stack(claims, snapshot, &mut out);
@@ -230,7 +232,8 @@ fn place_stack(
                 }
                 continue;
             };
-            settle(snapshot, out, *address, Home { owner, stack: index, port: attachment.port });
+            let home = Home { owner, stack: index, port: attachment.port };
+            settle(snapshot, containers, out, *address, home);
         }
     }
 }
@@ -297,8 +300,8 @@ fn address_owner(
     }
 }
 
-/// Gives an address its home; of two the declared one keeps it, else the one that was here first.
-fn settle(snapshot: &Snapshot, out: &mut Placement, address: IpAddr, home: Home) {
+/// Gives an address its home; of two the declared one keeps it, else the one that had it, else the one that was here first.
+fn settle(snapshot: &Snapshot, containers: &Containers, out: &mut Placement, address: IpAddr, home: Home) {
     let name = |out: &Placement, h: &Home| out.stacks[h.stack].name.clone();
     if out.host.contains(&address) {
         let what = format!("{} {address}", name(out, &home));
@@ -313,8 +316,10 @@ fn settle(snapshot: &Snapshot, out: &mut Placement, address: IpAddr, home: Home)
     if first.stack == home.stack {
         return;
     }
-    let (keeps, loses) =
-        if home.owner.declared() && !first.owner.declared() { (home, first) } else { (first, home) };
+    // A stack can give itself any address of its network: that must not take it from whoever has it.
+    let had = |home: &Home| containers.holder(address) == Some(out.stacks[home.stack].key.as_str());
+    let rank = |home: &Home| (home.owner.declared(), had(home));
+    let (keeps, loses) = if rank(&home) > rank(&first) { (home, first) } else { (first, home) };
     let what = format!("{} {address}", name(out, &loses));
     let why = format!(
         "`{}` has the same address: packets of it on {} are denied",

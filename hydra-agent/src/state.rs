@@ -6,6 +6,7 @@ mod disk;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -90,6 +91,9 @@ pub struct Containers {
     next: u32,
     /// By [`crate::inventory::snapshot::Stack::key`].
     numbers: BTreeMap<String, u32>,
+    /// Who had which address, by the same key: of two that say so later, the one that had it keeps it.
+    #[serde(default)]
+    holders: BTreeMap<IpAddr, String>,
     /// What the disk says `next` is.
     #[serde(skip)]
     reserved: u32,
@@ -110,6 +114,16 @@ impl Containers {
         self.next = number.saturating_add(1);
         self.numbers.insert(key.to_owned(), number);
         Container(number)
+    }
+
+    /// Who had an address, by key.
+    pub fn holder(&self, address: IpAddr) -> Option<&str> {
+        self.holders.get(&address).map(String::as_str)
+    }
+
+    /// Who has which address from now on.
+    pub fn hold(&mut self, holders: BTreeMap<IpAddr, String>) {
+        self.holders = holders;
     }
 
     /// The highest number given so far.
@@ -226,7 +240,8 @@ impl State {
 
     /// Brings the list of stacks on disk up to date; called when there is time.
     pub fn flush_containers(&mut self) -> Result<(), StateError> {
-        if self.containers.numbers != self.containers_on_disk.numbers {
+        let (now, disk) = (&self.containers, &self.containers_on_disk);
+        if now.numbers != disk.numbers || now.holders != disk.holders {
             let on_disk = Containers { next: self.containers.reserved, ..self.containers.clone() };
             write_json(&self.dir.join("containers.json"), &on_disk)?;
             self.containers_on_disk = self.containers.clone();

@@ -299,6 +299,25 @@ fn of_two_with_one_address_the_first_keeps_it_and_the_host_before_all() {
 }
 
 #[test]
+fn an_address_stays_with_whom_had_it_whatever_an_older_stack_gives_itself() {
+    let mut s = Scene::usual();
+    s.namespace("a-thief", &[(101, 20, "", &["10.2.0.5"])]);
+    s.namespace("owner", &[(102, 20, "", &["10.2.0.6"])]);
+    let mut containers = Containers::default();
+    assert_eq!(s.place_with(&mut containers, false).addresses[&ip("10.2.0.6")].port, 102);
+    s.snapshot.stacks[0].attachments[0].addresses.insert(ip("10.2.0.6"));
+    for _ in 0..2 {
+        let p = s.place_with(&mut containers, false);
+        assert_eq!(p.addresses[&ip("10.2.0.6")].port, 102);
+        let denied = "a-thief 10.2.0.6: `owner` has the same address: packets of it on `veth101` are denied";
+        assert_eq!(said(&p), [denied]);
+    }
+    // Whoever gives it up has it no more.
+    s.snapshot.stacks[1].attachments[0].addresses.clear();
+    assert_eq!(s.place_with(&mut containers, false).addresses[&ip("10.2.0.6")].port, 101);
+}
+
+#[test]
 fn a_declared_stack_takes_its_address_from_an_unmanaged_one() {
     let mut s = Scene::usual();
     s.bridge(30, "docker0", ["10.2.0.129/25"]);
