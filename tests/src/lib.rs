@@ -10,6 +10,7 @@ pub mod demo;
 pub mod deployment;
 pub mod engine;
 pub mod kernel;
+pub mod lab;
 pub mod matrix;
 pub mod messages;
 pub mod oracle;

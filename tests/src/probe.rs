@@ -144,6 +144,36 @@ impl Stream {
         Ok(())
     }
 
+    /// How many segments the client had to send again: 0 where none of its packets and no answer was lost for long.
+    pub fn sent_again(&self) -> Result<u32> {
+        // SAFETY: all zero is a value of this plain struct.
+        let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+        let mut size = size_of::<libc::tcp_info>() as libc::socklen_t;
+        // SAFETY: pointer and size are those of one struct that outlives the call.
+        let done = unsafe {
+            libc::getsockopt(
+                self.tcp.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                (&raw mut info).cast(),
+                &raw mut size,
+            )
+        };
+        if done == 0 { Ok(info.tcpi_total_retrans) } else { Err(io::Error::last_os_error().into()) }
+    }
+
+    /// Sends so many bytes and reads their echo.
+    pub fn exchange(&mut self, length: usize, patience: Duration) -> Result<()> {
+        self.wait(patience)?;
+        let mut writer = self.tcp.try_clone()?;
+        thread::scope(|scope| {
+            let writing = scope.spawn(move || writer.write_all(&vec![b'h'; length]));
+            let read = self.read(length);
+            writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            read.map(|_| ())
+        })
+    }
+
     /// The client's own address and port.
     pub fn local(&self) -> Result<SocketAddr> {
         Ok(self.tcp.local_addr()?)
@@ -185,7 +215,8 @@ pub struct Echo {
 enum Server {
     Listener(String, TcpListener),
     Datagrams(String, UdpSocket),
-    Connection(TcpStream),
+    /// With what is still to be echoed.
+    Connection(TcpStream, Vec<u8>),
 }
 
 impl Server {
@@ -193,7 +224,7 @@ impl Server {
         match self {
             Self::Listener(_, s) => s.as_raw_fd(),
             Self::Datagrams(_, s) => s.as_raw_fd(),
-            Self::Connection(s) => s.as_raw_fd(),
+            Self::Connection(s, _) => s.as_raw_fd(),
         }
     }
 }
@@ -289,7 +320,7 @@ fn serve(server: &mut Server, fresh: &mut Vec<Server>, log: &Mutex<Vec<Receipt>>
                 note(Receipt { place: place.clone(), from, to, tcp: true });
                 connection.set_nonblocking(true)?;
                 if connection.write_all(b"!").is_ok() {
-                    fresh.push(Server::Connection(connection));
+                    fresh.push(Server::Connection(connection, Vec::new()));
                 }
             }
             Ok(())
@@ -301,10 +332,18 @@ fn serve(server: &mut Server, fresh: &mut Vec<Server>, log: &Mutex<Vec<Receipt>>
             }
             Ok(())
         }
-        Server::Connection(connection) => loop {
+        Server::Connection(connection, pending) => loop {
+            while !pending.is_empty() {
+                match connection.write(pending) {
+                    Ok(length) => drop(pending.drain(..length)),
+                    // Told again when there is room: until then nothing more is read.
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                    Err(error) => return Err(error),
+                }
+            }
             match connection.read(&mut bytes) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(length) => connection.write_all(&bytes[..length])?,
+                Ok(length) => pending.extend(&bytes[..length]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             }
