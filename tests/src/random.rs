@@ -180,8 +180,8 @@ pub fn packet(random: &mut Random, from: IpAddr, to: IpAddr, what: What) -> Pack
                 packet = packet.extension(Extension::Destination(vec![0; 6 + 8 * random.below(3)]));
             }
         } else {
-            packet =
-                packet.options(random.one(&[&[1, 1, 1, 1][..], &[7, 7, 4, 0, 0, 0, 0], &[148, 4, 0, 0]]));
+            let harmless: [&[u8]; 3] = [&[1, 1, 1, 1], &[7, 7, 4, 0, 0, 0, 0], &[148, 4, 0, 0]];
+            packet = packet.options(random.one(&harmless));
         }
     }
     packet
