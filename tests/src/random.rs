@@ -181,7 +181,7 @@ pub fn packet(random: &mut Random, from: IpAddr, to: IpAddr, what: What) -> Pack
             }
         } else {
             let harmless: [&[u8]; 3] = [&[1, 1, 1, 1], &[7, 7, 4, 0, 0, 0, 0], &[148, 4, 0, 0]];
-            packet = packet.options(random.one(&harmless));
+            packet = packet.options(harmless[random.below(harmless.len())]);
         }
     }
     packet
