@@ -31,6 +31,7 @@ fn changes(version: Version) {
     a_container_made_anew_elsewhere_is_what_its_name_says(&stack).unwrap();
     an_address_means_who_has_it_now(&stack).unwrap();
     the_engine_may_go_and_come_back(&mut stack).unwrap();
+    the_agent_may_die_and_come_back(&mut stack).unwrap();
 }
 
 fn a_restarted_container_is_what_it_was(stack: &Stack) -> Result<()> {
@@ -115,6 +116,36 @@ fn the_engine_may_go_and_come_back(stack: &mut Stack) -> Result<()> {
     let said = stack.engine.psql(APP, &postgres.ip().to_string())?.unwrap_err();
     ensure!(said.contains("timeout expired"), "{said}");
     ping(&mut stream)
+}
+
+/// The agent is killed under a live flow, which stays; a container that starts meanwhile is closed, whatever its network, until
+/// the agent is back.
+fn the_agent_may_die_and_come_back(stack: &mut Stack) -> Result<()> {
+    let redis: SocketAddr = "172.30.3.200:6379".parse()?;
+    let postgres = stack.address(POSTGRES, "hydra-databases")?;
+    let mut stream =
+        stack.world().enter(CLIENT, || TcpStream::connect_timeout(&redis, Duration::from_secs(5)))??;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    ping(&mut stream)?;
+    stack.take_agent()?.kill()?;
+    ping(&mut stream)?;
+    stack.engine.add_container(&container("hylate", "hydra-ai-services", "172.30.1.201", "nothing"))?;
+    let said = stack.engine.psql("hylate", &postgres)?.unwrap_err();
+    ensure!(said.contains("timeout expired"), "a container that nobody knew yet: {said}");
+    stack.engine.psql(CLIENT, &postgres)?.unwrap();
+    let said = stack.engine.psql(APP, &postgres)?.unwrap_err();
+    ensure!(said.contains("timeout expired"), "{said}");
+
+    stack.enforce()?;
+    ping(&mut stream)?;
+    stack.engine.psql("hylate", &postgres)?.unwrap();
+    let flows = stack.agent()?.json(stack.world(), &["flows"])?;
+    let port = stream.local_addr()?.port().to_string();
+    let found =
+        rows(&flows, &[("source_port", &port), ("source_container", CLIENT), ("state", "established")])?;
+    // SYN, its acknowledgement, and three requests at least: the count went on while nobody was there to read it.
+    ensure!(found.len() == 1 && found[0]["packets"].as_u64() >= Some(5), "{flows:#}");
+    stack.engine.remove_container("hylate")
 }
 
 fn ping(stream: &mut TcpStream) -> Result<()> {

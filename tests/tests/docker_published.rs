@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use hydra_tests::engine::container::{Container, Network};
@@ -21,6 +21,9 @@ rules:
   - { name: users, from: external, to: apps, ports: [tcp/80] }
 ";
 
+const ALWAYS: &str = "--restart=always";
+const PATIENCE: Duration = Duration::from_secs(20);
+
 #[test]
 fn published_ports_on_20() {
     published_ports(Version::V20).unwrap();
@@ -37,12 +40,14 @@ fn published_ports(version: Version) -> Result<()> {
         machines: vec![Machine { name: "user".to_owned(), addresses: vec!["198.51.100.2".parse()?] }],
         ..Topology::default()
     };
-    let engine = Engine::start(version, Options::default(), &around)?;
+    let mut engine = Engine::start(version, Options::default(), &around)?;
     engine.add_network(&Network::new("hyapps", &["172.31.1.1/24"]))?;
     engine.add_network(&Network::new("hydatabases", &["172.31.2.1/24"]))?;
-    engine.add_container(&Container::new("page", &["hyapps"], "web 80").options(&["--publish=8080:80"]))?;
     engine.add_container(
-        &Container::new("store", &["hydatabases"], "web 80").options(&["--publish=8081:80"]),
+        &Container::new("page", &["hyapps"], "web 80").options(&["--publish=8080:80", ALWAYS]),
+    )?;
+    engine.add_container(
+        &Container::new("store", &["hydatabases"], "web 80").options(&["--publish=8081:80", ALWAYS]),
     )?;
     for container in ["page", "store"] {
         engine.exec_until(container, &["curl", "-sS", "http://127.0.0.1/"])?;
@@ -50,6 +55,7 @@ fn published_ports(version: Version) -> Result<()> {
     for port in [8080, 8081] {
         ensure!(get(&engine, port)?.is_some(), "{port} is closed before hydra");
     }
+    ensure!(through_the_gateway(&engine)?, "Docker no longer lets a container through a published port");
     let agent = engine.agent(POLICY)?;
     let said = get(&engine, 8080)?;
     ensure!(said.as_deref() == Some("page 198.51.100.2"), "{said:?}; {}", agent.log().join("\n"));
@@ -66,7 +72,29 @@ fn published_ports(version: Version) -> Result<()> {
     let flows = agent.json(engine.world(), &["flows"])?;
     let wanted = [("source_tier", "external"), ("destination_container", "page"), ("rule", "users")];
     ensure!(!rows(&flows, &wanted)?.is_empty(), "{flows:#}");
+    ensure!(
+        !through_the_gateway(&engine)?,
+        "a container of another tier reached the store by its published port"
+    );
+
+    // With stock settings everything ends with the daemon, and comes back on ports that are new to everybody.
+    engine.stop_daemon()?;
+    engine.start_daemon()?;
+    for container in ["page", "store"] {
+        engine.exec_until(container, &["curl", "-sS", "http://127.0.0.1/"])?;
+    }
+    let start = Instant::now();
+    while get(&engine, 8080)?.as_deref() != Some("page 198.51.100.2") {
+        ensure!(start.elapsed() < PATIENCE, "the page did not come back; {}", agent.log().join("\n"));
+    }
+    ensure!(get(&engine, 8081)?.is_none(), "a user reached the store after a restart of the engine");
     Ok(())
+}
+
+/// Whether one network's container reaches the other's by the host's address and the published port.
+fn through_the_gateway(engine: &Engine) -> Result<bool> {
+    let said = engine.exec("page", &["curl", "-sS", "--max-time", "2", "http://172.31.1.1:8081/"])?;
+    Ok(String::from_utf8_lossy(&said.stdout).starts_with("store "))
 }
 
 /// What a server behind a published port of the host says to the user outside.

@@ -48,6 +48,8 @@ fn ai_services_reach_postgres(stack: &Stack) -> Result<()> {
     let agent = stack.agent()?;
     let postgres = stack.address(POSTGRES, "hydra-databases")?;
     stack.engine.psql(CLIENT, &postgres)?.unwrap();
+    // By name, which Docker resolves to the address on the network that both are on.
+    stack.engine.psql(CLIENT, POSTGRES)?.unwrap();
     let flows = agent.json(stack.world(), &["flows"])?;
     let found = rows(
         &flows,

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use super::stage::between_containers;
+use super::stage::is_forwarded;
 use super::{Engine, Options, Version};
 use crate::binary::root;
 use crate::demo::{attempts, compare};
@@ -34,12 +34,12 @@ pub fn run(out: &mut impl Write) -> Result<bool> {
     let mut trials = matrix::trials(&deployment);
     let _echo = matrix::listen(engine.world(), &trials)?;
     attempts(out, "without hydra", engine.world(), &mut trials)?;
-    let local = |trial: &matrix::Trial| between_containers(trial, &deployment);
-    let opened = trials.iter().filter(|t| t.expected() && local(t) && t.seen() == Some(false)).count();
+    let forwarded = |trial: &matrix::Trial| is_forwarded(trial, &deployment);
+    let opened = trials.iter().filter(|t| forwarded(t) && t.seen() == Some(false)).count();
     let closed = trials.iter().filter(|t| !t.expected() && t.seen() == Some(true)).count();
     writeln!(out, "  Docker passes {closed} that the policy denies, and stops {opened} that it allows")?;
     let all = trials.len();
-    trials.retain(|trial| !trial.expected() || local(trial) || trial.seen() == Some(true));
+    trials.retain(|trial| !trial.expected() || forwarded(trial) || trial.seen() == Some(true));
     writeln!(
         out,
         "  {} that Docker closes to the outside are left out: hydra opens only what is between containers",

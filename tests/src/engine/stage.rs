@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use hydra_common::verdict::Verdict;
 use serde_json::Value;
 
 use super::container::{Attachment, Container, Network};
@@ -89,18 +90,20 @@ impl Engine {
 
 /// Whether an attempt ended as it must on a real engine, given whether it was answered before hydra came:
 /// what is denied is silent, what is allowed between two containers is answered whatever Docker thinks of it, and anything
-/// else is as it was: hydra does not open what Docker closes to the outside.
+/// else is as it was: hydra opens neither what is only audited nor what Docker closes to the outside.
 pub fn is_right(trial: &Trial, before: Option<bool>, deployment: &Deployment) -> bool {
-    if !trial.expected() || between_containers(trial, deployment) || before == Some(true) {
+    if !trial.expected() || is_forwarded(trial, deployment) || before == Some(true) {
         return trial.agrees();
     }
     trial.seen() == before
 }
 
-/// Whether hydra judges it, and both ends are containers of this host.
-pub fn between_containers(trial: &Trial, deployment: &Deployment) -> bool {
+/// Whether hydra allows it, and both ends are containers of this host: then it is hydra that forwards it.
+pub fn is_forwarded(trial: &Trial, deployment: &Deployment) -> bool {
     let container = |place: &str| deployment.topology.containers.iter().any(|c| c.name == place);
-    trial.answer.is_some() && container(&trial.probe.from) && container(&trial.to)
+    trial.answer.as_ref().is_some_and(|answer| answer.verdict == Verdict::Allowed)
+        && container(&trial.probe.from)
+        && container(&trial.to)
 }
 
 /// The rows of an answer of `hydractl … -o json` for which these fields have these values.
