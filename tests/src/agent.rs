@@ -93,6 +93,8 @@ impl Agent {
 
     fn launch(world: &World, arguments: &[&str]) -> Result<Self> {
         let notify = world.scratch("notify.sock");
+        // The machine's own Docker knows nothing of this world.
+        let engine: &[&str] = if arguments.contains(&"--docker") { &[] } else { &["--docker", "none"] };
         let mut command = Command::new(binary("hydra-agent")?);
         command
             .arg("run")

@@ -7,6 +7,7 @@ use hydra_tests::agent::Agent;
 use hydra_tests::binary::root;
 use hydra_tests::deployment::Deployment;
 use hydra_tests::matrix::{self, Trial};
+use hydra_tests::probe::Kind;
 use hydra_tests::world::World;
 
 const SILENCE: Duration = Duration::from_millis(1200);
@@ -39,15 +40,15 @@ fn with_hydra_the_wire_does_what_the_policy_says() {
     matrix::run(&world, &mut trials, SILENCE, |_| {}).unwrap();
     assert_eq!(wrong(&trials, Trial::agrees), "", "the agent's log:\n{}", agent.log().join("\n"));
     // Nothing that was denied reached a server, not even half of it.
+    let places = deployment.topology.places();
     for receipt in echo.receipts() {
-        let kind = if receipt.tcp {
-            hydra_tests::probe::Kind::Tcp(receipt.to.port())
-        } else {
-            hydra_tests::probe::Kind::Udp(receipt.to.port())
-        };
+        let port = receipt.to.port();
+        let kind = if receipt.tcp { Kind::Tcp(port) } else { Kind::Udp(port) };
+        let from = places.iter().find(|p| deployment.topology.addresses(p).contains(&receipt.from.ip()));
         let allowed = trials.iter().any(|t| {
-            t.to == receipt.place && t.probe.to == receipt.to.ip() && t.probe.kind == kind && t.expected()
+            let way = (&t.to, t.probe.to, t.probe.kind) == (&receipt.place, receipt.to.ip(), kind);
+            way && Some(&t.probe.from.as_str()) == from && t.expected()
         });
-        assert!(allowed, "{receipt:?}");
+        assert!(allowed, "from {from:?}: {receipt:?}");
     }
 }

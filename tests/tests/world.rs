@@ -86,7 +86,11 @@ fn a_stream_lives_and_a_sniffer_sees_it() {
 fn nothing_of_it_stays() {
     let links = || std::fs::read_to_string("/proc/net/dev").unwrap();
     let mounts = || std::fs::read_to_string("/proc/self/mounts").unwrap();
-    let before = mounts();
+    let names = || {
+        let entries = std::fs::read_dir("/run/netns").into_iter().flatten();
+        entries.map(|e| e.unwrap().file_name()).collect::<std::collections::BTreeSet<_>>()
+    };
+    let before = (mounts(), names());
     let world = World::build(&two_bridges()).unwrap();
     assert!(
         world
@@ -97,5 +101,5 @@ fn nothing_of_it_stays() {
     );
     assert!(!links().contains("hyone"));
     drop(world);
-    assert_eq!(before, mounts());
+    assert_eq!(before, (mounts(), names()));
 }
