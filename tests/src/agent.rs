@@ -93,13 +93,12 @@ impl Agent {
 
     fn launch(world: &World, arguments: &[&str]) -> Result<Self> {
         let notify = world.scratch("notify.sock");
-        // The machine's own Docker knows nothing of this world.
-        let engine: &[&str] = if arguments.contains(&"--docker") { &[] } else { &["--docker", "none"] };
         let mut command = Command::new(binary("hydra-agent")?);
         command
             .arg("run")
             .args(Self::directories(world))
             .args(arguments)
+            // Unless the arguments name an engine: the machine's own knows nothing of this world.
             .env("HYDRA_DOCKER", "none")
             .env("NOTIFY_SOCKET", &notify)
             .stdin(Stdio::null())
