@@ -13,6 +13,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -81,7 +82,7 @@ pub struct Engine {
 
 /// The engine's processes. Ended in this order: the daemon, what keeps the mount namespace, then everything that is left.
 struct Running {
-    daemon: Option<Child>,
+    daemon: Mutex<Option<Child>>,
     holder: Child,
     cage: Cage,
 }
@@ -100,7 +101,7 @@ impl Engine {
         let template = folder::once(&format!("data-{}", version.suite()), &recipe, |part| {
             let at = running.join(cage::name());
             let (lent, options) = (world.take().context("the world is lent")?, Options::default());
-            let mut engine = Self::boot(lent, version, options, &folder, &at, |_| Ok(()))?;
+            let engine = Self::boot(lent, version, options, &folder, &at, |_| Ok(()))?;
             engine.import(&tar)?;
             engine.stop_daemon()?;
             fs::rename(at.join("data"), part)?;
@@ -157,8 +158,8 @@ impl Engine {
                 String::from_utf8_lossy(&output.stderr).trim()
             );
         }
-        let running = Running { daemon: None, holder, cage };
-        let mut engine = Self { version, options, running, world };
+        let running = Running { daemon: Mutex::new(None), holder, cage };
+        let engine = Self { version, options, running, world };
         engine.start_daemon()?;
         Ok(engine)
     }
@@ -208,28 +209,30 @@ impl Engine {
     }
 
     /// Starts the daemon and waits until it answers.
-    pub fn start_daemon(&mut self) -> Result<()> {
+    pub fn start_daemon(&self) -> Result<()> {
         let log = fs::File::options().create(true).append(true).open(self.log_path())?;
         let mut command = self.inside(self.running.cage.command(false, "nsenter"), &["--mount", "--cgroup"]);
         command.arg("dockerd").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         if self.options.live_restore {
             command.arg("--live-restore");
         }
-        self.running.daemon = Some(self.world.spawn(HOST, command)?);
+        let mut daemon = self.world.spawn(HOST, command)?;
         let start = Instant::now();
         while !self.answers() {
-            let ended = self.running.daemon.as_mut().map(Child::try_wait).transpose()?.flatten();
+            let ended = daemon.try_wait()?;
             if ended.is_some() || start.elapsed() > PATIENCE {
+                end(daemon);
                 bail!("the engine does not come up ({ended:?}): {}", tail(&self.log()));
             }
             thread::sleep(Duration::from_millis(20));
         }
+        *self.running.daemon() = Some(daemon);
         Ok(())
     }
 
     /// Ends the daemon as an operator would. Its containers end with it, unless `live_restore` is set.
-    pub fn stop_daemon(&mut self) -> Result<()> {
-        let mut daemon = self.running.daemon.take().context("the daemon is not running")?;
+    pub fn stop_daemon(&self) -> Result<()> {
+        let mut daemon = self.running.daemon().take().context("the daemon is not running")?;
         kill(Pid::from_raw(i32::try_from(daemon.id())?), Signal::SIGTERM)?;
         let start = Instant::now();
         while daemon.try_wait()?.is_none() {
@@ -240,8 +243,8 @@ impl Engine {
     }
 
     /// Ends the daemon without a word. Its containers run on.
-    pub fn kill_daemon(&mut self) -> Result<()> {
-        end(self.running.daemon.take().context("the daemon is not running")?);
+    pub fn kill_daemon(&self) -> Result<()> {
+        end(self.running.daemon().take().context("the daemon is not running")?);
         Ok(())
     }
 
@@ -286,13 +289,20 @@ impl Engine {
     }
 }
 
+impl Running {
+    fn daemon(&self) -> MutexGuard<'_, Option<Child>> {
+        self.daemon.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         // The cage ends everything else; these two are our children, and nobody else's to wait for.
-        for child in self.daemon.iter_mut().chain([&mut self.holder]) {
-            let _ = child.kill();
-            let _ = child.wait();
+        if let Some(daemon) = self.daemon().take() {
+            end(daemon);
         }
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
     }
 }
 

@@ -40,7 +40,7 @@ fn published_ports(version: Version) -> Result<()> {
         machines: vec![Machine { name: "user".to_owned(), addresses: vec!["198.51.100.2".parse()?] }],
         ..Topology::default()
     };
-    let mut engine = Engine::start(version, Options::default(), &around)?;
+    let engine = Engine::start(version, Options::default(), &around)?;
     engine.add_network(&Network::new("hyapps", &["172.31.1.1/24"]))?;
     engine.add_network(&Network::new("hydatabases", &["172.31.2.1/24"]))?;
     engine.add_container(

@@ -1,98 +1,60 @@
-//! The inventory against a real engine. Point `HYDRA_TEST_DOCKER` at its socket and run this in the network namespace that the
-//! engine is in; `HYDRA_TEST_DOCKER_CLI` names the client, `HYDRA_TEST_DOCKER_RESTART` a program that kills the engine and
-//! starts another one on the same data and socket (with `live-restore`, so that containers live on).
+//! The inventory against real engines: what it shows of their containers and networks, whatever becomes of them.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use hydra_agent::inventory::snapshot::{DockerState, Snapshot, Stack};
 use hydra_agent::inventory::{Engine, Inventory, Settings, routes};
+use hydra_tests::engine::{self, IMAGE, Options, Version};
+use hydra_tests::topology::{HOST, Topology};
 
-/// An engine, and what this test made in it; taken away at the end, whatever it is.
+/// An engine of this test's own.
 struct Docker {
-    socket: PathBuf,
-    client: String,
+    engine: engine::Engine,
 }
 
 impl Docker {
-    fn new() -> Option<Self> {
-        let Some(socket) = std::env::var_os("HYDRA_TEST_DOCKER") else {
-            eprintln!("SKIPPED: `HYDRA_TEST_DOCKER` names no engine's socket");
-            return None;
+    fn new(version: Version) -> Self {
+        let options = Options { live_restore: true, ..Options::default() };
+        Self { engine: engine::Engine::start(version, options, &Topology::default()).unwrap() }
+    }
+
+    /// Runs a test on the host that the engine is on.
+    fn follow(&self, test: impl AsyncFnOnce(&Self) + Send) {
+        let run = || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+            runtime.unwrap().block_on(test(self));
         };
-        let client = std::env::var("HYDRA_TEST_DOCKER_CLI").unwrap_or_else(|_| "docker".to_owned());
-        let docker = Self { socket: socket.into(), client };
-        docker.clean();
-        let folder = tempfile::Builder::new().prefix("hy").tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("bin")).unwrap();
-        std::fs::copy("/usr/bin/busybox", folder.path().join("bin/busybox")).unwrap();
-        let tar = folder.path().join("image.tar");
-        let made = Command::new("tar")
-            .arg("-C")
-            .arg(folder.path())
-            .arg("-cf")
-            .arg(&tar)
-            .arg("bin")
-            .status()
-            .unwrap();
-        assert!(made.success());
-        docker.run(&format!("import {} hyimage", tar.display()));
-        Some(docker)
-    }
-
-    fn try_run(&self, arguments: &str) -> Result<String, String> {
-        self.try_words(&arguments.split_whitespace().collect::<Vec<_>>())
-    }
-
-    fn try_words(&self, arguments: &[&str]) -> Result<String, String> {
-        let output = Command::new(&self.client)
-            .env("DOCKER_HOST", format!("unix://{}", self.socket.display()))
-            .args(arguments)
-            .output()
-            .unwrap();
-        if output.status.success() {
-            Ok(String::from_utf8(output.stdout).unwrap().trim().to_owned())
-        } else {
-            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        self.engine.world().enter(HOST, run).unwrap();
+        // The next one begins with an empty engine.
+        for container in self.run("ps --all --quiet").lines() {
+            self.run(&format!("rm --force {container}"));
         }
+        self.run("network prune --force");
+    }
+
+    fn words(&self, arguments: &[&str]) -> String {
+        self.engine.docker(arguments).unwrap()
     }
 
     fn run(&self, arguments: &str) -> String {
-        self.try_run(arguments).unwrap_or_else(|error| panic!("docker {arguments}: {error}"))
+        self.words(&arguments.split_whitespace().collect::<Vec<_>>())
     }
 
     fn start(&self, name: &str, options: &str) {
-        self.run(&format!("run -d --name {name} {options} hyimage /bin/busybox sleep 1000000"));
-    }
-
-    fn clean(&self) {
-        for (list, remove) in
-            [("ps -aq --filter name=hy-", "rm -f"), ("network ls -q --filter name=hynet", "network rm")]
-        {
-            let ids = self.try_run(list).unwrap_or_default().replace('\n', " ");
-            if !ids.is_empty() {
-                let _ = self.try_run(&format!("{remove} {ids}"));
-            }
-        }
+        self.run(&format!("run -d --name {name} {options} {IMAGE} serve nothing"));
     }
 
     fn settings(&self) -> Settings {
         Settings {
-            engine: Engine::Socket(self.socket.clone()),
+            engine: Engine::Socket(self.engine.socket()),
             netns_dir: PathBuf::from("/nonexistent/hy-netns"),
             every: Duration::from_hours(1),
             keep: None,
         }
-    }
-}
-
-impl Drop for Docker {
-    fn drop(&mut self) {
-        self.clean();
     }
 }
 
@@ -117,7 +79,7 @@ async fn until(inventory: &mut Inventory, what: &str, as_it_should: impl Fn(&Sna
 /// As the engine says; the way through the inventory is another one.
 fn told(docker: &Docker, container: &str, network: &str, field: &str) -> String {
     let template = format!("{{{{(index .NetworkSettings.Networks \"{network}\").{field}}}}}");
-    docker.try_words(&["inspect", container, "--format", &template]).unwrap()
+    docker.words(&["inspect", container, "--format", &template])
 }
 
 fn complete(snapshot: &Snapshot, name: &str, networks: usize) -> bool {
@@ -126,9 +88,23 @@ fn complete(snapshot: &Snapshot, name: &str, networks: usize) -> bool {
     })
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_life_of_containers_is_followed() {
-    let Some(docker) = Docker::new() else { return };
+#[test]
+fn inventory_of_20() {
+    let docker = Docker::new(Version::V20);
+    docker.follow(a_life_of_containers_is_followed);
+    docker.follow(what_docker_said_last_survives_its_absence_and_the_agent_s_restart);
+}
+
+#[test]
+fn inventory_of_28() {
+    let docker = Docker::new(Version::V28);
+    docker.follow(a_life_of_containers_is_followed);
+    docker.follow(twenty_containers_at_once_are_all_found_and_a_new_agent_agrees);
+    docker.follow(what_docker_said_last_survives_its_absence_and_the_agent_s_restart);
+    docker.follow(an_engine_that_is_killed_and_comes_back_changes_nothing);
+}
+
+async fn a_life_of_containers_is_followed(docker: &Docker) {
     docker.run("network create --ipv6 --subnet 172.29.1.0/24 --subnet fd00:29:1::/64 hynet-front");
     docker.run("network create --internal --subnet 172.29.2.0/24 -o com.docker.network.bridge.name=hyback hynet-back");
     let mut inventory = Inventory::new(docker.settings()).unwrap();
@@ -159,12 +135,12 @@ async fn a_life_of_containers_is_followed() {
     assert_eq!(
         addresses,
         [
-            told(&docker, "hy-web", "hynet-front", "IPAddress"),
-            told(&docker, "hy-web", "hynet-front", "GlobalIPv6Address")
+            told(docker, "hy-web", "hynet-front", "IPAddress"),
+            told(docker, "hy-web", "hynet-front", "GlobalIPv6Address")
         ]
     );
     let mac: Vec<String> = attachment.mac.0.iter().map(|b| format!("{b:02x}")).collect();
-    assert_eq!(mac.join(":"), told(&docker, "hy-web", "hynet-front", "MacAddress"));
+    assert_eq!(mac.join(":"), told(docker, "hy-web", "hynet-front", "MacAddress"));
     assert_eq!(attachment.gateways.len(), 2);
     assert_eq!(snapshot.links[&attachment.port].master, snapshot.networks["hynet-front"].bridge);
     let key = web.key.clone();
@@ -177,7 +153,7 @@ async fn a_life_of_containers_is_followed() {
     let second = web.attachments.iter().find(|a| a.network.as_deref() == Some("hynet-back")).unwrap();
     assert_eq!(
         second.addresses.first().unwrap().to_string(),
-        told(&docker, "hy-web", "hynet-back", "IPAddress")
+        told(docker, "hy-web", "hynet-back", "IPAddress")
     );
     docker.run("network disconnect hynet-back hy-web");
     until(&mut inventory, "hy-web is disconnected", |s| complete(s, "hy-web", 1)).await;
@@ -218,15 +194,12 @@ async fn a_life_of_containers_is_followed() {
     until(&mut inventory, "hynet-back is gone", |s| !s.networks.contains_key("hynet-back")).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn twenty_containers_at_once_are_all_found_and_a_new_agent_agrees() {
-    let Some(docker) = Docker::new() else { return };
+async fn twenty_containers_at_once_are_all_found_and_a_new_agent_agrees(docker: &Docker) {
     docker.run("network create --subnet 172.29.3.0/24 hynet-many");
     let mut inventory = Inventory::new(docker.settings()).unwrap();
     inventory.observe().await;
     std::thread::scope(|scope| {
         for lane in 0..4 {
-            let docker = &docker;
             scope.spawn(move || {
                 for n in 0..5 {
                     docker.start(&format!("hy-m{lane}{n}"), "--network hynet-many");
@@ -241,13 +214,11 @@ async fn twenty_containers_at_once_are_all_found_and_a_new_agent_agrees() {
     assert_eq!(fresh.networks, snapshot.networks);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_docker_said_last_survives_its_absence_and_the_agent_s_restart() {
-    let Some(docker) = Docker::new() else { return };
+async fn what_docker_said_last_survives_its_absence_and_the_agent_s_restart(docker: &Docker) {
     let folder = tempfile::Builder::new().prefix("hy").tempdir().unwrap();
     // The agent's way to the engine is a link that can be taken away: to it, the engine is gone then.
     let socket = folder.path().join("docker.sock");
-    std::os::unix::fs::symlink(&docker.socket, &socket).unwrap();
+    std::os::unix::fs::symlink(docker.engine.socket(), &socket).unwrap();
     let settings = Settings {
         engine: Engine::Socket(socket.clone()),
         keep: Some(folder.path().join("docker.json")),
@@ -282,32 +253,26 @@ async fn what_docker_said_last_survives_its_absence_and_the_agent_s_restart() {
         "{:#?}",
         snapshot.stacks
     );
-    std::os::unix::fs::symlink(&docker.socket, &socket).unwrap();
+    std::os::unix::fs::symlink(docker.engine.socket(), &socket).unwrap();
     let snapshot = until(&mut inventory, "hy-new is known", |s| complete(s, "hy-new", 1)).await;
     assert!(matches!(snapshot.docker, DockerState::Up { .. }));
     assert!(!stranger(&snapshot));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_engine_that_is_killed_and_comes_back_changes_nothing() {
-    let Some(docker) = Docker::new() else { return };
-    let Some(restart) = std::env::var_os("HYDRA_TEST_DOCKER_RESTART") else {
-        eprintln!("SKIPPED: `HYDRA_TEST_DOCKER_RESTART` names no program that restarts the engine");
-        return;
-    };
+async fn an_engine_that_is_killed_and_comes_back_changes_nothing(docker: &Docker) {
     docker.run("network create --subnet 172.29.5.0/24 hynet-live");
     docker.start("hy-lives", "--network hynet-live");
     let mut inventory = Inventory::new(docker.settings()).unwrap();
     let known = |s: &Snapshot| complete(s, "hy-lives", 1);
     let before = until(&mut inventory, "hy-lives is known", known).await;
-    let restarter = std::thread::spawn(move || Command::new(restart).status().unwrap().success());
+    docker.engine.kill_daemon().unwrap();
     let down = |s: &Snapshot| matches!(s.docker, DockerState::Down { .. });
     let snapshot = until(&mut inventory, "the engine is down", down).await;
     assert_eq!((&snapshot.stacks, &snapshot.networks), (&before.stacks, &before.networks));
+    docker.engine.start_daemon().unwrap();
     let up = |s: &Snapshot| matches!(s.docker, DockerState::Up { .. });
     let snapshot = until(&mut inventory, "the engine is back", up).await;
     assert_eq!((&snapshot.stacks, &snapshot.networks), (&before.stacks, &before.networks));
-    assert!(restarter.join().unwrap());
     // The new engine's events are heard.
     docker.start("hy-later", "--network hynet-live");
     until(&mut inventory, "hy-later is known", |s| complete(s, "hy-later", 1) && known(s)).await;
