@@ -361,7 +361,9 @@ fn the_named_list_passes_with_true_addresses_alone() {
         says(&t, &message(137, "fd00:1::11"), Hook::PortIn, 11, 0),
         (Verdict::Denied, Reason::RouterMessage)
     );
-    assert_eq!(says(&t, &message(143, "fd00:1::11"), Hook::PortIn, 11, 0), (Verdict::Allowed, Reason::Mld));
+    let mut report = message(143, "fd00:1::11");
+    report[14 + 7] = 1;
+    assert_eq!(says(&t, &report, Hook::PortIn, 11, 0), (Verdict::Allowed, Reason::Mld));
     let dhcp = |from: u16, to: u16| frame(11, 10, "0.0.0.0", "255.255.255.255", 17, &udp(from, to));
     assert_eq!(says(&t, &dhcp(68, 67), Hook::PortIn, 11, 0), (Verdict::Allowed, Reason::Dhcp));
     assert_eq!(says(&t, &dhcp(67, 68), Hook::PortIn, 11, 0), (Verdict::Denied, Reason::SpoofedAddress));

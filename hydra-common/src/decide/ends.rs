@@ -75,13 +75,15 @@ pub fn named<T: Tables>(
         Kind::Router => return Err(Reason::RouterMessage),
         Kind::Listener => (Reason::Mld, Reason::SpoofedNeighbour),
         Kind::DhcpClient => (Reason::Dhcp, Reason::SpoofedAddress),
-        // A container is nobody's DHCP server: its answers are judged like any packet.
-        Kind::DhcpServer if matches!(out.sender, Sender::Host | Sender::Outside) => {
-            (Reason::Dhcp, Reason::SpoofedAddress)
-        }
+        // A container is nobody's DHCP server, and nobody's answer comes through a router: judged like any packet.
+        Kind::DhcpServer if matches!(out.sender, Sender::Host) => (Reason::Dhcp, Reason::SpoofedAddress),
         Kind::DhcpServer | Kind::Ip | Kind::IcmpError | Kind::Unknown => return Ok(false),
     };
-    if matches!(packet.kind, Kind::Arp | Kind::Neighbour) && !claims_truly(tables, packet, at, out, link) {
+    let claims = !matches!(packet.kind, Kind::Router | Kind::DhcpServer);
+    if claims && !claims_truly(tables, packet, at, out, link) {
+        return Err(forged);
+    }
+    if matches!(packet.kind, Kind::Neighbour) && !on_link(tables, packet, out, link) {
         return Err(forged);
     }
     out.verdict = Verdict::Allowed;
@@ -92,7 +94,25 @@ pub fn named<T: Tables>(
     Ok(true)
 }
 
-/// Whether the address that an ARP or ND message claims is its sender's.
+/// Whether a neighbour discovery message stays on its link: this host would route one that is sent to it for another network.
+#[inline(always)]
+fn on_link<T: Tables>(tables: &T, packet: &Packet, out: &Outcome, link: Option<&Link>) -> bool {
+    let Some(link) = link else { return true };
+    if packet.is_group() {
+        return true;
+    }
+    if let Some(e) = tables.endpoint(&packet.destination) {
+        return e.flags & Endpoint::HOST != 0 || e.bridge == link.bridge;
+    }
+    // Nobody lists who is behind an open network's ports.
+    let slot = (out.bank() & 1) as usize;
+    tables.prefix(out.bank(), &packet.destination).is_some_and(|row| {
+        row.flags & PrefixRow::OPEN != 0
+            && tier(tables, out.bank(), row.identity) == tier(tables, out.bank(), link.identity[slot])
+    })
+}
+
+/// Whether the address that one of the named messages claims is its sender's.
 #[inline(always)]
 fn claims_truly<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &Outcome, link: Option<&Link>) -> bool {
     let address = &packet.claim;
@@ -119,7 +139,8 @@ fn closed<T: Tables>(tables: &T, bank: u32, address: &Address) -> bool {
     row.is_some_and(|r| r.flags & (PrefixRow::INTERIOR | PrefixRow::OPEN) == PrefixRow::INTERIOR)
 }
 
-/// The sender's identity, if its address is true (line 1).
+/// The sender's identity, if its address is true (line 1). What this host has sent on to somebody else (a published port) comes back
+/// with the address of this host that was called: true where [`Outcome::answers`].
 #[inline(never)]
 pub fn source<T: Tables>(
     tables: &T,
@@ -158,7 +179,9 @@ pub fn source<T: Tables>(
     }
     let unmanaged = matches!(out.sender, Sender::Unmanaged);
     if let Some(e) = known {
-        if !unmanaged || e.flags & Endpoint::HOST != 0 || declared(tables, out.bank(), e.identity[slot]) {
+        let host = e.flags & Endpoint::HOST != 0;
+        let own = unmanaged && !host && !declared(tables, out.bank(), e.identity[slot]);
+        if !(own || host && out.answers) {
             return Err(Reason::SpoofedAddress);
         }
         out.source = e.identity[slot];
@@ -166,6 +189,10 @@ pub fn source<T: Tables>(
     }
     out.source = if unmanaged { Identity::UNMANAGED } else { Identity::EXTERNAL };
     let Some(row) = tables.prefix(out.bank(), address) else { return Ok(()) };
+    // An address that was this host's when the policy was compiled, and is another machine's by now.
+    if tier(tables, out.bank(), row.identity) == Tier::HOST {
+        return Err(Reason::SpoofedAddress);
+    }
     let interior = row.flags & PrefixRow::INTERIOR != 0;
     if unmanaged == interior {
         // An unmanaged network's own block, or a machine elsewhere that the policy names.

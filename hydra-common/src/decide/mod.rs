@@ -13,6 +13,7 @@ mod ruling;
 pub use outcome::{Hop, Outcome, Step, Way};
 pub use ruling::{Ruling, ruling};
 
+use self::ends::Sender;
 use crate::flow::{Flow, Path, Side};
 use crate::id::Identity;
 use crate::packet::{Kind, Packet};
@@ -127,6 +128,11 @@ fn enter<'t, T: Tables>(
         }
         live => live,
     };
+    let side = packet.side();
+    let called = |flow: &Flow| {
+        flow.opener != side as u8 && flow.containers[side.index()] == out.source_container && !opens(packet)
+    };
+    out.answers = live.as_deref().is_some_and(called);
     if !first(tables, packet, at, out, link)? {
         return Ok(None);
     }
@@ -147,8 +153,10 @@ fn established(packet: &Packet, at: &At, out: &mut Outcome, flow: &Flow) -> bool
     if !fresh || flow.containers[side.index()] != out.source_container {
         return false;
     }
-    // A new conversation between the same ports: the other end opens, or this one opens again after it has closed.
-    if opens(packet) && (flow.opener != side as u8 || flow.flags[side.index()] & (tcp::FIN | tcp::RST) != 0) {
+    // A new conversation between the same ports: the other end opens, or this one opens again after either has ended it.
+    if opens(packet)
+        && (flow.opener != side as u8 || (flow.flags[0] | flow.flags[1]) & (tcp::FIN | tcp::RST) != 0)
+    {
         return false;
     }
     out.verdict = Verdict::from_row(flow.verdict);
@@ -234,7 +242,8 @@ fn open<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome, live
     }
 }
 
-/// An ICMP error passes with the flow that it is about, to the end that the quoted packet came from.
+/// An ICMP error passes with the flow that it is about, to the end that the quoted packet came from: from the flow's other end, or
+/// from a router on the way, which no container is.
 #[inline(never)]
 fn related<T: Tables>(
     tables: &T,
@@ -243,6 +252,10 @@ fn related<T: Tables>(
     out: &mut Outcome,
     link: Option<&Link>,
 ) -> Result<(), Reason> {
+    let side = packet.side();
+    let live = tables.flow(&packet.key);
+    let end = packet.source == packet.key.address(side.other());
+    out.answers = end && live.is_some();
     ends::source(tables, packet, out, link)?;
     if packet.is_group() {
         return Err(Reason::UnmatchedError);
@@ -251,11 +264,18 @@ fn related<T: Tables>(
         out.not_judged(Way::Leave);
         return Ok(());
     }
-    let Some(flow) = tables.flow(&packet.key) else { return Err(Reason::UnmatchedError) };
+    let Some(flow) = live else { return Err(Reason::UnmatchedError) };
     if flow.generation != out.generation || track::expired(&flow, packet.key.protocol, at.now) {
         return Err(Reason::UnmatchedError);
     }
-    let side = packet.side();
+    let meddles = match out.sender {
+        Sender::Port => flow.containers[side.other().index()] != out.source_container,
+        Sender::Unmanaged => !end,
+        Sender::Host | Sender::Outside => false,
+    };
+    if meddles {
+        return Err(Reason::UnmatchedError);
+    }
     out.destination = if flow.opener == side as u8 { flow.source } else { flow.destination };
     out.destination_container = flow.containers[side.index()];
     out.verdict = Verdict::Allowed;
@@ -302,6 +322,10 @@ fn way<T: Tables>(
         return Ok(());
     }
     let Some(e) = tables.endpoint(&packet.destination) else { return Err(Reason::WrongMac) };
+    // Between the writing of an address's new row and the flip, flows of the old generation still name its last container.
+    if e.container != out.destination_container {
+        return Err(Reason::UnknownDestination);
+    }
     let direct = e.bridge == link.bridge && packet.destination_mac == e.mac;
     if !to_gateway && !direct {
         return Err(Reason::WrongMac);

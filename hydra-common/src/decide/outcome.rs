@@ -84,6 +84,8 @@ pub struct Outcome {
     /// Where [`Way::Peer`] leads.
     pub hop: Hop,
     pub(super) sender: Sender,
+    /// A live flow has called the packet's source.
+    pub(super) answers: bool,
 }
 
 impl Outcome {
@@ -105,6 +107,7 @@ impl Outcome {
         destination_container: Container::NONE,
         hop: Hop { port: 0, mtu: 0, routed: 0, mac: Mac::ZERO, gateway_mac: Mac::ZERO },
         sender: Sender::Outside,
+        answers: false,
     };
 
     /// Which of the two banks decided.

@@ -63,7 +63,7 @@ pub enum Kind {
     Neighbour,
     /// Router advertisement and redirect, both families.
     Router,
-    /// Multicast listener report or done (RFC 2710, RFC 3810).
+    /// Multicast listener report or done (RFC 2710, RFC 3810), for the link alone.
     Listener,
     /// A DHCP client's broadcast or multicast (RFC 2131, RFC 8415).
     DhcpClient,
@@ -90,7 +90,8 @@ pub struct Packet {
     pub source: Address,
     /// Destination address; for ARP the target's.
     pub destination: Address,
-    /// Neighbour discovery: the address that the sender says is its own; unspecified where it claims none.
+    /// ARP, neighbour discovery, listener reports, a DHCP client: the address that the sender says is its own; unspecified where it
+    /// claims none.
     pub claim: Address,
     /// Source port; for an ICMP query the identifier, for its reply the query's type.
     pub source_port: u16,
@@ -135,10 +136,12 @@ impl Packet {
         crate::tables::selector(self.protocol, port)
     }
 
-    /// Whether a frame is for several receivers, or for whoever is on the link.
+    /// Whether a frame is for several receivers, or for whoever is on the link. Not so the link-local addresses of IPv4: hosts
+    /// route them (a cloud's metadata service has one).
     #[inline(always)]
     pub fn is_group(&self) -> bool {
-        self.destination_mac.is_group() || self.destination.is_group() || self.destination.is_link_local()
+        let a = &self.destination;
+        self.destination_mac.is_group() || a.is_group() || (!a.is_v4() && a.is_link_local())
     }
 
     /// Reads a frame. On an error as much is filled in as was understood, for the event.
@@ -255,9 +258,12 @@ impl Packet {
 
     #[inline(always)]
     fn dhcp(&mut self) {
-        let group = self.destination.is_group();
+        // 255.255.255.255, or a group of IPv6: a group of IPv4 is nobody's DHCP.
+        let all = self.destination.is_group()
+            && (!self.destination.is_v4() || self.destination.low() as u32 == u32::MAX);
+        self.claim = self.source;
         match (self.source_port, self.destination_port) {
-            (68, 67) | (546, 547) if group => self.kind = Kind::DhcpClient,
+            (68, 67) | (546, 547) if all => self.kind = Kind::DhcpClient,
             (67, 68) | (547, 546) => self.kind = Kind::DhcpServer,
             _ => {}
         }
