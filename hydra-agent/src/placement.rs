@@ -20,7 +20,7 @@ use ipnet::IpNet;
 pub use self::claims::{Claims, NetworkClaim, ServiceClaim, TierClaim};
 pub use self::resolve::leads_outside;
 use self::resolve::{Bridges, Trust};
-use crate::inventory::snapshot::{Attachment, DockerState, LinkType, Snapshot, Stack};
+use crate::inventory::snapshot::{Attachment, DockerState, Link, LinkType, Snapshot, Stack};
 use crate::policy::rows::Owner;
 use crate::published::NotEnforced;
 use crate::state::Containers;
@@ -166,9 +166,21 @@ pub fn place(claims: &Claims, snapshot: &Snapshot, labels: bool, containers: &mu
     out
 }
 
+/// Addresses on `lo` are the host's as well (a virtual one of a load balancer, say). The link-local ones of bridges' ports are not
+/// kept: nobody calls them, and one comes with every container.
 fn host_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
-    let links = snapshot.links.values().filter(|l| l.kind != LinkType::Loopback);
-    links.flat_map(|l| l.addresses.iter().map(IpNet::addr)).filter(|a| !a.is_loopback()).collect()
+    let of = |link: &Link| -> Vec<IpAddr> {
+        let counts = |a: &IpAddr| !a.is_loopback() && (link.master.is_none() || !link_local(*a));
+        link.addresses.iter().map(IpNet::addr).filter(counts).collect()
+    };
+    snapshot.links.values().flat_map(of).collect()
+}
+
+fn link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
 }
 
 fn place_stack(
@@ -331,14 +343,14 @@ fn settle(snapshot: &Snapshot, containers: &Containers, out: &mut Placement, add
 }
 
 /// Ports of managed bridges that are nobody's: closed if they lead to a stack that is not known yet, open to the tier's own
-/// blocks if nobody can ever list what is behind them.
+/// blocks if nobody can ever list what is behind them. A veth with both ends here is one that is about to be moved into a stack.
 fn lone_ports(snapshot: &Snapshot, bridges: &Bridges, out: &mut Placement) {
     for (index, link) in &snapshot.links {
         let Some(bridge) = link.master.and_then(|m| bridges.managed.get(&m)) else { continue };
         if out.ports.contains_key(index) {
             continue;
         }
-        let unbound = !(link.kind == LinkType::Veth && link.peer_elsewhere);
+        let unbound = link.kind != LinkType::Veth;
         out.ports.insert(
             *index,
             Port {

@@ -352,6 +352,29 @@ fn ports_that_nobody_can_list_open_their_networks_blocks() {
 }
 
 #[test]
+fn a_veth_that_docker_has_not_moved_yet_is_closed_and_opens_no_network() {
+    let mut s = Scene::usual();
+    s.link(51, "veth-fresh", LinkType::Veth, Some(20), []);
+    s.link(52, "veth-peer", LinkType::Veth, None, []);
+    for index in [51, 52] {
+        s.snapshot.links.get_mut(&index).unwrap().peer_elsewhere = false;
+    }
+    let p = s.place();
+    assert!(!p.ports[&51].unbound);
+    assert_eq!(p.open, nets([]));
+}
+
+#[test]
+fn the_hosts_addresses_are_those_of_all_its_interfaces_but_not_the_link_local_ones_of_ports() {
+    let mut s = Scene::usual();
+    s.link(1, "lo", LinkType::Loopback, None, ["127.0.0.1/8", "::1/128", "192.0.2.80/32"]);
+    s.link(51, "veth-fresh", LinkType::Veth, Some(20), ["fe80::51/64"]);
+    let p = s.place();
+    let host: Vec<String> = p.host.iter().map(ToString::to_string).collect();
+    assert_eq!(host, ["10.1.0.1", "10.2.0.1", "192.0.2.80", "198.51.100.5", "fd02::1", "fe80::1"]);
+}
+
+#[test]
 fn a_tier_that_is_nowhere_is_said_unless_it_is_optional_or_docker_is_down() {
     let mut s = Scene::usual();
     s.tier("gone", TierClaim { networks: strings(["nope"]), ..TierClaim::default() });

@@ -328,7 +328,7 @@ pub(super) fn recompile(
     numbers: &Numbers,
 ) -> Result<Option<(Compiled, World, Numbers)>, CompileError> {
     let world = world(placement);
-    let around = |w: &World| (w.subnets.clone(), w.unmanaged.clone());
+    let around = |w: &World| (w.subnets.clone(), w.unmanaged.clone(), w.host.clone());
     if around(&world) == around(&policy.world) && reconcile::missing(&policy.compiled, placement).is_empty() {
         return Ok(None);
     }
@@ -343,4 +343,33 @@ fn both(hooks: &[HookView]) -> BTreeSet<u32> {
         hooks.iter().filter(|h| h.hook == hook.as_str()).map(|h| h.ifindex).collect()
     };
     with(Hook::PortIn).intersection(&with(Hook::PortOut)).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inventory::snapshot::LinkType;
+    use crate::placement::place;
+    use crate::placement::tests::Scene;
+    use crate::policy;
+
+    const POLICY: &str = "version: 1\ntiers:\n  apps: { networks: [front] }\nrules: []\n";
+
+    #[test]
+    fn an_address_that_this_host_loses_is_a_reason_to_compile_again() {
+        let mut scene = Scene::usual();
+        scene.link(2, "eth0", LinkType::Other, None, ["198.51.100.5/24", "198.51.100.80/32"]);
+        let (model, _) = policy::parse(POLICY, "t").unwrap();
+        let claims = Claims::of(&model);
+        let placed = |scene: &Scene| place(&claims, &scene.snapshot, false, &mut Containers::default());
+        let world = world(&placed(&scene));
+        let compiled = Arc::new(compile(&model, &world, &mut Numbers::default()).unwrap());
+        let policy =
+            Policy { revision: 1, text: POLICY.to_owned(), model, claims: claims.clone(), compiled, world };
+        let again = |scene: &Scene| recompile(&policy, &placed(scene), &Numbers::default()).unwrap();
+        assert!(again(&scene).is_none());
+        scene.link(2, "eth0", LinkType::Other, None, ["198.51.100.5/24"]);
+        let (compiled, ..) = again(&scene).expect("other tables");
+        assert!(!compiled.prefixes.contains_key(&"198.51.100.80/32".parse().unwrap()));
+    }
 }
