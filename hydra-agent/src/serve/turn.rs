@@ -188,6 +188,9 @@ impl Loop {
         } else if done.is_ok() && !dry_run && self.ready {
             // Not before: at the start whoever waits for readiness waits for the whole of it.
             self.settled();
+        } else if dry_run || done.is_err() {
+            // This look may have been the only word of a change in the world: a pass has to see it.
+            self.retry.get_or_insert(Instant::now());
         }
         done
     }
