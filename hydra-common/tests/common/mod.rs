@@ -1,12 +1,6 @@
 //! Tables in plain collections, and frames by hand: what the tests of this crate share.
 #![allow(dead_code, missing_docs, reason = "each test program uses its part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends here")]
-    dead_code,
-    missing_docs,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "each test program uses its part"
-)]
 
 use std::collections::HashMap;
 
