@@ -4,6 +4,7 @@
 //! build it: Debian's compiler with its own library source, or rustup's nightly with `rust-src`. Beside the object stands which one
 //! did; with the same one the bytes are equal, wherever the repository lies.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -88,14 +89,20 @@ fn folder() -> PathBuf {
 
 fn build(chain: &ToolChain, args: &Args) -> Result<Vec<u8>> {
     let target = crate::target().join("ebpf");
-    let registry = cargo_home().join("registry/src");
+    // First, so that the folders that the crates lie in are there to be named below.
+    let fetch = Job::cargo().args(["fetch", "--locked"]).dir(&folder());
+    if !step::run("fetch the crates of the kernel object", &fetch, "done")?.status.success() {
+        bail!("`{}` failed", fetch.shown());
+    }
     // Nothing of this machine's paths may be in the object; debug information is what BTF is made from.
-    let flags = format!(
-        "-C linker={} -C debuginfo=2 -C link-arg=--btf --remap-path-prefix={}=registry --remap-path-prefix={}=hydra",
+    let mut flags = format!(
+        "-C linker={} -C debuginfo=2 -C link-arg=--btf --remap-path-prefix={}=hydra",
         chain.linker.display(),
-        registry.display(),
         folder().display(),
     );
+    for registry in std::fs::read_dir(cargo_home().join("registry/src")).into_iter().flatten().flatten() {
+        let _ = write!(flags, " --remap-path-prefix={}=crates", registry.path().display());
+    }
     let mut job =
         Job::new(chain.cargo.first().map_or("cargo", String::as_str)).args(chain.cargo.iter().skip(1));
     job = job
