@@ -41,6 +41,8 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     *packet = Packet::default();
     let parsed = parse(ctx, packet);
     let live = decide(&Maps, packet, parsed, &at, outcome);
+    #[cfg(feature = "log")]
+    log(ctx, outcome, hook);
     let count = frame.wire(packet.payload);
     if matches!(outcome.verdict, Verdict::Allowed | Verdict::Audited) {
         match (outcome.step, live) {
@@ -62,6 +64,15 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
         Verdict::Denied => TC_ACT_SHOT,
         Verdict::Allowed | Verdict::Audited => pass(&frame, packet, outcome, mark),
     }
+}
+
+/// One line for each frame. Few words: a message is put together on the stack.
+#[cfg(feature = "log")]
+#[inline(never)]
+fn log(ctx: &TcContext, outcome: &Outcome, hook: Hook) {
+    let said = u32::from(outcome.verdict as u8) << 8 | u32::from(outcome.reason as u8);
+    let ends = u32::from(outcome.source.0) << 16 | u32::from(outcome.destination.0);
+    aya_log_ebpf::debug!(ctx, "hook {} verdict+reason {:x} identities {:x}", hook as u32, said, ends);
 }
 
 /// A function of its own in the object, for its own stack frame and for one copy of its code.

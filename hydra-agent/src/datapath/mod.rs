@@ -6,6 +6,8 @@
 
 mod attach;
 mod clsact;
+#[cfg(debug_assertions)]
+mod debug;
 mod error;
 mod events;
 mod flows;

@@ -78,6 +78,13 @@ pub struct SyncReport {
 impl Datapath {
     /// Opens the pins below `bpffs`: adopts what an earlier run left, loads what is missing. Changes no verdict.
     pub fn open(bpffs: &Path, mechanism: Mechanism) -> Result<Self, DatapathError> {
+        #[cfg(debug_assertions)]
+        {
+            let datapath = Self::open_object(bpffs, mechanism, &super::debug::object()?)?;
+            super::debug::follow(datapath.programs.get(Hook::PortIn).1);
+            Ok(datapath)
+        }
+        #[cfg(not(debug_assertions))]
         Self::open_object(bpffs, mechanism, load::OBJECT)
     }
 
