@@ -157,8 +157,16 @@ pub struct Flow {
     pub destination: Identity,
     /// The cell of the traffic counters, see [`crate::tables::traffic_index`].
     pub traffic: u32,
+    /// What may send from an end that is no container of this host: [`Far`].
+    pub ends: [u8; 2],
+    /// [`Flow::PUBLISHED`], [`Flow::CARRIED`].
+    pub marks: u8,
     /// Zero.
-    pub zero: [u8; 4],
+    pub zero: u8,
+    /// TCP: the sequence number behind what each side has sent (RFC 9293, 3.3.1).
+    pub next: [u32; 2],
+    /// TCP: what each side has acknowledged.
+    pub acked: [u32; 2],
     /// The containers at both ends, if they are on this host.
     pub containers: [Container; 2],
     /// First packet, nanoseconds of the monotonic clock.
@@ -169,6 +177,29 @@ pub struct Flow {
     pub packets: [u64; 2],
     /// Bytes of the wire frames, Ethernet header included, FCS not: what the interface counters of Linux count.
     pub bytes: [u64; 2],
+}
+
+impl Flow {
+    /// To a published port of this host: what comes back may take another key.
+    pub const PUBLISHED: u8 = 1;
+    /// Its opener came with [`crate::names::MARK_CARRIED`]: the entry's identities say who it is, its addresses do not.
+    pub const CARRIED: u8 = 2;
+}
+
+/// What sends from an end of a flow that is no container of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Far {
+    /// Not known: a container, or nobody yet.
+    Unset = 0,
+    /// This host.
+    Host = 1,
+    /// Another interface of this host.
+    Outside = 2,
+    /// A container on a network that the policy does not name.
+    Unmanaged = 3,
+    /// Somebody whose identity came with the mark.
+    Carried = 4,
 }
 
 /// The way that a flow's packets take through the host, the same for its whole life and both directions.

@@ -1,5 +1,7 @@
 //! The names of maps and programs, in one place. The kernel keeps 15 bytes of a name.
 
+use crate::id::{Identity, MAX_IDENTITIES};
+
 /// The flipped word: `Array<u32>`, one entry.
 pub const GENERATION: &str = "HYDRA_GEN";
 /// `Array<Head>` by bank.
@@ -20,6 +22,14 @@ pub const PREFIXES: &str = "HYDRA_PREFIX";
 pub const ENDPOINTS: &str = "HYDRA_ENDPTS";
 /// `HashMap<u32, Link>` by interface index.
 pub const LINKS: &str = "HYDRA_LINKS";
+/// `HashMap<PublishKey, Publish>`.
+pub const PUBLISHED: &str = "HYDRA_PUBLISH";
+/// `LruHashMap<FragmentKey, Fragment>`.
+pub const FRAGMENTS: &str = "HYDRA_FRAGS";
+/// `Array<Limit>` by bank and index.
+pub const LIMITS: &str = "HYDRA_LIMITS";
+/// `LruHashMap<BucketKey, u64>`: the theoretical arrival time of a source's next flow, nanoseconds of the monotonic clock.
+pub const BUCKETS: &str = "HYDRA_BUCKETS";
 /// `LruHashMap<FlowKey, Flow>`.
 pub const FLOWS: &str = "HYDRA_FLOWS";
 /// `PerCpuArray<Count>`, see [`crate::tables::traffic_index`].
@@ -38,7 +48,7 @@ pub const EVENT_WINDOW: &str = "HYDRA_EVWIN";
 pub const SCRATCH: &str = "HYDRA_SCRATCH";
 
 /// All maps, in the order above.
-pub const MAPS: [&str; 18] = [
+pub const MAPS: [&str; 22] = [
     GENERATION,
     HEADS,
     IDENTITIES,
@@ -49,6 +59,10 @@ pub const MAPS: [&str; 18] = [
     PREFIXES,
     ENDPOINTS,
     LINKS,
+    PUBLISHED,
+    FRAGMENTS,
+    LIMITS,
+    BUCKETS,
     FLOWS,
     TRAFFIC,
     DROPS,
@@ -60,7 +74,8 @@ pub const MAPS: [&str; 18] = [
 ];
 
 /// TC programs by [`crate::verdict::Hook`].
-pub const PROGRAMS: [&str; 4] = ["hydra_port_in", "hydra_port_out", "hydra_bridge_in", "hydra_bridge_out"];
+pub const PROGRAMS: [&str; 5] =
+    ["hydra_port_in", "hydra_port_out", "hydra_bridge_in", "hydra_bridge_out", "hydra_uplink_in"];
 
 /// Bits of the packet mark that hydra uses (others are left as they are).
 pub const MARK_MASK: u32 = 0xe000_0000;
@@ -68,3 +83,26 @@ pub const MARK_MASK: u32 = 0xe000_0000;
 pub const MARK_JUDGED: u32 = 0xa000_0000;
 /// The source is checked, the receiver's hook judges: frames for several receivers.
 pub const MARK_CHECKED: u32 = 0x6000_0000;
+/// The sender was judged where it sent, and the address will not say who it is: what a published port or a process of this host
+/// sends on. Its identity is in [`MARK_IDENTITY`].
+pub const MARK_CARRIED: u32 = 0xc000_0000;
+/// Where a [`MARK_CARRIED`] packet has its sender's identity; not hydra's bits on any other packet.
+pub const MARK_IDENTITY: u32 = 0x1ff8_0000;
+
+/// The mark of a packet whose sender is carried.
+#[inline(always)]
+pub const fn carried(identity: Identity) -> u32 {
+    MARK_CARRIED | (((identity.0 as u32) << MARK_IDENTITY.trailing_zeros()) & MARK_IDENTITY)
+}
+
+/// The identity that a mark carries, if it does.
+#[inline(always)]
+pub const fn carrier(mark: u32) -> Option<Identity> {
+    if mark & MARK_MASK == MARK_CARRIED {
+        Some(Identity(((mark & MARK_IDENTITY) >> MARK_IDENTITY.trailing_zeros()) as u16))
+    } else {
+        None
+    }
+}
+
+const _: () = assert!(MARK_IDENTITY >> MARK_IDENTITY.trailing_zeros() == MAX_IDENTITIES - 1);

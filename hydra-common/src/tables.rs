@@ -24,6 +24,14 @@ pub const MAX_PREFIXES: u32 = 65_536;
 pub const MAX_ENDPOINTS: u32 = 65_536;
 /// Interfaces of this host.
 pub const MAX_LINKS: u32 = 16_384;
+/// Published ports.
+pub const MAX_PUBLISHED: u32 = 16_384;
+/// Fragmented datagrams under way.
+pub const MAX_FRAGMENTS: u32 = 8_192;
+/// Limits per bank.
+pub const MAX_LIMITS: u32 = 4_096;
+/// Sources that limits remember.
+pub const MAX_BUCKETS: u32 = 65_536;
 /// Halvings of an interval search: enough for `MAX_INTERVALS` in one rule set.
 pub const SEARCH_STEPS: u32 = 18;
 /// Decisions that may follow each other when rules expire.
@@ -40,6 +48,9 @@ pub struct Head {
     pub revision: u32,
     /// [`Head::AUDIT`].
     pub flags: u32,
+    /// Seconds of the monotonic clock until which a TCP packet from the middle of a connection may make an entry; `u32::MAX`:
+    /// always.
+    pub pickup_until: u32,
 }
 
 impl Head {
@@ -180,8 +191,12 @@ pub const fn selector(protocol: u8, port_or_type: u16) -> u32 {
 pub struct Decision {
     /// Seconds of the monotonic clock at which it ends and `next` takes its place; 0 = never.
     pub until: u32,
-    /// The decision that follows. Only read when `until` is not 0.
+    /// The decision that follows when it ends. Only read when `until` is not 0.
     pub next: u32,
+    /// The limit that new flows take from: its index, counted from 1; 0 = none.
+    pub limit: u32,
+    /// The decision for a new flow that finds the limit used up. Only read when `limit` is not 0.
+    pub spent: u32,
     /// The rule that decided: its place in the policy, counted from 1; 0 = none.
     pub rule: u16,
     /// [`crate::verdict::Verdict`].
@@ -322,6 +337,163 @@ impl LinkKind {
             _ => Self::Unknown,
         }
     }
+}
+
+/// Key of the published ports: where this host takes connections for a container.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C)]
+pub struct PublishKey {
+    /// The binding's address, or the unspecified one of its family for a binding to all.
+    pub address: Address,
+    /// The host's port, network order.
+    pub port: [u8; 2],
+    /// IP protocol.
+    pub protocol: u8,
+    /// Zero: a key is compared byte by byte.
+    pub zero: [u8; 5],
+}
+
+/// The container behind a published port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Publish {
+    /// The container's identity, one per bank.
+    pub identity: [Identity; 2],
+    /// Whose it is; [`Container::NONE`] where no tier has it.
+    pub container: Container,
+    /// The container's own port, host order.
+    pub port: u16,
+    /// [`Publish::PROXIED`].
+    pub flags: u16,
+}
+
+impl Publish {
+    /// The container has no address of the binding's family: a process of this host carries the bytes.
+    pub const PROXIED: u16 = 1;
+}
+
+/// Key of a fragmented datagram (RFC 791, 3.2; RFC 8200, 4.5).
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C)]
+pub struct FragmentKey {
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// Identification: 16 bits of IPv4, 32 of IPv6.
+    pub id: u32,
+    /// IP protocol of the header; for IPv6 that behind the fragment header is the first piece's word alone, so 0 here.
+    pub protocol: u8,
+    /// Zero: a key is compared byte by byte.
+    pub zero: [u8; 3],
+}
+
+/// What the first piece of a datagram that passed says of the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Fragment {
+    /// When it passed, nanoseconds of the monotonic clock.
+    pub seen: u64,
+    /// Whose it was.
+    pub container: Container,
+    /// The generation under which it passed.
+    pub generation: u32,
+    /// Where the first piece ended in the datagram, in bytes: no later one may begin before.
+    pub end: u32,
+    /// As in [`crate::packet::Packet`], host order.
+    pub source_port: u16,
+    /// As in [`crate::packet::Packet`], host order.
+    pub destination_port: u16,
+    /// IP protocol behind the extension headers.
+    pub protocol: u8,
+    /// ICMP type.
+    pub icmp_type: u8,
+    /// 1 for an ICMP reply.
+    pub icmp_reply: u8,
+    /// Who sent it, see [`crate::flow::Far`].
+    pub far: u8,
+    /// Zero.
+    pub zero: [u8; 4],
+}
+
+/// How many new flows a source address may open: one in `interval`, and `burst` of them at once.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C)]
+pub struct Limit {
+    /// Nanoseconds between two flows.
+    pub interval: u64,
+    /// Flows at once.
+    pub burst: u32,
+    /// The number that the rule's buckets have, the same as long as the rule has its name.
+    pub bucket: u32,
+}
+
+/// Key of a source's use of a limit.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C)]
+pub struct BucketKey {
+    /// Who opens.
+    pub source: Address,
+    /// See [`Limit::bucket`].
+    pub bucket: u32,
+    /// Zero: a key is compared byte by byte.
+    pub zero: [u8; 4],
 }
 
 /// Packets and bytes, as in [`Flow`].

@@ -7,8 +7,8 @@ use crate::event::{Event, EventWindow};
 use crate::flow::{Flow, FlowKey};
 use crate::id::{Container, Identity, Tier};
 use crate::tables::{
-    Cell, Count, Decision, DropKey, Endpoint, Head, IdentityRow, Interval, Link, PrefixData, PrefixRow,
-    RuleSet,
+    BucketKey, Cell, Count, Decision, DropKey, Endpoint, Fragment, FragmentKey, Head, IdentityRow, Interval,
+    Limit, Link, PrefixData, PrefixRow, Publish, PublishKey, RuleSet,
 };
 
 macro_rules! pod {
@@ -24,6 +24,7 @@ macro_rules! pod {
 pod!(
     Address,
     Mac,
+    BucketKey,
     Cell,
     Count,
     Decision,
@@ -33,12 +34,17 @@ pod!(
     EventWindow,
     Flow,
     FlowKey,
+    Fragment,
+    FragmentKey,
     Head,
     IdentityRow,
     Interval,
+    Limit,
     Link,
     PrefixData,
     PrefixRow,
+    Publish,
+    PublishKey,
     RuleSet,
 );
 

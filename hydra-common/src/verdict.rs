@@ -89,6 +89,12 @@ reasons! {
     // Line 7.
     /// No rule allows it (line 7).
     NoRule = 16, "no-rule";
+    // Line 4.
+    /// Every rule that allows it has its limit used up for this source (line 4).
+    Limit = 17, "limit";
+    // Line 2.
+    /// A TCP packet from the middle of a connection that is not known (line 2).
+    NoConnection = 18, "no-connection";
     // Line 1: what claims to be what it isn't, or can't be understood.
     /// The frame's source MAC is not the port's.
     SpoofedMac = 32, "spoofed-mac";
@@ -120,6 +126,8 @@ reasons! {
     SourceRoute = 53, "source-route";
     /// An ICMP error that belongs to no live flow.
     UnmatchedError = 54, "unmatched-icmp-error";
+    /// A loopback address on a wire (RFC 1122, 3.2.1.3; RFC 4291, 2.5.3).
+    Loopback = 55, "loopback";
     // The agent's and the tables' own.
     /// The flow table has no room.
     FlowTableFull = 64, "flow-table-full";
@@ -139,11 +147,13 @@ pub enum Hook {
     BridgeIn = 2,
     /// TC egress of the bridge device: routed traffic to ports that have no program yet.
     BridgeOut = 3,
+    /// TC ingress of an interface to the outside, or of a bridge that the policy does not name: traffic to published ports.
+    UplinkIn = 4,
 }
 
 impl Hook {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::PortIn, Self::PortOut, Self::BridgeIn, Self::BridgeOut];
+    pub const ALL: [Self; 5] = [Self::PortIn, Self::PortOut, Self::BridgeIn, Self::BridgeOut, Self::UplinkIn];
 
     /// The word that operators see.
     pub const fn as_str(self) -> &'static str {
@@ -152,6 +162,7 @@ impl Hook {
             Self::PortOut => "port-out",
             Self::BridgeIn => "bridge-in",
             Self::BridgeOut => "bridge-out",
+            Self::UplinkIn => "uplink-in",
         }
     }
 
@@ -162,6 +173,7 @@ impl Hook {
             1 => Some(Self::PortOut),
             2 => Some(Self::BridgeIn),
             3 => Some(Self::BridgeOut),
+            4 => Some(Self::UplinkIn),
             _ => None,
         }
     }

@@ -1,4 +1,4 @@
-//! The kernel object: four entry points, each one expression. What a packet means is decided in `hydra-common`; here are only the
+//! The kernel object: five entry points, each one expression. What a packet means is decided in `hydra-common`; here are only the
 //! skb, the maps and the consequences.
 #![no_std]
 #![no_main]
@@ -36,6 +36,12 @@ pub fn hydra_bridge_in(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn hydra_bridge_out(ctx: TcContext) -> i32 {
     act::run(&ctx, Hook::BridgeOut)
+}
+
+/// TC ingress of an interface to the outside.
+#[classifier]
+pub fn hydra_uplink_in(ctx: TcContext) -> i32 {
+    act::run(&ctx, Hook::UplinkIn)
 }
 
 #[cfg(not(test))]

@@ -16,9 +16,10 @@ use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::id::{Identity, MAX_IDENTITIES};
 use hydra_common::packet::Packet;
 use hydra_common::tables::{
-    Cell, Count, Decision, DropKey, Endpoint, GAUGES, Head, IdentityRow, Interval, Link, MAX_DECISIONS,
-    MAX_ENDPOINTS, MAX_INTERVALS, MAX_LINKS, MAX_PREFIXES, MAX_RULE_SETS, PrefixData, PrefixRow, RuleSet,
-    TRAFFIC_CELLS, Tables, cell_index,
+    BucketKey, Cell, Count, Decision, DropKey, Endpoint, Fragment, FragmentKey, GAUGES, Head, IdentityRow,
+    Interval, Limit, Link, MAX_BUCKETS, MAX_DECISIONS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERVALS,
+    MAX_LIMITS, MAX_LINKS, MAX_PREFIXES, MAX_PUBLISHED, MAX_RULE_SETS, PrefixData, PrefixRow, Publish,
+    PublishKey, RuleSet, TRAFFIC_CELLS, Tables, cell_index,
 };
 
 #[map]
@@ -42,6 +43,15 @@ static HYDRA_PREFIX: LpmTrie<PrefixData, PrefixRow> =
 static HYDRA_ENDPTS: HashMap<Address, Endpoint> = HashMap::with_max_entries(MAX_ENDPOINTS, BPF_F_NO_PREALLOC);
 #[map]
 static HYDRA_LINKS: HashMap<u32, Link> = HashMap::with_max_entries(MAX_LINKS, BPF_F_NO_PREALLOC);
+#[map]
+static HYDRA_PUBLISH: HashMap<PublishKey, Publish> =
+    HashMap::with_max_entries(MAX_PUBLISHED, BPF_F_NO_PREALLOC);
+#[map]
+static HYDRA_FRAGS: LruHashMap<FragmentKey, Fragment> = LruHashMap::with_max_entries(MAX_FRAGMENTS, 0);
+#[map]
+static HYDRA_LIMITS: Array<Limit> = Array::with_max_entries(2 * MAX_LIMITS, 0);
+#[map]
+static HYDRA_BUCKETS: LruHashMap<BucketKey, u64> = LruHashMap::with_max_entries(MAX_BUCKETS, 0);
 #[map]
 static HYDRA_FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(131_072, 0);
 #[map]

@@ -11,8 +11,8 @@ use hydra_common::event::EventWindow;
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::names;
 use hydra_common::tables::{
-    Cell, Count, Decision, DropKey, Endpoint, GAUGES, Head, IdentityRow, Interval, Link, PrefixData,
-    PrefixRow, RuleSet, TRAFFIC_CELLS,
+    BucketKey, Cell, Count, Decision, DropKey, Endpoint, Fragment, FragmentKey, GAUGES, Head, IdentityRow,
+    Interval, Limit, Link, PrefixData, PrefixRow, Publish, PublishKey, RuleSet, TRAFFIC_CELLS,
 };
 use hydra_common::verdict::Reason;
 
@@ -32,6 +32,10 @@ fn maps() -> BTreeMap<&'static str, (bpf_map_type, usize, usize)> {
         (names::PREFIXES, (BPF_MAP_TYPE_LPM_TRIE, 4 + size_of::<PrefixData>(), size_of::<PrefixRow>())),
         (names::ENDPOINTS, (BPF_MAP_TYPE_HASH, size_of::<Address>(), size_of::<Endpoint>())),
         (names::LINKS, (BPF_MAP_TYPE_HASH, 4, size_of::<Link>())),
+        (names::PUBLISHED, (BPF_MAP_TYPE_HASH, size_of::<PublishKey>(), size_of::<Publish>())),
+        (names::FRAGMENTS, (BPF_MAP_TYPE_LRU_HASH, size_of::<FragmentKey>(), size_of::<Fragment>())),
+        (names::LIMITS, (ARRAY, 4, size_of::<Limit>())),
+        (names::BUCKETS, (BPF_MAP_TYPE_LRU_HASH, size_of::<BucketKey>(), 8)),
         (names::FLOWS, (BPF_MAP_TYPE_LRU_HASH, size_of::<FlowKey>(), size_of::<Flow>())),
         (names::TRAFFIC, (PERCPU, 4, size_of::<Count>())),
         (names::DROPS, (BPF_MAP_TYPE_PERCPU_HASH, size_of::<DropKey>(), size_of::<Count>())),

@@ -110,7 +110,10 @@ impl World {
     /// Status and body of a request; the body as JSON.
     async fn ask(&self, method: &str, target: &str, body: &[u8]) -> (u16, Value) {
         let (status, head, body) = exchange(self.connect().await, method, target, "agent", body).await;
-        assert!(head.contains("hydra-abi: 1"), "every answer says who answers: {head}");
+        assert!(
+            head.contains(&format!("hydra-abi: {}", hydra_common::ABI)),
+            "every answer says who answers: {head}"
+        );
         (status, serde_json::from_slice(&body).unwrap_or(Value::String(String::from_utf8(body).unwrap())))
     }
 

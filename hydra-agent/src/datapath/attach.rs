@@ -63,7 +63,7 @@ pub struct Attacher {
 /// TCX's name of a hook's side.
 fn attach_type(hook: Hook) -> u32 {
     match hook {
-        Hook::PortIn | Hook::BridgeIn => raw::TCX_INGRESS,
+        Hook::PortIn | Hook::BridgeIn | Hook::UplinkIn => raw::TCX_INGRESS,
         Hook::PortOut | Hook::BridgeOut => raw::TCX_EGRESS,
     }
 }

@@ -46,7 +46,7 @@ const HANDLE: u32 = 0x6879_0001;
 
 fn parent(hook: Hook) -> u32 {
     match hook {
-        Hook::PortIn | Hook::BridgeIn => INGRESS,
+        Hook::PortIn | Hook::BridgeIn | Hook::UplinkIn => INGRESS,
         Hook::PortOut | Hook::BridgeOut => EGRESS,
     }
 }

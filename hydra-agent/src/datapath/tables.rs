@@ -138,7 +138,12 @@ impl Bank {
             prefixes.entry(IpNet::V4(Ipv4Net::default())).or_insert(external);
         }
         Self {
-            head: Head { generation: 0, revision, flags: if compiled.audit { Head::AUDIT } else { 0 } },
+            head: Head {
+                generation: 0,
+                revision,
+                flags: if compiled.audit { Head::AUDIT } else { 0 },
+                pickup_until: u32::MAX,
+            },
             identities,
             cells,
             rule_sets: compiled.rule_sets.clone(),

@@ -194,7 +194,7 @@ impl<'m> Rows<'m> {
             let known = self.decision_numbers.get(&key).copied();
             next = known.unwrap_or_else(|| {
                 let number = self.decisions.len() as u32;
-                let row = Decision { until: 0, next, rule, verdict: key.0, reason: key.1 };
+                let row = Decision { next, rule, verdict: key.0, reason: key.1, ..Decision::default() };
                 self.decisions.push((row, step.until));
                 self.decision_numbers.insert(key, number);
                 number

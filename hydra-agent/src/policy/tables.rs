@@ -37,7 +37,7 @@ impl<'c> PolicyTables<'c> {
             .map(|(row, end)| Decision { until: end.map_or(0, seconds), ..*row })
             .collect();
         let flags = if compiled.audit { Head::AUDIT } else { 0 };
-        let head = Head { generation: Self::GENERATION, revision: 1, flags };
+        let head = Head { generation: Self::GENERATION, revision: 1, flags, pickup_until: u32::MAX };
         Self { compiled, head, decisions, endpoints: BTreeMap::new(), links: BTreeMap::new() }
     }
 }

@@ -13,7 +13,7 @@ use crate::policy::rows::Class;
 fn matrix(owners: &[&str], allowed: &[(&str, &str)]) -> Arc<Compiled> {
     let mut c = Compiled::default();
     let decision = |verdict: Verdict| {
-        (Decision { until: 0, next: 0, rule: 0, verdict: verdict as u8, reason: Reason::NoRule as u8 }, None)
+        (Decision { verdict: verdict as u8, reason: Reason::NoRule as u8, ..Decision::default() }, None)
     };
     c.decisions = vec![decision(Verdict::Denied), decision(Verdict::Allowed)];
     let all: Vec<&str> =

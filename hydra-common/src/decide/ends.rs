@@ -31,7 +31,7 @@ pub fn sender<'t, T: Tables>(
     out: &mut Outcome,
 ) -> Result<Option<&'t Link>, Reason> {
     let index = match at.hook {
-        Hook::PortIn => at.ifindex,
+        Hook::PortIn | Hook::UplinkIn => at.ifindex,
         Hook::PortOut | Hook::BridgeOut => at.ingress,
         // The port is forgotten here; the port's own program has checked the source, or there was none.
         Hook::BridgeIn if at.mark & MARK_MASK == MARK_CHECKED => {

@@ -94,7 +94,7 @@ pub fn mac(n: u8) -> Mac {
 /// The world of the tests: see [`APP`].
 pub fn world() -> Plain {
     let mut t = Plain { generation: GENERATION, ..Plain::default() };
-    t.heads[1] = Head { generation: GENERATION, revision: 3, flags: 0 };
+    t.heads[1] = Head { generation: GENERATION, revision: 3, flags: 0, pickup_until: u32::MAX };
     for n in 1..=3u16 {
         t.identities.insert(n, IdentityRow { tier: Tier(n), flags: 0 });
     }
