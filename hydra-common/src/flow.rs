@@ -157,9 +157,10 @@ pub struct Flow {
     pub destination: Identity,
     /// The cell of the traffic counters, see [`crate::tables::traffic_index`].
     pub traffic: u32,
-    /// What may send from an end that is no container of this host: [`Far`].
+    /// What may send from an end that is no container of this host: [`Far`]. Where the end is an address of this host that was
+    /// called, the first answer says.
     pub ends: [u8; 2],
-    /// [`Flow::PUBLISHED`], [`Flow::CARRIED`].
+    /// [`Flow::PUBLISHED`], [`Flow::CARRIED`], [`Flow::TO_HOST`].
     pub marks: u8,
     /// Zero.
     pub zero: u8,
@@ -180,10 +181,13 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// To a published port of this host: what comes back may take another key.
+    /// To a published port of this host: the entry says by container and identity who was called, and what he answers may have
+    /// another key.
     pub const PUBLISHED: u8 = 1;
     /// Its opener came with [`crate::names::MARK_CARRIED`]: the entry's identities say who it is, its addresses do not.
     pub const CARRIED: u8 = 2;
+    /// To an address of this host, which may send it on: its opener's packets go on with [`crate::names::MARK_CARRIED`].
+    pub const TO_HOST: u8 = 4;
 }
 
 /// What sends from an end of a flow that is no container of this host.
@@ -194,7 +198,7 @@ pub enum Far {
     Unset = 0,
     /// This host.
     Host = 1,
-    /// Another interface of this host.
+    /// An interface to the outside, or a port behind which nobody lists who is there.
     Outside = 2,
     /// A container on a network that the policy does not name.
     Unmanaged = 3,

@@ -587,6 +587,8 @@ pub trait Tables {
     fn link(&self, ifindex: u32) -> Option<&Link>;
     /// By exact address.
     fn endpoint(&self, address: &Address) -> Option<&Endpoint>;
+    /// By the called address, or the unspecified one of its family.
+    fn published(&self, key: &PublishKey) -> Option<&Publish>;
     /// By longest match within the bank.
     fn prefix(&self, bank: u32, address: &Address) -> Option<&PrefixRow>;
     /// By bank and identity.

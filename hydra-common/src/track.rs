@@ -44,9 +44,12 @@ impl State {
     #[inline(always)]
     pub fn of(flow: &Flow, protocol: u8) -> Self {
         let (a, b) = (flow.flags[0], flow.flags[1]);
+        // What the called container answers may have another key: here the opener's word, who has seen an answer, counts.
+        let answered =
+            flow.marks & Flow::PUBLISHED != 0 && protocol == protocol::TCP && (a | b) & tcp::ACK != 0;
         if protocol == protocol::TCP && (a | b) & (tcp::FIN | tcp::RST) != 0 {
             Self::Closing
-        } else if a != 0 && b != 0 {
+        } else if answered || (a != 0 && b != 0) {
             Self::Established
         } else {
             Self::New

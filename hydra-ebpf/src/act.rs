@@ -7,7 +7,7 @@ use aya_ebpf::helpers::{
 use aya_ebpf::programs::TcContext;
 use hydra_common::decide::{At, Hop, Outcome, Step, Way, decide, entry};
 use hydra_common::flow::Flow;
-use hydra_common::names::{MARK_CHECKED, MARK_JUDGED, MARK_MASK};
+use hydra_common::names::{MARK_CARRIED, MARK_CHECKED, MARK_IDENTITY, MARK_JUDGED, MARK_MASK, carried};
 use hydra_common::packet::{Bytes as _, Chunk, Packet};
 use hydra_common::tables::{Count, Gauge, Tables as _};
 use hydra_common::track;
@@ -31,7 +31,7 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     // SAFETY: the context is valid while the program runs.
     let (ifindex, ingress, mark) =
         unsafe { ((*frame.raw()).ifindex, (*frame.raw()).ingress_ifindex, (*frame.raw()).mark) };
-    if !matches!(hook, Hook::PortIn) && mark & MARK_MASK == MARK_JUDGED {
+    if judged_before(hook, mark) {
         return NEXT;
     }
     // SAFETY: no arguments. Coarse: the tick's time, 4 ms at worst (Linux 5.11).
@@ -48,21 +48,30 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
         match (outcome.step, live) {
             (Step::Nothing, _) => {}
             (Step::Create, _) => create(packet, outcome, fresh, &count, now),
-            (Step::Count, Some(flow)) => tally(packet, flow, &count, now),
+            (Step::Count, Some(flow)) => tally(packet, outcome, flow, &count, now),
             (Step::Renew, Some(flow)) => {
                 renew(packet, outcome, flow);
-                tally(packet, flow, &count, now);
+                tally(packet, outcome, flow, &count, now);
             }
             (Step::Count | Step::Renew, None) => outcome.verdict = Verdict::Denied,
         }
     }
-    // What another hook judges, it counts.
-    if !matches!(outcome.way, Way::Leave) {
+    if matches!(outcome.verdict, Verdict::Denied) || !outcome.elsewhere {
         report::report(&Seen { packet, outcome, hook, ifindex, count, now });
     }
     match outcome.verdict {
         Verdict::Denied => TC_ACT_SHOT,
         Verdict::Allowed | Verdict::Audited => pass(&frame, packet, outcome, mark),
+    }
+}
+
+/// Whether an earlier hook has had the last word. Of a frame whose sender is carried only its receiver's has.
+#[inline(always)]
+fn judged_before(hook: Hook, mark: u32) -> bool {
+    match hook {
+        Hook::PortIn => false,
+        Hook::BridgeIn | Hook::UplinkIn => matches!(mark & MARK_MASK, MARK_JUDGED | MARK_CARRIED),
+        Hook::PortOut | Hook::BridgeOut => mark & MARK_MASK == MARK_JUDGED,
     }
 }
 
@@ -93,10 +102,11 @@ fn create(packet: &Packet, outcome: &mut Outcome, fresh: &mut Flow, count: &Coun
         // Another CPU was first with the same flow: its entry counts this packet too. An old one that counts no more is replaced.
         if let Some(twin) = Maps.flow(&packet.key)
             && twin.generation == fresh.generation
+            && twin.source == fresh.source
             && now.saturating_sub(twin.created) < AT_ONCE
             && track::State::of(&twin, packet.protocol) != track::State::Closing
         {
-            return tally(packet, twin, count, now);
+            return tally(packet, outcome, twin, count, now);
         }
         if maps::put_flow(&packet.key, fresh).is_err() {
             report::count(Gauge::FlowsRefused, 1);
@@ -105,17 +115,21 @@ fn create(packet: &Packet, outcome: &mut Outcome, fresh: &mut Flow, count: &Coun
             return;
         }
     }
-    report::add(maps::traffic(traffic), count);
+    if !outcome.elsewhere {
+        report::add(maps::traffic(traffic), count);
+    }
 }
 
 /// Counts a packet on its flow: exact, also from two CPUs at once.
 #[inline(always)]
-fn tally(packet: &Packet, flow: LiveFlow, count: &Count, now: u64) {
-    report::add(maps::traffic(flow.traffic), count);
+fn tally(packet: &Packet, outcome: &Outcome, flow: LiveFlow, count: &Count, now: u64) {
+    if !outcome.elsewhere {
+        report::add(maps::traffic(flow.traffic), count);
+    }
     let side = packet.side().index();
     let live = flow.pointer();
     // SAFETY: the entry lives until the program ends, and its fields are aligned. Counters are only ever added to, atomically;
-    // of two stores to `seen` or `flags` at once either is true enough.
+    // of two stores to `seen`, `flags` or `ends` at once either is true enough.
     unsafe {
         add_atomic(&raw mut (*live).packets[side], count.packets);
         add_atomic(&raw mut (*live).bytes[side], count.bytes);
@@ -124,6 +138,11 @@ fn tally(packet: &Packet, flow: LiveFlow, count: &Count, now: u64) {
         let seen = *flags | track::mark(packet.protocol, packet.tcp_flags);
         if seen != *flags {
             core::ptr::write_volatile(flags, seen);
+        }
+        // The first answer of an end that is no container.
+        let end = &raw mut (*live).ends[side];
+        if *end == 0 {
+            core::ptr::write_volatile(end, outcome.near() as u8);
         }
     }
 }
@@ -152,6 +171,7 @@ fn renew(packet: &Packet, outcome: &Outcome, flow: LiveFlow) {
         (*live).verdict = outcome.verdict as u8;
         (*live).reason = outcome.reason as u8;
         (*live).path = outcome.path as u8;
+        (*live).marks = outcome.marks;
         (*live).source = outcome.source;
         (*live).destination = outcome.destination;
         (*live).traffic = traffic;
@@ -168,6 +188,7 @@ fn pass(frame: &Frame<'_>, packet: &Packet, outcome: &Outcome, mark: u32) -> i32
         Way::Leave => return NEXT,
         Way::Judged => set_mark(frame, mark, MARK_JUDGED),
         Way::Checked => set_mark(frame, mark, MARK_CHECKED),
+        Way::Carried => set_mark(frame, mark, carried(outcome.source)),
         Way::Peer => {
             if let Some(action) = to_peer(frame, packet, &outcome.hop) {
                 report::count(Gauge::Forwarded, 1);
@@ -182,8 +203,10 @@ fn pass(frame: &Frame<'_>, packet: &Packet, outcome: &Outcome, mark: u32) -> i32
 
 #[inline(always)]
 fn set_mark(frame: &Frame<'_>, mark: u32, ours: u32) {
+    let either = mark & MARK_MASK == MARK_CARRIED || ours & MARK_MASK == MARK_CARRIED;
+    let others = if either { !(MARK_MASK | MARK_IDENTITY) } else { !MARK_MASK };
     // SAFETY: the context is valid while the program runs.
-    unsafe { (*frame.raw()).mark = (mark & !MARK_MASK) | ours };
+    unsafe { (*frame.raw()).mark = (mark & others) | ours };
 }
 
 /// Rewrites what a router would and hands the frame to the other namespace. `None`, with the frame as it was: the stack must

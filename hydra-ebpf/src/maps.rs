@@ -138,6 +138,12 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn published(&self, key: &PublishKey) -> Option<&Publish> {
+        // SAFETY: as above.
+        unsafe { HYDRA_PUBLISH.get(key) }
+    }
+
+    #[inline(always)]
     fn prefix(&self, bank: u32, address: &Address) -> Option<&PrefixRow> {
         find_prefix(bank, address)
     }

@@ -11,8 +11,8 @@ use hydra_agent::datapath::{Datapath, Mechanism};
 use hydra_agent::desired::Desired;
 use hydra_common::ABI;
 use hydra_common::flow::{Flow, FlowKey};
-use hydra_common::names::{DROPS, FLOWS, PROGRAMS, REASONS};
-use hydra_common::tables::{Count, DropKey};
+use hydra_common::names::{DROPS, FLOWS, PROGRAMS, PUBLISHED, REASONS};
+use hydra_common::tables::{Count, DropKey, Publish, PublishKey};
 use hydra_common::verdict::{Hook, Reason, Verdict};
 
 /// A frame at a hook.
@@ -74,6 +74,7 @@ impl Seen {
 pub struct Runner {
     programs: Vec<SchedClassifier>,
     flows: HashMap<MapData, FlowKey, Flow>,
+    published: HashMap<MapData, PublishKey, Publish>,
     drops: PerCpuHashMap<MapData, DropKey, Count>,
     reasons: PerCpuArray<MapData, Count>,
     counted: Vec<u64>,
@@ -99,6 +100,7 @@ impl Runner {
         let mut runner = Self {
             programs,
             flows: map(FLOWS)?.try_into()?,
+            published: map(PUBLISHED)?.try_into()?,
             drops: map(DROPS)?.try_into()?,
             reasons: map(REASONS)?.try_into()?,
             counted: Vec::new(),
@@ -113,6 +115,22 @@ impl Runner {
         let report = self.datapath.sync(desired)?;
         ensure!(report.not_enforced.is_empty(), "{:?}", report.not_enforced);
         Ok(())
+    }
+
+    /// Leads a port of this host to a container. Stays until the tables are made to hold something else.
+    pub fn publish(&mut self, key: &PublishKey, row: &Publish) -> Result<()> {
+        Ok(self.published.insert(key, row, 0)?)
+    }
+
+    /// The whole flow table.
+    pub fn flows(&self) -> Result<Vec<(FlowKey, Flow)>> {
+        Ok(self.flows.iter().collect::<Result<_, _>>()?)
+    }
+
+    /// Packets that were denied or would have been, by reason.
+    pub fn dropped(&self) -> Result<Vec<(DropKey, u64)>> {
+        let all = self.drops.iter().map(|row| row.map(|(key, n)| (key, n.iter().map(|c| c.packets).sum())));
+        Ok(all.collect::<Result<_, _>>()?)
     }
 
     /// Forgets all flows.

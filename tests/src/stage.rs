@@ -13,7 +13,7 @@ use hydra_agent::policy::model::Model;
 use hydra_agent::policy::rows::{Compiled, Numbers, Owner};
 use hydra_common::address::{Address, Mac};
 use hydra_common::id::{Container, Identity};
-use hydra_common::tables::{Endpoint as Row, LinkKind};
+use hydra_common::tables::{Endpoint as Row, LinkKind, Publish, PublishKey};
 use hydra_common::verdict::Hook;
 use ipnet::IpNet;
 
@@ -36,15 +36,25 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Of a policy file's text.
+    /// Of a policy file's text, for single frames: nothing but what a test sends is to be counted, no neighbour discovery, no
+    /// multicast reports, so all interfaces are down.
     pub fn of(text: &str) -> Result<Self> {
+        let stage = Self::live(text)?;
+        let ours = stage.links.keys().filter(|name| name.starts_with("hy"));
+        let quiet: Vec<String> = ours.map(|name| format!("link set {name} down")).collect();
+        stage.world.ip(HOST, &quiet)?;
+        Ok(stage)
+    }
+
+    /// Of a policy file's text, with traffic of its own.
+    pub fn live(text: &str) -> Result<Self> {
         let deployment = Deployment::of(text)?;
         let world = World::build(&deployment.topology)?;
         Self::in_world(world, deployment, text)
     }
 
     /// In a world that is there already.
-    pub fn in_world(world: World, deployment: Deployment, text: &str) -> Result<Self> {
+    fn in_world(world: World, deployment: Deployment, text: &str) -> Result<Self> {
         let links = world.enter(HOST, || -> Result<BTreeMap<String, u32>> {
             let all = nix::net::if_::if_nameindex()?;
             Ok(all.iter().map(|i| (i.name().to_string_lossy().into_owned(), i.index())).collect())
@@ -60,13 +70,6 @@ impl Stage {
         for bridge in &deployment.topology.bridges {
             gateways.insert(bridge.name.clone(), world.mac(HOST, &bridge.name)?);
         }
-        // Nothing but what a test sends is to be counted: no neighbour discovery, no multicast reports.
-        let quiet: Vec<String> = links
-            .keys()
-            .filter(|name| name.starts_with("hy"))
-            .map(|name| format!("link set {name} down"))
-            .collect();
-        world.ip(HOST, &quiet)?;
         let (_, compiled) = compiled(text, &deployment)?;
         let mut stage = Self { world, deployment, desired: Desired::default(), links, macs, gateways };
         stage.desired = stage.wanted(Arc::new(compiled))?;
@@ -78,6 +81,29 @@ impl Stage {
         self.deployment = deployment;
         self.desired = Desired { revision, ..self.wanted(compiled)? };
         Ok(())
+    }
+
+    /// The row of a port of this host that leads to a container's first address of the family, or, where it has none, by a process
+    /// of this host; the binding is to one address of this host, or to all.
+    pub fn published(
+        &self,
+        binding: IpAddr,
+        protocol: u8,
+        port: u16,
+        to: (&str, u16),
+        flags: u16,
+    ) -> Result<(PublishKey, Publish)> {
+        let key = PublishKey {
+            address: binding.into(),
+            port: port.to_be_bytes(),
+            protocol,
+            ..PublishKey::default()
+        };
+        let (container, port) = to;
+        let at = self.port(container, 0)?;
+        let row = self.desired.endpoints.values().find(|e| e.port == at);
+        let row = row.with_context(|| format!("{container} has no address"))?;
+        Ok((key, Publish { identity: [row.identity; 2], container: row.container, port, flags }))
     }
 
     /// The index of a container's port in the host.
@@ -115,7 +141,8 @@ impl Stage {
         for (number, container) in topology.containers.iter().enumerate() {
             let who = owner(self.deployment.owners.get(&container.name).unwrap_or(&Who::Unmanaged));
             let managed = container.name != STRANGER;
-            let number = Container(u32::try_from(number)? + 1);
+            // As in the agent: nobody checks the ports of what no tier has.
+            let number = if managed { Container(u32::try_from(number)? + 1) } else { Container::NONE };
             for (index, port) in container.ports.iter().enumerate() {
                 let ifindex = self.port(&container.name, index)?;
                 let bridge = self.link(&port.bridge)?;

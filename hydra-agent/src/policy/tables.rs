@@ -7,7 +7,8 @@ use hydra_common::address::Address;
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::id::Identity;
 use hydra_common::tables::{
-    Cell, Decision, Endpoint, Head, IdentityRow, Interval, Link, PrefixRow, RuleSet, Tables,
+    Cell, Decision, Endpoint, Head, IdentityRow, Interval, Link, PrefixRow, Publish, PublishKey, RuleSet,
+    Tables,
 };
 use ipnet::IpNet;
 
@@ -75,6 +76,9 @@ impl Tables for PolicyTables<'_> {
     }
     fn endpoint(&self, address: &Address) -> Option<&Endpoint> {
         self.endpoints.get(address)
+    }
+    fn published(&self, _: &PublishKey) -> Option<&Publish> {
+        None
     }
     fn prefix(&self, _: u32, address: &Address) -> Option<&PrefixRow> {
         let octets = address.octets();

@@ -1,9 +1,10 @@
 //! Who sends, and to whom: the sender by its interface, never by its address; its address only if it is true (line 1).
 
-use super::{At, Outcome, declared};
+use super::{At, Outcome, declared, published};
 use crate::address::Address;
+use crate::flow::{Far, Flow, Side};
 use crate::id::{Container, Identity, Tier};
-use crate::names::{MARK_CHECKED, MARK_MASK};
+use crate::names::{MARK_CHECKED, MARK_MASK, carrier};
 use crate::packet::{Kind, Packet};
 use crate::tables::{Endpoint, Link, LinkKind, PrefixRow, Tables};
 use crate::verdict::{Hook, Reason, Verdict};
@@ -20,6 +21,22 @@ pub enum Sender {
     Unmanaged,
     /// Any other interface.
     Outside,
+    /// Somebody who was judged where he sent: the mark says who, the address does not.
+    Carried,
+}
+
+impl Sender {
+    /// What an end without a container is in a flow.
+    #[inline(always)]
+    pub const fn far(self) -> Far {
+        match self {
+            Self::Host => Far::Host,
+            // A port whose containers nobody lists is as good as the outside.
+            Self::Port | Self::Outside => Far::Outside,
+            Self::Unmanaged => Far::Unmanaged,
+            Self::Carried => Far::Carried,
+        }
+    }
 }
 
 /// Who sent the frame, by interface; the link for a port.
@@ -30,6 +47,12 @@ pub fn sender<'t, T: Tables>(
     at: &At,
     out: &mut Outcome,
 ) -> Result<Option<&'t Link>, Reason> {
+    if matches!(at.hook, Hook::PortOut | Hook::BridgeOut)
+        && let Some(identity) = carrier(at.mark)
+    {
+        published::carried(tables, packet, out, identity);
+        return Ok(None);
+    }
     let index = match at.hook {
         Hook::PortIn | Hook::UplinkIn => at.ifindex,
         Hook::PortOut | Hook::BridgeOut => at.ingress,
@@ -57,6 +80,31 @@ pub fn sender<'t, T: Tables>(
         LinkKind::Bridge | LinkKind::Unknown => return Err(Reason::UnknownSource),
     }
     Ok(None)
+}
+
+/// Whether the sender is the end of the flow that its addresses say. This host may be any end that is no container: it routes,
+/// translates and proxies.
+#[inline(always)]
+pub fn same(flow: &Flow, side: Side, out: &Outcome) -> bool {
+    let there = flow.containers[side.index()];
+    let opener = flow.opener == side as u8;
+    if there != out.source_container {
+        // A process of this host answers for the container of a published port.
+        let proxy =
+            matches!(out.sender, Sender::Host | Sender::Carried) && out.source_container == Container::NONE;
+        return proxy && !opener && flow.marks & Flow::PUBLISHED != 0;
+    }
+    if there != Container::NONE {
+        return true;
+    }
+    let far = flow.ends[side.index()];
+    match out.sender {
+        Sender::Host => true,
+        Sender::Carried => !opener || flow.source == out.source,
+        Sender::Port | Sender::Outside | Sender::Unmanaged => {
+            far == Far::Unset as u8 || far == out.sender.far() as u8
+        }
+    }
 }
 
 /// What passes before line 1, with true addresses: the whole list. `false` is for judging.
@@ -90,6 +138,7 @@ pub fn named<T: Tables>(
     out.reason = reason;
     if matches!(at.hook, Hook::BridgeOut) {
         out.way = super::Way::Leave;
+        out.elsewhere = true;
     }
     Ok(true)
 }
@@ -148,6 +197,9 @@ pub fn source<T: Tables>(
     out: &mut Outcome,
     link: Option<&Link>,
 ) -> Result<(), Reason> {
+    if matches!(out.sender, Sender::Carried) {
+        return Ok(());
+    }
     let slot = (out.bank() & 1) as usize;
     let address = &packet.source;
     let known = tables.endpoint(address);
@@ -214,6 +266,7 @@ pub fn destination<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Ou
     let group = packet.is_group();
     if group && !matches!(at.hook, Hook::PortOut) {
         out.destination = Identity::HOST;
+        out.marks |= Flow::TO_HOST;
         return Ok(());
     }
     let known = if group { None } else { tables.endpoint(&packet.destination) };
@@ -234,6 +287,10 @@ pub fn destination<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Ou
     if let Some(e) = known {
         out.destination = e.identity[slot];
         out.destination_container = e.container;
+        if e.flags & Endpoint::HOST != 0 {
+            out.marks |= Flow::TO_HOST;
+            published::called(tables, packet, out);
+        }
         return Ok(());
     }
     let Some(row) = tables.prefix(out.bank(), &packet.destination) else {
@@ -245,7 +302,19 @@ pub fn destination<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Ou
     if hidden && !host { Err(Reason::UnknownDestination) } else { Ok(()) }
 }
 
+/// Who may answer a new flow where the called is no container: what is behind its address. An address of this host may be anybody's
+/// to whom it sends on.
 #[inline(always)]
-fn tier<T: Tables>(tables: &T, bank: u32, identity: Identity) -> Tier {
+pub fn beyond<T: Tables>(tables: &T, out: &mut Outcome) {
+    if out.destination_container != Container::NONE || out.marks & Flow::TO_HOST != 0 {
+        return;
+    }
+    let unmanaged = tier(tables, out.bank(), out.destination) == Tier::UNMANAGED;
+    out.beyond = if unmanaged { Far::Unmanaged } else { Far::Outside };
+}
+
+/// The tier that an identity counts on.
+#[inline(always)]
+pub fn tier<T: Tables>(tables: &T, bank: u32, identity: Identity) -> Tier {
     tables.identity(bank, identity).map_or(Tier::UNKNOWN, |row| row.tier)
 }

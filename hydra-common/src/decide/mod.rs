@@ -8,6 +8,7 @@
 
 mod ends;
 mod outcome;
+mod published;
 mod ruling;
 
 pub use outcome::{Hop, Outcome, Step, Way};
@@ -54,6 +55,10 @@ pub fn decide<'t, T: Tables>(
     out: &mut Outcome,
 ) -> Option<T::Flow<'t>> {
     *out = Outcome::CLOSED;
+    if matches!(at.hook, Hook::UplinkIn) && !published::concerns(tables, packet, parsed, at) {
+        out.not_judged(Way::Leave);
+        return None;
+    }
     out.generation = tables.generation();
     if out.generation == 0 {
         out.reason = Reason::NoPolicy;
@@ -72,6 +77,7 @@ pub fn decide<'t, T: Tables>(
             out.rule = 0;
             out.step = Step::Nothing;
             out.way = Way::Judged;
+            out.elsewhere = false;
             None
         }
     };
@@ -92,6 +98,9 @@ fn enter<'t, T: Tables>(
     out: &mut Outcome,
 ) -> Result<Option<T::Flow<'t>>, Reason> {
     let link = ends::sender(tables, packet, at, out)?;
+    if matches!(at.hook, Hook::UplinkIn) {
+        return published::uplink(tables, packet, parsed, at, out);
+    }
     if let Some(link) = link {
         out.source_container = link.container;
         out.source = link.identity[(out.bank() & 1) as usize];
@@ -129,9 +138,7 @@ fn enter<'t, T: Tables>(
         live => live,
     };
     let side = packet.side();
-    let called = |flow: &Flow| {
-        flow.opener != side as u8 && flow.containers[side.index()] == out.source_container && !opens(packet)
-    };
+    let called = |flow: &Flow| flow.opener != side as u8 && ends::same(flow, side, out) && !opens(packet);
     out.answers = live.as_deref().is_some_and(called);
     if !first(tables, packet, at, out, link)? {
         return Ok(None);
@@ -150,7 +157,7 @@ fn enter<'t, T: Tables>(
 fn established(packet: &Packet, at: &At, out: &mut Outcome, flow: &Flow) -> bool {
     let side = packet.side();
     let fresh = flow.generation == out.generation && (flow.until == 0 || at.seconds() < flow.until);
-    if !fresh || flow.containers[side.index()] != out.source_container {
+    if !fresh || !ends::same(flow, side, out) {
         return false;
     }
     // A new conversation between the same ports: the other end opens, or this one opens again after either has ended it.
@@ -172,6 +179,7 @@ fn established(packet: &Packet, at: &At, out: &mut Outcome, flow: &Flow) -> bool
     out.opener = Side::from_row(flow.opener);
     out.destination_container = flow.containers[side.other().index()];
     out.path = Path::from_row(flow.path);
+    out.marks = flow.marks;
     out.step = Step::Count;
     true
 }
@@ -185,6 +193,9 @@ fn first<T: Tables>(
     out: &mut Outcome,
     link: Option<&Link>,
 ) -> Result<bool, Reason> {
+    if !matches!(at.hook, Hook::PortOut | Hook::BridgeOut) && published::loopback(packet) {
+        return Err(Reason::Loopback);
+    }
     ends::source(tables, packet, out, link)?;
     let group = packet.is_group();
     if group && matches!(at.hook, Hook::PortIn) {
@@ -207,13 +218,17 @@ fn first<T: Tables>(
 #[inline(always)]
 fn open<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome, live: Option<&Flow>) {
     let side = packet.side();
-    let mut selector = packet.selector();
+    let mut selector = published::selector(packet, out);
     out.opener = side;
     if let Some(flow) = live {
         let opener = Side::from_row(flow.opener);
         let reply = opener as u8 != side as u8;
-        if flow.containers[side.index()] != out.source_container {
-            // Somebody else with the same addresses: judged by his own right, and not on that entry.
+        if !ends::same(flow, side, out) {
+            // Somebody else with the same addresses: judged by his own right, and not on that entry. But a port that NAT has given
+            // to another conversation is that one's now.
+            if matches!(out.sender, Sender::Carried) {
+                out.step = Step::Create;
+            }
         } else if opens(packet) && track::State::of(flow, packet.protocol) == track::State::Closing {
             out.step = Step::Create;
         } else {
@@ -225,19 +240,23 @@ fn open<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome, live
                 out.opener = opener;
                 selector = crate::tables::selector(packet.protocol, packet.key.port(opener.other()));
                 core::mem::swap(&mut out.source, &mut out.destination);
+                published::answered(tables, packet, out, flow, &mut selector);
             }
         }
     } else if !packet.is_group() && !packet.icmp_reply {
         out.step = Step::Create;
     }
     let said = ruling(tables, out.bank(), out.source, out.destination, selector, at.seconds());
-    out.verdict = said.verdict;
-    out.reason = said.reason;
-    out.rule = said.rule;
-    out.until = said.until;
+    out.take(&said);
+    if packet.is_group() && matches!(at.hook, Hook::BridgeIn) {
+        published::strictest(tables, packet, at, out);
+    }
+    if matches!(out.step, Step::Create) {
+        ends::beyond(tables, out);
+    }
     // The path is chosen once: a flow that moved to another would lose what is under way. What is only audited goes as if hydra
     // were not there.
-    if matches!((said.verdict, out.step, at.hook), (Verdict::Allowed, Step::Create, Hook::PortIn)) {
+    if matches!((out.verdict, out.step, at.hook), (Verdict::Allowed, Step::Create, Hook::PortIn)) {
         out.path = path(tables, packet);
     }
 }
@@ -271,7 +290,7 @@ fn related<T: Tables>(
     let meddles = match out.sender {
         Sender::Port => flow.containers[side.other().index()] != out.source_container,
         Sender::Unmanaged => !end,
-        Sender::Host | Sender::Outside => false,
+        Sender::Host | Sender::Outside | Sender::Carried => false,
     };
     if meddles {
         return Err(Reason::UnmatchedError);
@@ -315,7 +334,7 @@ fn way<T: Tables>(
     out: &mut Outcome,
     link: Option<&Link>,
 ) -> Result<(), Reason> {
-    out.way = Way::Judged;
+    out.way = published::way(packet, at, out);
     let (Hook::PortIn, Some(link)) = (at.hook, link) else { return Ok(()) };
     let to_gateway = packet.destination_mac == link.gateway_mac || link.flags & Link::UNBOUND != 0;
     if matches!(out.path, Path::Stack) && to_gateway {
@@ -363,6 +382,7 @@ pub fn entry(packet: &Packet, out: &Outcome, traffic: u32, now: u64, flow: &mut 
         source: out.source,
         destination: out.destination,
         traffic,
+        marks: out.marks,
         created: now,
         seen: now,
         ..Flow::default()
@@ -370,4 +390,6 @@ pub fn entry(packet: &Packet, out: &Outcome, traffic: u32, now: u64, flow: &mut 
     flow.containers[side.index()] = out.source_container;
     flow.containers[side.other().index()] = out.destination_container;
     flow.flags[side.index()] = track::mark(packet.protocol, packet.tcp_flags);
+    flow.ends[side.index()] = out.near() as u8;
+    flow.ends[side.other().index()] = out.beyond as u8;
 }

@@ -1,8 +1,9 @@
 //! What [`super::decide`] says: the verdict, and what follows from it.
 
 use super::ends::Sender;
+use super::ruling::Ruling;
 use crate::address::Mac;
-use crate::flow::{Path, Side};
+use crate::flow::{Far, Path, Side};
 use crate::id::{Container, Identity, Tier};
 use crate::tables::{Tables, traffic_index};
 use crate::verdict::{Reason, Verdict};
@@ -31,6 +32,8 @@ pub enum Way {
     Judged,
     /// Through the stack, marked as checked: each receiver's hook judges.
     Checked,
+    /// Through the stack, marked with the sender's identity: whoever this host sends it on to is judged where he receives it.
+    Carried,
     /// Straight into the destination's namespace, by [`Outcome::hop`].
     Peer,
 }
@@ -67,7 +70,7 @@ pub struct Outcome {
     pub path: Path,
     /// The rule that decided, counted from 1; 0 = none.
     pub rule: u16,
-    /// See [`Ruling::until`].
+    /// See [`super::Ruling::until`].
     pub until: u32,
     /// The policy's revision.
     pub revision: u32,
@@ -83,6 +86,14 @@ pub struct Outcome {
     pub destination_container: Container,
     /// Where [`Way::Peer`] leads.
     pub hop: Hop,
+    /// Another hook has counted the packet, or will: a pass is not counted by tiers and reasons.
+    pub elsewhere: bool,
+    /// Of a new or live entry, as in [`crate::flow::Flow::marks`].
+    pub marks: u8,
+    /// The container's own port of a published one; only read with [`crate::flow::Flow::PUBLISHED`].
+    pub(super) port: u16,
+    /// What may answer from the called end of a new entry.
+    pub(super) beyond: Far,
     pub(super) sender: Sender,
     /// A live flow has called the packet's source.
     pub(super) answers: bool,
@@ -106,6 +117,10 @@ impl Outcome {
         source_container: Container::NONE,
         destination_container: Container::NONE,
         hop: Hop { port: 0, mtu: 0, routed: 0, mac: Mac::ZERO, gateway_mac: Mac::ZERO },
+        elsewhere: false,
+        marks: 0,
+        port: 0,
+        beyond: Far::Unset,
         sender: Sender::Outside,
         answers: false,
     };
@@ -130,10 +145,26 @@ impl Outcome {
         traffic_index(source, destination, matches!(self.verdict, Verdict::Audited))
     }
 
+    /// What sends this packet, for the entry that it counts on; unset where its container says so.
+    #[inline(always)]
+    pub fn near(&self) -> Far {
+        if self.source_container.0 == 0 { self.sender.far() } else { Far::Unset }
+    }
+
+    /// Lines 3 to 7 have decided.
+    #[inline(always)]
+    pub(super) fn take(&mut self, said: &Ruling) {
+        self.verdict = said.verdict;
+        self.reason = said.reason;
+        self.rule = said.rule;
+        self.until = said.until;
+    }
+
     #[inline(always)]
     pub(super) fn not_judged(&mut self, way: Way) {
         self.verdict = Verdict::Allowed;
         self.reason = Reason::NotJudged;
+        self.elsewhere = matches!(way, Way::Leave);
         self.way = way;
     }
 }

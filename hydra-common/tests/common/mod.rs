@@ -34,6 +34,7 @@ pub struct Plain {
     pub sets: Vec<RuleSet>,
     pub intervals: Vec<Interval>,
     pub decisions: Vec<Decision>,
+    pub published: HashMap<PublishKey, Publish>,
     pub flows: HashMap<FlowKey, Flow>,
 }
 
@@ -51,6 +52,9 @@ impl Tables for Plain {
     }
     fn endpoint(&self, address: &Address) -> Option<&Endpoint> {
         self.endpoints.get(address)
+    }
+    fn published(&self, key: &PublishKey) -> Option<&Publish> {
+        self.published.get(key)
     }
     fn prefix(&self, _: u32, address: &Address) -> Option<&PrefixRow> {
         let bits = |a: &Address| u128::from_be_bytes(a.octets());
@@ -262,6 +266,7 @@ pub fn pass(tables: &mut Plain, frame: &[u8], at: &At) -> Outcome {
                 && outcome.step == Step::Renew
             {
                 flow.flags = old.flags;
+                flow.ends = old.ends;
             }
             let side = packet.side().index();
             flow.flags[side] |= hydra_common::track::mark(packet.protocol, packet.tcp_flags);
@@ -270,6 +275,10 @@ pub fn pass(tables: &mut Plain, frame: &[u8], at: &At) -> Outcome {
         Step::Count => {
             let flow = tables.flows.get_mut(&packet.key).expect("a flow to count on");
             flow.seen = at.now;
+            let end = &mut flow.ends[packet.side().index()];
+            if *end == 0 {
+                *end = outcome.near() as u8;
+            }
             flow.flags[packet.side().index()] |= hydra_common::track::mark(packet.protocol, packet.tcp_flags);
         }
     }

@@ -3,8 +3,9 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Mutex;
 
+use hydra_common::id::Identity;
 use hydra_common::verdict::{Hook, Reason, Verdict};
-use hydra_tests::kernel::{NEXT, Runner, Shot};
+use hydra_tests::kernel::{NEXT, Runner, Seen, Shot};
 use hydra_tests::packets::{Frame, Packet};
 use hydra_tests::sample::policy;
 use hydra_tests::stage::Stage;
@@ -73,6 +74,19 @@ impl Bench<'_> {
         self.stage.gateway(container, 0).unwrap()
     }
 
+    /// Leads a port of all addresses of this host, in both families, to a container.
+    pub fn publish(&self, protocol: u8, port: u16, to: (&str, u16), flags: u16) {
+        for binding in ["0.0.0.0", "::"] {
+            let row = self.stage.published(binding.parse().unwrap(), protocol, port, to, flags).unwrap();
+            self.runner.lock().unwrap().publish(&row.0, &row.1).unwrap();
+        }
+    }
+
+    /// The identity of a container at its first interface.
+    pub fn identity(&self, container: &str) -> Identity {
+        self.stage.desired.links[&self.stage.port(container, 0).unwrap()].identity
+    }
+
     /// A place's addresses of one family.
     pub fn addresses(&self, place: &str, v6: bool) -> Vec<IpAddr> {
         let all = self.stage.deployment.topology.addresses(place);
@@ -137,6 +151,28 @@ impl Bench<'_> {
         if !right {
             let told = format!("{:?} {:?} {rule:?}, action {}", seen.verdict(), seen.reason, seen.action);
             self.wrong.lock().unwrap().push(format!("{name}: expected {want:?}, seen {told}"));
+        }
+    }
+
+    /// What becomes of a frame after others.
+    pub fn seen(&self, before: &[Sent], shot: &Sent) -> Seen {
+        let mut runner = self.runner.lock().unwrap();
+        runner.forget().unwrap();
+        for shot in before {
+            runner.run(shot).unwrap();
+        }
+        runner.run(shot).unwrap()
+    }
+
+    /// A frame goes on with this mark, counted by another hook; the rule of the entry that it has made, if it has.
+    pub fn expect_on(&self, name: &str, shot: &Sent, mark: u32, rule: Option<&'static str>) {
+        let seen = self.seen(&[], shot);
+        let made = seen.flow.and_then(|(_, flow)| self.stage.desired.compiled.rule(flow.rule));
+        if seen.action != NEXT || seen.reason.is_some() || seen.mark != mark || made != rule {
+            self.wrong
+                .lock()
+                .unwrap()
+                .push(format!("{name}: expected mark {mark:#x} and {rule:?}, seen {seen:?}"));
         }
     }
 

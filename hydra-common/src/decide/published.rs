@@ -1,0 +1,228 @@
+//! Ports of this host that lead to containers: whoever calls one calls the container, and is judged where it can still be seen who
+//! that is, before the address is translated or a process of this host carries the bytes on.
+//!
+//! What an allowed caller sends goes on with his identity in the mark ([`crate::names::MARK_CARRIED`]): wherever this host sends it,
+//! the receiver's hook judges him, and not the address that he has by then.
+
+use super::ends::{self, Sender};
+use super::{At, Outcome, Step, Way, declared, opens, ruling};
+use crate::address::Address;
+use crate::flow::{Flow, Side};
+use crate::id::{Container, Identity, Tier};
+use crate::packet::{Kind, Packet};
+use crate::tables::{Endpoint, LinkKind, Publish, PublishKey, Tables};
+use crate::track::{self, protocol};
+use crate::verdict::{Hook, Reason, Verdict};
+
+/// The container behind a port of this host: of a binding to this very address, else of one to all of its family. `all` asks for
+/// the latter alone.
+#[inline(never)]
+fn find<'t, T: Tables>(
+    tables: &'t T,
+    address: &Address,
+    port: u16,
+    protocol: u8,
+    all: bool,
+) -> Option<&'t Publish> {
+    if !matches!(protocol, protocol::TCP | protocol::UDP | protocol::SCTP) {
+        return None;
+    }
+    let mut key = PublishKey { address: *address, port: port.to_be_bytes(), protocol, zero: [0; 5] };
+    if !all && let Some(row) = tables.published(&key) {
+        return Some(row);
+    }
+    key.address = if address.is_v4() { Address::UNSPECIFIED4 } else { Address::UNSPECIFIED6 };
+    tables.published(&key)
+}
+
+/// A packet for an address of this host: who is called by it. Not so for an answer, to a port that the address translation chose.
+#[inline(always)]
+pub fn called<T: Tables>(tables: &T, packet: &Packet, out: &mut Outcome) {
+    if out.answers {
+        return;
+    }
+    if let Some(row) = find(tables, &packet.destination, packet.destination_port, packet.protocol, false) {
+        calls(row, out);
+    }
+}
+
+#[inline(always)]
+fn calls(row: &Publish, out: &mut Outcome) {
+    out.destination = row.identity[(out.bank() & 1) as usize];
+    out.destination_container = row.container;
+    out.port = row.port;
+    out.marks |= Flow::PUBLISHED;
+}
+
+/// By what rule sets are searched: the container's own port, where a published one was called.
+#[inline(always)]
+pub fn selector(packet: &Packet, out: &Outcome) -> u32 {
+    if out.marks & Flow::PUBLISHED != 0 {
+        crate::tables::selector(packet.protocol, out.port)
+    } else {
+        packet.selector()
+    }
+}
+
+/// A reply that asks for the opener's right, both ends in their places already: who they are where the addresses do not say it.
+#[inline(always)]
+pub fn answered<T: Tables>(tables: &T, packet: &Packet, out: &mut Outcome, flow: &Flow, selector: &mut u32) {
+    out.marks = flow.marks;
+    let opener = Side::from_row(flow.opener);
+    if flow.marks & Flow::CARRIED != 0 && flow.containers[opener.index()] == Container::NONE {
+        out.source = flow.source;
+    }
+    if flow.marks & Flow::PUBLISHED == 0 {
+        return;
+    }
+    // Of a reply the sender's address and port are those that were called.
+    let Some(row) = find(tables, &packet.source, packet.source_port, packet.protocol, false) else {
+        out.marks &= !Flow::PUBLISHED;
+        return;
+    };
+    calls(row, out);
+    // The reply's sender is a process of this host, the flow's end is the container.
+    out.destination_container = flow.containers[opener.index()];
+    out.source_container = row.container;
+    *selector = crate::tables::selector(packet.protocol, row.port);
+}
+
+/// What goes to a group or to a link-local address of IPv6 reaches every process of this host that listens on all addresses: it
+/// takes the right to the host, and to the container of a port that is published on all.
+#[inline(never)]
+pub fn strictest<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome) {
+    let Some(row) = find(tables, &packet.destination, packet.destination_port, packet.protocol, true) else {
+        return;
+    };
+    let identity = row.identity[(out.bank() & 1) as usize];
+    let selector = crate::tables::selector(packet.protocol, row.port);
+    let said = ruling(tables, out.bank(), out.source, identity, selector, at.seconds());
+    let stricter = match said.verdict {
+        Verdict::Denied => true,
+        Verdict::Audited => matches!(out.verdict, Verdict::Allowed),
+        Verdict::Allowed => false,
+    };
+    if stricter {
+        out.take(&said);
+        out.destination = identity;
+        out.destination_container = row.container;
+    }
+}
+
+/// A sender that the mark names. His address is his container's, or one of this host's where it was translated.
+#[inline(always)]
+pub fn carried<T: Tables>(tables: &T, packet: &Packet, out: &mut Outcome, identity: Identity) {
+    out.sender = Sender::Carried;
+    out.marks = Flow::CARRIED;
+    out.source = identity;
+    if let Some(e) = tables.endpoint(&packet.source) {
+        out.source_container = e.container;
+    }
+    // Uplink-in counts nothing of what it lets through.
+    out.elsewhere = ends::tier(tables, out.bank(), identity) != Tier::UNMANAGED;
+}
+
+/// How a packet that needs nothing else goes on: what its opener sends to this host may be sent on.
+#[inline(always)]
+pub fn way(packet: &Packet, at: &At, out: &Outcome) -> Way {
+    let opens = out.marks & Flow::TO_HOST != 0 && out.opener as u8 == packet.side() as u8;
+    if opens && matches!(at.hook, Hook::PortIn | Hook::BridgeIn) { Way::Carried } else { Way::Judged }
+}
+
+/// 127.0.0.0/8 or `::1` at either end. Docker lets the former be routed where it publishes ports without `docker-proxy`
+/// (`route_localnet`).
+#[inline(always)]
+pub fn loopback(packet: &Packet) -> bool {
+    packet.source.is_loopback() || packet.destination.is_loopback()
+}
+
+/// Whether a frame at an interface to the outside, or at a bridge that the policy does not name, is any business of ours: everything
+/// else there passes unseen, whatever state the tables are in.
+#[inline(never)]
+pub fn concerns<T: Tables>(tables: &T, packet: &Packet, parsed: Result<(), Reason>, at: &At) -> bool {
+    let judged = matches!(packet.kind, Kind::Ip | Kind::DhcpClient | Kind::DhcpServer);
+    let hidden = match parsed {
+        // A frame of priority alone, of VLAN 0, is this host's.
+        Ok(()) | Err(Reason::Vlan) if judged => false,
+        // This host might understand what we do not.
+        Err(Reason::HeaderChain | Reason::SourceRoute) => true,
+        Ok(()) | Err(_) => return false,
+    };
+    if loopback(packet) {
+        return true;
+    }
+    if packet.is_group() {
+        return hidden || behind(tables, packet, true).is_some();
+    }
+    let Some(e) = tables.endpoint(&packet.destination) else { return false };
+    if e.flags & Endpoint::HOST != 0 {
+        return hidden || behind(tables, packet, false).is_some();
+    }
+    // With `bridge-nf-call-iptables` the address was translated inside the bridge: the source will be before it arrives.
+    let unmanaged = |kind| matches!(LinkKind::from_row(kind), LinkKind::Unmanaged);
+    e.container != Container::NONE && tables.link(at.ifindex).is_some_and(|link| unmanaged(link.kind))
+}
+
+#[inline(always)]
+fn behind<'t, T: Tables>(tables: &'t T, packet: &Packet, all: bool) -> Option<&'t Publish> {
+    find(tables, &packet.destination, packet.destination_port, packet.protocol, all)
+}
+
+/// Judges what [`concerns`] us. Denied here, where `docker-proxy` would hide who calls; what passes is judged again by the port
+/// that it is led to, but for [`Publish::PROXIED`] ports, whose flows are kept here.
+#[inline(always)]
+pub fn uplink<'t, T: Tables>(
+    tables: &'t T,
+    packet: &Packet,
+    parsed: Result<(), Reason>,
+    at: &At,
+    out: &mut Outcome,
+) -> Result<Option<T::Flow<'t>>, Reason> {
+    if loopback(packet) {
+        return Err(Reason::Loopback);
+    }
+    if let Err(reason @ (Reason::HeaderChain | Reason::SourceRoute)) = parsed {
+        return Err(reason);
+    }
+    let unmanaged = matches!(out.sender, Sender::Unmanaged);
+    let group = packet.is_group();
+    let Some(row) = behind(tables, packet, group) else {
+        // A container already: its port judges by the mark, or without one, as it does anybody.
+        let known = ends::source(tables, packet, out, None).is_ok();
+        out.not_judged(if known { Way::Carried } else { Way::Leave });
+        out.elsewhere = true;
+        return Ok(None);
+    };
+    let proxied = row.flags & Publish::PROXIED != 0;
+    let live = if proxied && !group { tables.flow(&packet.key) } else { None };
+    let live = live.filter(|flow| !track::expired(flow, packet.protocol, at.now));
+    if let Some(flow) = live
+        && super::established(packet, at, out, &flow)
+    {
+        out.way = Way::Carried;
+        return Ok(live);
+    }
+    ends::source(tables, packet, out, None)?;
+    calls(row, out);
+    out.marks |= Flow::TO_HOST;
+    if out.destination == Identity::UNKNOWN {
+        return Err(Reason::UnknownDestination);
+    }
+    let on = if unmanaged { Way::Carried } else { Way::Leave };
+    // What does not open can be an answer to a port that the address translation chose; who is called by it is judged at his port.
+    let answer = !proxied && packet.protocol == protocol::TCP && !opens(packet);
+    if answer || !declared(tables, out.bank(), out.destination) {
+        out.not_judged(on);
+        out.elsewhere = true;
+        return Ok(None);
+    }
+    super::open(tables, packet, at, out, live.as_deref());
+    if proxied {
+        out.way = Way::Carried;
+    } else {
+        out.step = Step::Nothing;
+        out.way = on;
+        out.elsewhere = true;
+    }
+    Ok(live)
+}
