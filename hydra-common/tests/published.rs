@@ -127,6 +127,16 @@ fn a_binding_to_one_address_stands_before_one_to_all() {
 }
 
 #[test]
+fn a_port_that_leads_to_nobody_known_is_closed_to_everybody() {
+    let mut t = published();
+    publish(&mut t, "0.0.0.0", 8081, Identity::UNKNOWN, 0, 0);
+    let (_, o) = judge(&t, &call("10.1.0.1", 8081, SYN), &at(Hook::PortIn, 11, 0));
+    assert_eq!(o.reason, Reason::UnknownDestination);
+    let user = frame(99, 2, "198.51.100.77", "198.51.100.1", 6, &tcp(4000, 8081, SYN));
+    assert_eq!(judge(&t, &user, &at(Hook::UplinkIn, 2, 2)).1.reason, Reason::UnknownDestination);
+}
+
+#[test]
 fn icmp_to_the_host_is_the_hosts() {
     let mut t = published();
     let key = PublishKey { address: ip("0.0.0.0"), port: 8u16.to_be_bytes(), protocol: 1, zero: [0; 5] };

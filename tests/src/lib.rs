@@ -16,6 +16,7 @@ pub mod messages;
 pub mod oracle;
 pub mod packets;
 pub mod probe;
+pub mod proxy;
 pub mod random;
 mod ready;
 pub mod sample;

@@ -91,6 +91,12 @@ const NEEDS: &[Need] = &[
         by: &[For::Demo, For::DockerDemo, NETNS, DOCKER],
     },
     Need {
+        sign: Sign::Command("iptables"),
+        package: "iptables",
+        why: "translates addresses as Docker does",
+        by: &[NETNS],
+    },
+    Need {
         sign: Sign::Command("mmdebstrap"),
         package: "mmdebstrap",
         why: "makes the folders that the engines and the servers in the containers run from",

@@ -282,7 +282,7 @@ async fn flows_are_told_from_the_end_that_opened_them() {
             "destination_service": "", "destination_container": "hydra-postgres",
             "verdict": "allowed", "reason": "from-host", "rule": "", "revision": 1,
             "packets": 20, "bytes": 2000, "reply_packets": 10, "reply_bytes": 1000,
-            "state": "established", "path": "peer",
+            "state": "established", "path": "peer", "via": "",
             "first_seen": "2026-11-21T09:28:59.000Z", "last_seen": "2026-11-21T09:29:59.750Z",
         }])
     );

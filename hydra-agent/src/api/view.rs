@@ -9,6 +9,7 @@ use hydra_common::event::Event;
 use hydra_common::flow::{Flow, FlowKey, Path, Side};
 use hydra_common::id::{Container, Identity, Tier};
 use hydra_common::tables::DropKey;
+use hydra_common::track;
 use hydra_common::verdict::{Hook, Reason, Verdict};
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
@@ -130,11 +131,12 @@ impl Names {
             bytes: flow.bytes[opener.index()],
             reply_packets: flow.packets[other.index()],
             reply_bytes: flow.bytes[other.index()],
-            state: state(key.protocol, flow.flags).into(),
+            state: state(key.protocol, flow).into(),
             path: match Path::from_row(flow.path) {
                 Path::Stack => "stack".into(),
                 Path::Peer => "peer".into(),
             },
+            via: via(flow).into(),
             first_seen: time(flow.created, clocks),
             last_seen: time(flow.seen, clocks),
         }
@@ -218,10 +220,22 @@ fn frame_protocol(event: &Event) -> String {
     }
 }
 
+/// How a flow goes by a published port.
+fn via(flow: &Flow) -> &'static str {
+    if flow.marks & Flow::PUBLISHED != 0 {
+        "published"
+    } else if flow.marks & Flow::CARRIED != 0 {
+        "carried"
+    } else {
+        ""
+    }
+}
+
 /// What the flags seen so far say.
-fn state(protocol: u8, flags: [u8; 2]) -> &'static str {
+fn state(protocol: u8, flow: &Flow) -> &'static str {
     const FIN: u8 = 1;
     const RST: u8 = 4;
+    let flags = flow.flags;
     let both = |bit: u8| flags[0] & bit != 0 && flags[1] & bit != 0;
     let either = |bit: u8| (flags[0] | flags[1]) & bit != 0;
     if protocol != 6 {
@@ -233,7 +247,7 @@ fn state(protocol: u8, flags: [u8; 2]) -> &'static str {
         "closed"
     } else if either(FIN) {
         "closing"
-    } else if flags[0] != 0 && flags[1] != 0 {
+    } else if track::State::of(flow, protocol) == track::State::Established {
         "established"
     } else {
         "half-open"

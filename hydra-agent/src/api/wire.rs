@@ -137,6 +137,10 @@ pub struct FlowRow {
     pub state: String,
     /// `stack` or `peer`.
     pub path: String,
+    /// `published`: to a published port of this host, whose container the destination's names are; what it answers may be counted on
+    /// another flow. `carried`: from somebody whose identity is known and whose address is translated. Else empty.
+    #[serde(default)]
+    pub via: String,
     /// RFC 3339, UTC.
     pub first_seen: String,
     /// RFC 3339, UTC.

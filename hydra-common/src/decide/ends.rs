@@ -289,7 +289,7 @@ pub fn destination<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Ou
         out.destination_container = e.container;
         if e.flags & Endpoint::HOST != 0 {
             out.marks |= Flow::TO_HOST;
-            published::called(tables, packet, out);
+            published::called(tables, packet, out)?;
         }
         return Ok(());
     }

@@ -37,13 +37,21 @@ fn find<'t, T: Tables>(
 
 /// A packet for an address of this host: who is called by it. Not so for an answer, to a port that the address translation chose.
 #[inline(always)]
-pub fn called<T: Tables>(tables: &T, packet: &Packet, out: &mut Outcome) {
+pub fn called<T: Tables>(tables: &T, packet: &Packet, out: &mut Outcome) -> Result<(), Reason> {
     if out.answers {
-        return;
+        return Ok(());
     }
-    if let Some(row) = find(tables, &packet.destination, packet.destination_port, packet.protocol, false) {
-        calls(row, out);
+    match find(tables, &packet.destination, packet.destination_port, packet.protocol, false) {
+        Some(row) => known(row, out),
+        None => Ok(()),
     }
+}
+
+/// Who is called, if the agent knows who that is.
+#[inline(always)]
+fn known(row: &Publish, out: &mut Outcome) -> Result<(), Reason> {
+    calls(row, out);
+    if out.destination == Identity::UNKNOWN { Err(Reason::UnknownDestination) } else { Ok(()) }
 }
 
 #[inline(always)]
@@ -203,11 +211,8 @@ pub fn uplink<'t, T: Tables>(
         return Ok(live);
     }
     ends::source(tables, packet, out, None)?;
-    calls(row, out);
+    known(row, out)?;
     out.marks |= Flow::TO_HOST;
-    if out.destination == Identity::UNKNOWN {
-        return Err(Reason::UnknownDestination);
-    }
     let on = if unmanaged { Way::Carried } else { Way::Leave };
     // What does not open can be an answer to a port that the address translation chose; who is called by it is judged at his port.
     let answer = !proxied && packet.protocol == protocol::TCP && !opens(packet);
