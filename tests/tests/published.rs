@@ -248,7 +248,12 @@ fn who_is_no_container_cannot_answer_for_another() {
                 b.received("shop", ingress, &packet)
             };
             let partner = allowed(Reason::Reply, None);
-            b.expect_after("a partner's next packet", &[ask.clone()], &again(b.link("hyup0")), &partner);
+            b.expect_after(
+                "a partner's next packet",
+                std::slice::from_ref(&ask),
+                &again(b.link("hyup0")),
+                &partner,
+            );
             let seen = b.seen(&[ask], &again(stranger));
             assert_eq!(
                 (seen.action, seen.reason),

@@ -247,7 +247,7 @@ fn open<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome, live
         out.step = Step::Create;
     }
     let said = ruling(tables, out.bank(), out.source, out.destination, selector, at.seconds());
-    out.take(&said);
+    out.take(said);
     if packet.is_group() && matches!(at.hook, Hook::BridgeIn) {
         published::strictest(tables, packet, at, out);
     }

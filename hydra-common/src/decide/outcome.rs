@@ -153,7 +153,7 @@ impl Outcome {
 
     /// Lines 3 to 7 have decided.
     #[inline(always)]
-    pub(super) fn take(&mut self, said: &Ruling) {
+    pub(super) fn take(&mut self, said: Ruling) {
         self.verdict = said.verdict;
         self.reason = said.reason;
         self.rule = said.rule;

@@ -1,4 +1,5 @@
 //! The sample policy on the kernel's programs, with short words for frames and for what must come of them.
+#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Mutex;
