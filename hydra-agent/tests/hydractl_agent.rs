@@ -119,6 +119,7 @@ fn published() -> Published {
         subnets: Vec::new(),
         gateways: Vec::new(),
         internal,
+        localnet: false,
     };
     Published {
         snapshot: Arc::new(Snapshot {

@@ -21,6 +21,8 @@ pub struct Snapshot {
     pub links: BTreeMap<u32, Link>,
     /// Names of running containers that use the host's own stack, in order. They are in no [`Stack`].
     pub host_network: Vec<String>,
+    /// Published ports of containers with a stack of their own, in order.
+    pub bindings: Vec<Binding>,
     /// What could not be read, as sentences without a final period; the parts concerned are as they were read last.
     pub problems: Vec<String>,
 }
@@ -59,6 +61,9 @@ pub struct Network {
     pub gateways: Vec<IpAddr>,
     /// No way out.
     pub internal: bool,
+    /// Packets to this host's loopback addresses are routed on its bridge (`route_localnet`): what Docker sets where it runs no
+    /// docker-proxy.
+    pub localnet: bool,
 }
 
 /// One network stack: a container, the containers that share its stack, or a namespace.
@@ -97,6 +102,27 @@ pub struct Attachment {
     pub addresses: BTreeSet<IpAddr>,
     /// Addresses of the port's bridge in the blocks of this attachment, whether or not the stack routes by them.
     pub gateways: Vec<IpAddr>,
+}
+
+/// A port of this host that Docker leads to a container. Ordered by what a packet is sent to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Binding {
+    /// The host's address; the unspecified one of its family for all of them.
+    pub address: IpAddr,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// On the host.
+    pub port: u16,
+    /// The container's name.
+    pub container: String,
+    /// The key of its stack; none where that could not be found.
+    pub stack: Option<String>,
+    /// The network that the way goes by, or empty.
+    pub network: String,
+    /// The container's address that it leads to; of the other family where docker-proxy has to carry it, none where Docker told none.
+    pub target: Option<IpAddr>,
+    /// The port in the container.
+    pub target_port: u16,
 }
 
 /// An interface of the agent's namespace.

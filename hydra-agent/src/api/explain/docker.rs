@@ -116,6 +116,7 @@ mod tests {
             subnets: Vec::new(),
             gateways: Vec::new(),
             internal,
+            localnet: false,
         };
         let networks = [("apps", network(false)), ("ai", network(false)), ("db", network(true))]
             .map(|(n, v)| (n.into(), v));
