@@ -90,6 +90,7 @@ fn view(containers: Vec<Container>) -> View {
     View {
         state: DockerState::Up { version: "1".to_owned() },
         world: World {
+            version: "1".to_owned(),
             networks: networks.into(),
             containers: containers.into_iter().map(|c| (c.id.clone(), c)).collect(),
         },

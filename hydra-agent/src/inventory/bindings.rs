@@ -8,7 +8,7 @@ use hydra_common::track::protocol;
 use serde::{Deserialize, Serialize};
 
 use super::docker_view::{Container, DockerNetwork, World};
-use super::snapshot::Binding;
+use super::snapshot::{Binding, at_least};
 
 /// A port of the host that Docker has bound for a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -79,7 +79,11 @@ pub fn bindings(world: &World, stacks: &BTreeMap<String, String>) -> Vec<Binding
         .filter(|c| c.mode != "host")
         .flat_map(|container| {
             container.bound.iter().map(|bound| {
-                let (network, target) = target(container, &world.networks, bound.address.is_ipv4());
+                let ipv4 = bound.address.is_ipv4();
+                let (network, target) = target(container, &world.networks, ipv4);
+                // Before 27 Docker had no rules for IPv6, unless an experiment was switched on.
+                let proxied = target.is_some_and(|t| t.is_ipv4() != ipv4)
+                    || (!ipv4 && !at_least(&world.version, 27, 0));
                 Binding {
                     address: bound.address,
                     protocol: bound.protocol,
@@ -89,6 +93,7 @@ pub fn bindings(world: &World, stacks: &BTreeMap<String, String>) -> Vec<Binding
                     network,
                     target,
                     target_port: bound.target_port,
+                    proxied,
                 }
             })
         })
@@ -274,5 +279,22 @@ mod tests {
         let all = bindings(&world("front"), &stacks);
         assert_eq!(all.len(), 2);
         assert_eq!((all[0].stack.as_deref(), all[0].network.as_str()), (Some("5.6/c"), "front"));
+        // The container has no IPv6.
+        assert_eq!(all.iter().map(|b| b.proxied).collect::<Vec<_>>(), [false, true]);
+    }
+
+    #[test]
+    fn engines_before_27_lead_ipv6_through_docker_proxy() {
+        let world = |version: &str| World {
+            version: version.to_owned(),
+            containers: [("c".to_owned(), container("front", &[("front", 0, &["10.2.0.2", "fd02::2"])]))]
+                .into(),
+            ..World::default()
+        };
+        let proxied = |version| -> Vec<bool> {
+            bindings(&world(version), &BTreeMap::new()).iter().map(|b| b.proxied).collect()
+        };
+        assert_eq!(proxied("20.10.24"), [false, true]);
+        assert_eq!(proxied("28.5.2"), [false, false]);
     }
 }

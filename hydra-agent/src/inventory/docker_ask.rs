@@ -185,6 +185,7 @@ impl Asker {
             .collect();
         self.update(|view| {
             view.state = DockerState::Up { version: version.to_owned() };
+            version.clone_into(&mut view.world.version);
             view.world.networks = networks;
             view.world.containers.retain(|id, _| containers.contains_key(id));
         });

@@ -31,6 +31,9 @@ pub struct View {
 /// Networks and running containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct World {
+    /// The engine's version, as it said last; empty before that.
+    #[serde(default)]
+    pub version: String,
     /// By name.
     pub networks: BTreeMap<String, DockerNetwork>,
     /// By id.

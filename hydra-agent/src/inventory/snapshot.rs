@@ -46,6 +46,15 @@ pub enum DockerState {
     },
 }
 
+/// Whether an engine's version, `28.5.2`, is at least `28.0`. What does not read as a version counts as new.
+pub fn at_least(version: &str, major: u32, minor: u32) -> bool {
+    let mut parts = version.split(['.', '-', '+']).map(str::parse::<u32>);
+    match (parts.next(), parts.next()) {
+        (Some(Ok(have)), Some(Ok(have_minor))) => (have, have_minor) >= (major, minor),
+        _ => true,
+    }
+}
+
 /// A Docker network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Network {
@@ -123,6 +132,8 @@ pub struct Binding {
     pub target: Option<IpAddr>,
     /// The port in the container.
     pub target_port: u16,
+    /// Netfilter does not lead there: docker-proxy takes the connection and opens another one.
+    pub proxied: bool,
 }
 
 /// An interface of the agent's namespace.
@@ -158,4 +169,18 @@ pub enum LinkType {
     Loopback,
     /// Cards, bonds, tunnels, taps.
     Other,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::at_least;
+
+    #[test]
+    fn versions_compare_by_number() {
+        assert!(at_least("28.5.2", 28, 0));
+        assert!(at_least("26.1.5+dfsg1", 26, 1));
+        assert!(!at_least("26.0.2", 26, 1));
+        assert!(!at_least("20.10.24", 26, 1));
+        assert!(at_least("dev", 28, 0));
+    }
 }
