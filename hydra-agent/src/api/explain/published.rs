@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hydra_common::id::Identity;
 use hydra_common::track::protocol;
+use hydra_common::verdict::{Reason, Verdict};
 
 use super::docker::binding;
 use super::ends::End;
@@ -65,12 +66,19 @@ pub(super) fn answer(
     let told = explain_identities(model, compiled, &question, (source, port.identity), unix_now());
     let mut explanation = of_file(asked, &told);
     let called = Packet { protocol: port.key.protocol, number: port.key.port };
-    let why = match &port.owner {
-        Some(_) => std::mem::take(&mut explanation.why),
-        None => "but where it leads is not certain, so it is closed".to_owned(),
-    };
-    explanation.why =
-        format!("`{called}` of this host is published for `{}` (its {packet}): {why}", port.container);
+    if port.owner.is_none() {
+        // Line 1, as everything that claims what nobody knows.
+        let verdict = if compiled.audit { Verdict::Audited } else { Verdict::Denied };
+        explanation.why = "but where that is, is not certain, so it is closed".to_owned();
+        explanation.reason = Reason::UnknownDestination.as_str().into();
+        explanation.verdict = verdict.as_str().into();
+        explanation.rule.clear();
+        explanation.line = 1;
+    }
+    explanation.why = format!(
+        "`{called}` of this host is published for `{}` (its {packet}): {}",
+        port.container, explanation.why
+    );
     explanation.published = format!("{} {packet}", port.container);
     explanation.source = from.owner.to_string();
     explanation.destination = port.owner.as_ref().map_or_else(|| "unknown".into(), ToString::to_string);
