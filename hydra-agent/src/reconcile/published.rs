@@ -81,6 +81,10 @@ enum Place {
 
 fn place(kind: LinkKind, index: u32, snapshot: &Snapshot) -> Place {
     let Some(link) = snapshot.links.get(&index) else { return Place::Elsewhere };
+    // About to be moved to another namespace, most often, and the program would go with it.
+    if link.kind == LinkType::Veth && !link.peer_elsewhere {
+        return Place::Elsewhere;
+    }
     let on_way_out = link.master.is_some_and(|m| leads_outside(snapshot, m));
     match kind {
         LinkKind::Uplink if link.kind == LinkType::Bridge => Place::Elsewhere,
