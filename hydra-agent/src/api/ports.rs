@@ -138,14 +138,13 @@ impl Ask<'_> {
             if !elsewhere || block.addr().is_ipv4() != port.key.address.is_ipv4() {
                 continue;
             }
-            let name = match &class.owner {
-                Owner::External => block.to_string(),
-                owner => format!("{block} ({owner})"),
-            };
-            match self.verdict(&class.owner, row.identity, port) {
-                same if same == outside && class.owner == Owner::External => {}
-                Verdict::Denied if outside != Verdict::Denied => out.push(format!("not {name}")),
-                verdict => out.extend(passes(name, verdict)),
+            let nobody = class.owner == Owner::External;
+            let name = if nobody { block.to_string() } else { format!("{block} ({})", class.owner) };
+            let verdict = self.verdict(&class.owner, row.identity, port);
+            if verdict == Verdict::Denied && outside != Verdict::Denied {
+                out.push(format!("not {name}"));
+            } else if !nobody || verdict != outside {
+                out.extend(passes(name, verdict));
             }
         }
         out

@@ -124,7 +124,7 @@ fn target(
             )
         })
         .collect();
-    candidates.sort_by(|(a, _), (b, _)| a.cmp(b));
+    candidates.sort_unstable_by_key(|(rank, _)| *rank);
     let of = |family: bool| {
         candidates.iter().find_map(|((.., name), endpoint)| {
             let address = endpoint.addresses.iter().find(|a| a.is_ipv4() == family)?;

@@ -69,7 +69,7 @@ pub(super) fn answer(
     if port.owner.is_none() {
         // Line 1, as everything that claims what nobody knows.
         let verdict = if compiled.audit { Verdict::Audited } else { Verdict::Denied };
-        explanation.why = "but where that is, is not certain, so it is closed".to_owned();
+        explanation.why = "but where that is, is not certain, so it is closed".into();
         explanation.reason = Reason::UnknownDestination.as_str().into();
         explanation.verdict = verdict.as_str().into();
         explanation.rule.clear();
