@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hydra_common::address::{Address, Mac};
 use hydra_common::id::{Container, Identity};
-use hydra_common::tables::LinkKind;
+use hydra_common::tables::{LinkKind, PublishKey};
 use hydra_common::verdict::Hook;
 
 use crate::policy::rows::Compiled;
@@ -21,6 +21,8 @@ pub struct Desired {
     pub endpoints: BTreeMap<Address, Endpoint>,
     /// Every interface of this host, by index.
     pub links: BTreeMap<u32, Link>,
+    /// Ports of this host that lead to containers.
+    pub published: BTreeMap<PublishKey, Publish>,
     /// Which programs sit where: interface index and hook.
     pub hooks: BTreeSet<(u32, Hook)>,
 }
@@ -50,4 +52,14 @@ pub struct Link {
     pub flags: u8,
     pub mac: Mac,
     pub gateway_mac: Mac,
+}
+
+/// A [`hydra_common::tables::Publish`] before it has a bank; same words, same units.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "documented at the row that it becomes")]
+pub struct Publish {
+    pub identity: Identity,
+    pub container: Container,
+    pub port: u16,
+    pub flags: u16,
 }

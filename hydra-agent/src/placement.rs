@@ -5,6 +5,7 @@
 //! lives there could add any address to its interface.
 
 mod claims;
+mod published;
 mod resolve;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -18,6 +19,7 @@ use hydra_common::id::Container;
 use ipnet::IpNet;
 
 pub use self::claims::{Claims, NetworkClaim, ServiceClaim, TierClaim};
+pub use self::published::{PortKey, PublishedPort};
 pub use self::resolve::leads_outside;
 use self::resolve::{Bridges, Trust};
 use crate::inventory::snapshot::{Attachment, DockerState, Link, LinkType, Snapshot, Stack};
@@ -41,6 +43,8 @@ pub struct Placement {
     pub addresses: BTreeMap<IpAddr, Home>,
     /// Addresses of this host.
     pub host: BTreeSet<IpAddr>,
+    /// Ports of this host that lead to containers.
+    pub published: BTreeMap<PortKey, PublishedPort>,
     /// The blocks that each tier's networks and bridges have in the world.
     pub subnets: BTreeMap<String, BTreeSet<IpNet>>,
     /// Of these, the ones with ports whose addresses nobody can list.
@@ -154,6 +158,7 @@ pub fn place(claims: &Claims, snapshot: &Snapshot, labels: bool, containers: &mu
     containers
         .hold(out.addresses.iter().map(|(ip, home)| (*ip, out.stacks[home.stack].key.clone())).collect());
     lone_ports(snapshot, &bridges, &mut out);
+    published::place(snapshot, &mut out);
     elsewhere(claims, snapshot, &mut out);
     in_host_stack(claims, snapshot, &mut out);
     let unread = snapshot.problems.iter();

@@ -2,6 +2,7 @@
 //! which requests reach the loop.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use hydra_common::event::Event;
@@ -14,6 +15,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::diagnostic::Diagnostics;
 use crate::inventory::snapshot::Snapshot;
+use crate::placement::PortKey;
 use crate::policy::model::Model;
 use crate::policy::rows::{Compiled, Owner};
 
@@ -26,6 +28,8 @@ pub struct Published {
     pub snapshot: Arc<Snapshot>,
     /// Every address of a container that hydra knows, with what it stands for.
     pub endpoints: Arc<Vec<EndpointView>>,
+    /// Every published port, with who is behind it.
+    pub ports: Arc<Vec<PortView>>,
     /// What sits on which interface.
     pub hooks: Vec<HookView>,
     /// What is not enforced, and why. Empty when all is well.
@@ -81,6 +85,29 @@ pub struct EndpointView {
     pub identity: Identity,
     /// Whether its port carries hydra's programs.
     pub attached: bool,
+}
+
+/// One published port and who is behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortView {
+    /// What a packet to it is sent to.
+    pub key: PortKey,
+    /// The container's name.
+    pub container: String,
+    /// Its number in flows and events; [`Container::NONE`] where it is not known.
+    pub number: Container,
+    /// Whose the container is there; none where that is not certain, and the port closed.
+    pub owner: Option<Owner>,
+    /// The Docker network that the way goes by, or empty.
+    pub network: String,
+    /// The container's address there.
+    pub target: Option<IpAddr>,
+    /// The container's port.
+    pub target_port: u16,
+    /// The number that the kernel works with.
+    pub identity: Identity,
+    /// docker-proxy takes the connection and opens another one.
+    pub proxied: bool,
 }
 
 /// One program on one interface.

@@ -1,5 +1,7 @@
 //! What the kernel should hold, from who is who and a compiled policy. Pure: nothing here touches the kernel.
 
+mod published;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,6 +18,9 @@ use crate::inventory::snapshot::{LinkType, Snapshot};
 use crate::placement::{Placement, leads_outside};
 use crate::policy::rows::{Compiled, Owner};
 use crate::published::EndpointView;
+use crate::settings::Uplinks;
+
+pub use self::published::{left_out, views as port_views};
 
 /// Addresses whose class the matrix does not have: the policy has to be compiled again with them.
 pub fn missing(compiled: &Compiled, placement: &Placement) -> Vec<(Owner, IpAddr)> {
@@ -35,12 +40,15 @@ pub fn desired(
     compiled: &Arc<Compiled>,
     placement: &Placement,
     snapshot: &Snapshot,
+    uplinks: &Uplinks,
 ) -> Desired {
     let declared = placement.declared_stacks();
-    let hooks = hooks(placement, snapshot, &declared);
+    let mut hooks = hooks(placement, snapshot, &declared);
     let endpoints = endpoints(compiled, placement, snapshot, &declared, &hooks);
     let links = links(compiled, placement, snapshot, &declared);
-    Desired { revision, compiled: compiled.clone(), endpoints, links, hooks }
+    let published = published::rows(compiled, placement, &declared);
+    hooks.extend(published::hooks(&links, snapshot, uplinks));
+    Desired { revision, compiled: compiled.clone(), endpoints, links, published, hooks }
 }
 
 fn hooks(placement: &Placement, snapshot: &Snapshot, declared: &BTreeSet<usize>) -> BTreeSet<(u32, Hook)> {

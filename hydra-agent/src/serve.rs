@@ -190,7 +190,8 @@ fn open(bpffs: &Path, mechanism: Mechanism) -> Result<Opened, datapath::Datapath
 fn held_containers(datapath: &Datapath) -> Vec<hydra_common::id::Container> {
     let held = datapath.held();
     let endpoints = held.endpoints.values().map(|e| e.container);
-    endpoints.chain(held.links.values().map(|l| l.container)).collect()
+    let published = held.published.values().map(|p| p.container);
+    endpoints.chain(held.links.values().map(|l| l.container)).chain(published).collect()
 }
 
 fn mechanism(attach: Attach) -> Mechanism {

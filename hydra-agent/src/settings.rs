@@ -1,6 +1,8 @@
 //! Where the agent finds its files and how it behaves: flags, then `HYDRA_*` variables, then the settings file, then defaults,
 //! merged once into plain structs. Nothing else in the agent reads flags or the environment.
 
+mod uplinks;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -8,6 +10,7 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand};
 use serde::{Deserialize, Deserializer};
 
+pub use self::uplinks::Uplinks;
 use crate::diagnostic::{Diagnostic, Diagnostics, Place};
 
 /// The settings file that is read when no other is named, if it is there.
@@ -80,6 +83,9 @@ pub struct Flags {
     /// How programs are attached [default: auto]
     #[arg(long, value_name = "auto|tcx|clsact", env = "HYDRA_ATTACH")]
     pub attach: Option<Attach>,
+    /// Interfaces on which clients of published ports come from outside [default: auto]
+    #[arg(long, value_name = "auto|none|NAME,NAME", env = "HYDRA_UPLINKS")]
+    pub uplinks: Option<Uplinks>,
     /// Let the label `hydra.tier=NAME` place a container [default: false]
     #[arg(long, value_name = "true|false", env = "HYDRA_LABELS", action = clap::ArgAction::Set)]
     pub labels: Option<bool>,
@@ -191,6 +197,9 @@ pub struct File {
     /// As `--attach`.
     #[serde(deserialize_with = "parsed")]
     pub attach: Option<Attach>,
+    /// As `--uplinks`; names as a list.
+    #[serde(deserialize_with = "uplinks::listed")]
+    pub uplinks: Option<Uplinks>,
     /// As `--labels`.
     pub labels: Option<bool>,
     /// As `--log`.
@@ -251,6 +260,8 @@ pub struct Settings {
     pub routes: bool,
     /// How programs are attached.
     pub attach: Attach,
+    /// Where clients of published ports come from outside.
+    pub uplinks: Uplinks,
     /// Labels place containers.
     pub labels: bool,
     /// What is logged.
@@ -319,6 +330,7 @@ impl Settings {
             netns_dir,
             routes,
             attach,
+            uplinks,
             labels,
             log,
         } = flags;
@@ -343,6 +355,7 @@ impl Settings {
             netns_dir: path("netns-dir", netns_dir, file.netns_dir, DEFAULT_NETNS_DIR)?,
             routes: routes.or(file.routes).unwrap_or(true),
             attach: attach.or(file.attach).unwrap_or_default(),
+            uplinks: uplinks.or(file.uplinks).unwrap_or_default(),
             labels: labels.or(file.labels).unwrap_or(false),
             log: log.or(file.log).unwrap_or_else(|| "info".into()),
         })

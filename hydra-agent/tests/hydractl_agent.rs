@@ -11,15 +11,16 @@ use std::sync::Arc;
 
 use hydra_agent::api::{ControlSocket, Limits, Options, serve, socket_path};
 use hydra_agent::diagnostic::{Diagnostic, Diagnostics};
-use hydra_agent::inventory::snapshot::{DockerState, Network, Snapshot};
+use hydra_agent::inventory::snapshot::{DockerState, Link, LinkType, Network, Snapshot};
+use hydra_agent::placement::PortKey;
 use hydra_agent::policy::compile::{World as Known, compile};
 use hydra_agent::policy::parse;
 use hydra_agent::policy::rows::{Numbers, Owner};
 use hydra_agent::published::{
     Applied, ApplyError, ApplyReport, Command, Counters, EndpointView, Handle, HookView, NotEnforced,
-    Published, Reader, RevisionView,
+    PortView, Published, Reader, RevisionView,
 };
-use hydra_common::address::Address;
+use hydra_common::address::{Address, Mac};
 use hydra_common::event::Event;
 use hydra_common::flow::{Flow, FlowKey, Side};
 use hydra_common::id::Container;
@@ -103,6 +104,32 @@ fn published() -> Published {
         endpoint("postgres", 3, postgres, "databases", "172.30.3.10"),
         endpoint("od\u{1b}[31md", 4, Owner::Tier("apps".into()), "apps", "172.30.4.11"),
     ];
+    let published = |address: &str, port: u16, endpoint: &EndpointView, target_port: u16| PortView {
+        key: PortKey { address: address.parse().unwrap(), protocol: 6, port },
+        container: endpoint.container.clone(),
+        number: endpoint.number,
+        owner: Some(endpoint.owner.clone()),
+        network: endpoint.network.clone(),
+        target: endpoint.address.parse().ok(),
+        target_port,
+        identity: endpoint.identity,
+        proxied: address.contains(':'),
+    };
+    let ports = vec![
+        published("0.0.0.0", 15432, &endpoints[2], 5432),
+        published("::", 15432, &endpoints[2], 5432),
+        published("127.0.0.1", 8080, &endpoints[0], 80),
+    ];
+    let uplink = Link {
+        name: "hyup0".into(),
+        kind: LinkType::Other,
+        mac: Mac([2, 0, 0, 0, 0, 77]),
+        mtu: 1500,
+        master: None,
+        up: true,
+        addresses: ["198.51.100.1/24", "2001:db8:9::1/64"].map(|a| a.parse().unwrap()).into(),
+        peer_elsewhere: false,
+    };
     let hook = |n: u32, hook: &str| HookView {
         interface: format!("hyve{n}"),
         ifindex: n,
@@ -119,6 +146,7 @@ fn published() -> Published {
         subnets: Vec::new(),
         gateways: Vec::new(),
         internal,
+        localnet: false,
     };
     Published {
         snapshot: Arc::new(Snapshot {
@@ -126,10 +154,12 @@ fn published() -> Published {
             networks: [("apps", false), ("ai", false), ("databases", true)]
                 .map(|(n, internal)| (n.into(), network(internal)))
                 .into(),
+            links: [(77, uplink)].into(),
             ..Snapshot::default()
         }),
         endpoints: Arc::new(endpoints),
-        hooks: vec![hook(1, "port-in"), hook(1, "port-out"), hook(2, "port-in")],
+        ports: Arc::new(ports),
+        hooks: vec![hook(1, "port-in"), hook(1, "port-out"), hook(2, "port-in"), hook(77, "uplink-in")],
         not_enforced: Vec::new(),
         history: vec![
             RevisionView {
@@ -336,11 +366,30 @@ fn agent() -> Agent {
 fn what_is_there_in_every_format() {
     let agent = agent();
     let mut all = String::new();
-    for what in ["status", "endpoints", "flows", "policy history", "policy show"] {
+    for what in ["status", "endpoints", "ports", "flows", "policy history", "policy show"] {
         for format in ["table", "json", "yaml"] {
             let args: Vec<_> = what.split(' ').chain(["-o", format]).collect();
             all += &agent.run(&args);
         }
+    }
+    insta::assert_snapshot!(all);
+}
+
+#[test]
+fn ports_are_chosen_by_either_end_and_by_port() {
+    let agent = agent();
+    let mut all = String::new();
+    for args in [
+        vec!["ports", "--from", "litellm"],
+        vec!["ports", "--from", "apps"],
+        vec!["ports", "--to", "databases/postgres", "--limit", "1"],
+        vec!["ports", "--to", "127.0.0.0/8"],
+        vec!["ports", "--port", "tcp/8080"],
+        vec!["ports", "--port", "8081"],
+        vec!["ports", "--port", "http"],
+        vec!["ports", "--from", "databses"],
+    ] {
+        all += &agent.run(&args);
     }
     insta::assert_snapshot!(all);
 }
@@ -403,6 +452,12 @@ fn explain_names_rule_line_identities_and_docker() {
         ("ai", "databases/postgres", "tcp/22"),
         ("web", "172.30.4.11", "tcp/80"),
         ("host", "postgres", "ping"),
+        ("litellm", "198.51.100.1", "tcp/15432"),
+        ("apps", "198.51.100.1", "tcp/15432"),
+        ("external", "2001:db8:9::1", "tcp/15432"),
+        ("ai", "host", "tcp/15432"),
+        ("host", "127.0.0.1", "tcp/8080"),
+        ("litellm", "198.51.100.1", "tcp/15433"),
         ("172.30.4.99", "postgres", "tcp/5432"),
         ("litellm", "172.30.3.99", "tcp/5432"),
         ("host", "172.30.3.99", "tcp/5432"),

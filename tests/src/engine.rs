@@ -67,6 +67,8 @@ impl Version {
 pub struct Options {
     /// Containers outlive the daemon (`live-restore`), which is not the stock setting.
     pub live_restore: bool,
+    /// Without docker-proxy (`userland-proxy: false`), which is not the stock setting.
+    pub no_proxy: bool,
     /// `net.bridge.bridge-nf-call-iptables` and its twin for IPv6, where this kernel has them.
     pub bridge_netfilter: bool,
 }
@@ -215,6 +217,9 @@ impl Engine {
         command.arg("dockerd").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         if self.options.live_restore {
             command.arg("--live-restore");
+        }
+        if self.options.no_proxy {
+            command.arg("--userland-proxy=false");
         }
         let mut daemon = self.world.spawn(HOST, command)?;
         let start = Instant::now();

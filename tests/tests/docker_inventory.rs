@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hydra_agent::inventory::snapshot::{DockerState, Snapshot, Stack};
+use hydra_agent::inventory::snapshot::{Binding, DockerState, Snapshot, Stack};
 use hydra_agent::inventory::{Engine, Inventory, Settings, routes};
 use hydra_tests::engine::{self, IMAGE, Options, Version};
 use hydra_tests::topology::{HOST, Topology};
@@ -82,6 +82,15 @@ fn told(docker: &Docker, container: &str, network: &str, field: &str) -> String 
     docker.words(&["inspect", container, "--format", &template])
 }
 
+/// `ADDRESS PROTOCOL/PORT CONTAINER TARGET PORT`, in order.
+fn bindings(snapshot: &Snapshot) -> Vec<String> {
+    let text = |b: &Binding| {
+        let target = b.target.map(|t| t.to_string()).unwrap_or_default();
+        format!("{} {}/{} {} {target} {}", b.address, b.protocol, b.port, b.container, b.target_port)
+    };
+    snapshot.bindings.iter().map(text).collect()
+}
+
 fn complete(snapshot: &Snapshot, name: &str, networks: usize) -> bool {
     find(snapshot, name).is_some_and(|s| {
         s.docker && s.attachments.len() == networks && s.attachments.iter().all(|a| !a.addresses.is_empty())
@@ -124,7 +133,10 @@ async fn a_life_of_containers_is_followed(docker: &Docker) {
     assert_eq!(snapshot.links[&back.bridge.unwrap()].name, "hyback");
 
     // A container appears, with Docker's addresses and the kernel's names.
-    docker.start("hy-web", "--network hynet-front --label hydra.tier=front");
+    docker.start(
+        "hy-web",
+        "--network hynet-front --label hydra.tier=front --publish 18080:80 --publish 127.0.0.1:18053:53/udp",
+    );
     let snapshot = until(&mut inventory, "hy-web starts", |s| complete(s, "hy-web", 1)).await;
     let web = find(&snapshot, "hy-web").unwrap();
     assert_eq!(web.labels["hydra.tier"], "front");
@@ -144,12 +156,29 @@ async fn a_life_of_containers_is_followed(docker: &Docker) {
     assert_eq!(attachment.gateways.len(), 2);
     assert_eq!(snapshot.links[&attachment.port].master, snapshot.networks["hynet-front"].bridge);
     let key = web.key.clone();
+    // On both engines a binding to all addresses is one of each family; the network has both.
+    let bound = bindings(&snapshot);
+    let (v4, v6) = (
+        told(docker, "hy-web", "hynet-front", "IPAddress"),
+        told(docker, "hy-web", "hynet-front", "GlobalIPv6Address"),
+    );
+    assert_eq!(
+        bound,
+        [
+            format!("0.0.0.0 6/18080 hy-web {v4} 80"),
+            format!("127.0.0.1 17/18053 hy-web {v4} 53"),
+            format!(":: 6/18080 hy-web {v6} 80")
+        ]
+    );
+    assert!(snapshot.bindings.iter().all(|b| b.stack.as_ref() == Some(&key)));
+    assert!(!snapshot.networks["hynet-front"].localnet, "docker-proxy runs");
 
     // It gets another network while it runs, and loses it.
     docker.run("network connect hynet-back hy-web");
     let snapshot = until(&mut inventory, "hy-web is connected", |s| complete(s, "hy-web", 2)).await;
     let web = find(&snapshot, "hy-web").unwrap();
     assert_eq!(web.key, key, "the same stack");
+    assert_eq!(bindings(&snapshot), bound, "an internal network leads nowhere");
     let second = web.attachments.iter().find(|a| a.network.as_deref() == Some("hynet-back")).unwrap();
     assert_eq!(
         second.addresses.first().unwrap().to_string(),
@@ -186,7 +215,8 @@ async fn a_life_of_containers_is_followed(docker: &Docker) {
     // Its namespace can be visited: a container on an internal network has no way out from 26.1 on, here it always has one.
     assert!(routes::list(web).await.unwrap().iter().any(|r| r.interface == "eth0"));
     docker.run("rm -f hy-web");
-    let snapshot = until(&mut inventory, "hy-web is gone", |s| find(s, "hy-web").is_none()).await;
+    let gone = |s: &Snapshot| find(s, "hy-web").is_none() && s.bindings.is_empty();
+    let snapshot = until(&mut inventory, "hy-web is gone", gone).await;
     assert!(snapshot.stacks.iter().all(|s| s.docker), "nothing is left behind: {:#?}", snapshot.stacks);
 
     // Networks come and go.

@@ -18,6 +18,7 @@ use prometheus_client::registry::Registry;
 
 use super::App;
 use super::view::Names;
+use crate::policy::rows::Owner;
 use crate::published::{Counters, Published};
 
 /// Upper bounds of `hydra_attach_seconds`.
@@ -101,7 +102,10 @@ impl Collector for Scrape {
         let ok = self.readable && self.state.applied.is_some() && self.state.not_enforced.is_empty();
         let help = "1 while everything that the policy asks for is enforced";
         gauge(&mut encoder, "hydra_enforcement_ok", help, i64::from(ok))?;
-        self.endpoints(&mut encoder)?;
+        let tiers = self.state.endpoints.iter().map(|e| e.tier.as_str());
+        by_tier(&mut encoder, "hydra_endpoints", "Addresses of containers by tier", tiers)?;
+        let tiers = self.state.ports.iter().map(|p| p.owner.as_ref().map_or("unknown", Owner::tier));
+        by_tier(&mut encoder, "hydra_published_ports", "Published ports by the tier behind them", tiers)?;
         self.attach(&mut encoder)
     }
 }
@@ -157,19 +161,6 @@ impl Scrape {
         Ok(())
     }
 
-    fn endpoints(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let mut tiers: BTreeMap<&str, i64> = BTreeMap::new();
-        for endpoint in self.state.endpoints.iter() {
-            *tiers.entry(&endpoint.tier).or_default() += 1;
-        }
-        let help = "Addresses of containers by tier";
-        let mut metric = encoder.encode_descriptor("hydra_endpoints", help, None, MetricType::Gauge)?;
-        for (tier, n) in tiers {
-            ConstGauge::new(n).encode(metric.encode_family(&[("tier", tier)])?)?;
-        }
-        Ok(())
-    }
-
     fn attach(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "Seconds from a port's appearance to its programs";
         let mut metric =
@@ -178,6 +169,24 @@ impl Scrape {
         let buckets: Vec<(f64, u64)> = bounds.zip(self.attach.buckets).collect();
         metric.encode_histogram::<[(&str, &str); 0]>(self.attach.sum, self.attach.count, &buckets, None)
     }
+}
+
+/// How many there are of each tier.
+fn by_tier<'t>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    of: impl Iterator<Item = &'t str>,
+) -> fmt::Result {
+    let mut tiers: BTreeMap<&str, i64> = BTreeMap::new();
+    for tier in of {
+        *tiers.entry(tier).or_default() += 1;
+    }
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (tier, n) in tiers {
+        ConstGauge::new(n).encode(metric.encode_family(&[("tier", tier)])?)?;
+    }
+    Ok(())
 }
 
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i64) -> fmt::Result {

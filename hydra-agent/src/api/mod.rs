@@ -10,6 +10,7 @@ pub(crate) mod explain;
 mod extract;
 mod listener;
 mod memory;
+mod ports;
 mod read;
 mod socket;
 #[cfg(test)]

@@ -24,7 +24,7 @@ use super::wire::{
     ABI_HEADER, Docker, DropRow, DropTotalRow, EndpointRow, Filter, FlowRow, FollowLine, HookRow,
     NotEnforcedRow, PolicyReply, Status, VERSION_HEADER,
 };
-use super::{App, change, explain};
+use super::{App, change, explain, ports};
 use crate::inventory::snapshot::DockerState;
 use crate::published::{Published, Reader, RevisionView};
 
@@ -33,6 +33,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/endpoints", get(endpoints))
+        .route("/v1/ports", get(ports::ports))
         .route("/v1/flows", get(flows))
         .route("/v1/drops", get(drops))
         .route("/v1/drops/totals", get(totals))
@@ -259,7 +260,7 @@ struct Match {
     limit: usize,
 }
 
-enum Who {
+pub(super) enum Who {
     Name(String),
     Block(IpNet),
 }
@@ -268,12 +269,7 @@ impl Match {
     fn new(filter: Filter, drops: bool) -> Result<Self, Refusal> {
         let (protocol, port) = match filter.port.as_deref() {
             None => (None, None),
-            Some(text) => service(text).ok_or_else(|| {
-                Refusal::bad(
-                    format!("no protocol and port: `{text}`"),
-                    "`--port tcp/5432`, `--port tcp` or `--port 5432`",
-                )
-            })?,
+            Some(text) => service(text)?,
         };
         let of = if drops { "drops" } else { "flows" };
         let one_of = |what: &str, text: Option<String>, words: Vec<&'static str>| match text {
@@ -328,7 +324,7 @@ impl Match {
 }
 
 impl Who {
-    fn new(text: String) -> Self {
+    pub(super) fn new(text: String) -> Self {
         match (text.parse::<IpAddr>(), text.parse::<IpNet>()) {
             (Ok(ip), _) => Self::Block(ip.into()),
             (_, Ok(block)) => Self::Block(block),
@@ -337,7 +333,7 @@ impl Who {
     }
 
     /// `[tier, service, container, address]`.
-    fn is(&self, [tier, service, container, address]: [&str; 4]) -> bool {
+    pub(super) fn is(&self, [tier, service, container, address]: [&str; 4]) -> bool {
         match self {
             Self::Block(block) => address.parse::<IpAddr>().is_ok_and(|ip| block.contains(&ip)),
             Self::Name(name) => {
@@ -350,19 +346,27 @@ impl Who {
 }
 
 /// `tcp/5432`, `tcp`, `proto/47` or `5432`.
-fn service(text: &str) -> Option<(Option<String>, Option<u16>)> {
+pub(super) fn service(text: &str) -> Result<(Option<String>, Option<u16>), Refusal> {
     const WORDS: [&str; 6] = ["tcp", "udp", "sctp", "icmp", "icmpv6", "arp"];
-    if let Ok(port) = text.parse() {
-        return Some((None, Some(port)));
-    }
-    match text.split_once('/') {
-        None if WORDS.contains(&text) => Some((Some(text.into()), None)),
-        Some(("proto", number)) => Some((Some(view::protocol(number.parse().ok()?)), None)),
-        Some((protocol, port)) if WORDS.contains(&protocol) => {
-            Some((Some(protocol.into()), Some(port.parse().ok()?)))
+    let read = || {
+        if let Ok(port) = text.parse() {
+            return Some((None, Some(port)));
         }
-        None | Some(_) => None,
-    }
+        match text.split_once('/') {
+            None if WORDS.contains(&text) => Some((Some(text.into()), None)),
+            Some(("proto", number)) => Some((Some(view::protocol(number.parse().ok()?)), None)),
+            Some((protocol, port)) if WORDS.contains(&protocol) => {
+                Some((Some(protocol.into()), Some(port.parse().ok()?)))
+            }
+            None | Some(_) => None,
+        }
+    };
+    read().ok_or_else(|| {
+        Refusal::bad(
+            format!("no protocol and port: `{text}`"),
+            "`--port tcp/5432`, `--port tcp` or `--port 5432`",
+        )
+    })
 }
 
 #[cfg(test)]
@@ -371,6 +375,7 @@ mod tests {
 
     #[test]
     fn a_port_is_a_protocol_a_number_or_both() {
+        let service = |text| service(text).ok();
         assert_eq!(service("tcp/5432"), Some((Some("tcp".into()), Some(5432))));
         assert_eq!(service("udp"), Some((Some("udp".into()), None)));
         assert_eq!(service("5432"), Some((None, Some(5432))));

@@ -92,6 +92,61 @@ pub struct EndpointRow {
     pub attached: bool,
 }
 
+/// `GET /v1/ports`: one published port of this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortRow {
+    /// The host's address; `0.0.0.0` or `::` for all of its family.
+    pub address: String,
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: String,
+    /// The host's port.
+    pub port: u16,
+    /// The container that it leads to.
+    pub container: String,
+    /// The container's tier there; `unknown` where that is not certain and the port therefore closed.
+    pub tier: String,
+    /// Its service within the tier, or empty.
+    pub service: String,
+    /// The Docker network that the way goes by, or empty.
+    pub network: String,
+    /// The container's address, or empty where Docker told none.
+    pub target: String,
+    /// The container's port.
+    pub target_port: u16,
+    /// The number that the kernel works with.
+    pub identity: u16,
+    /// For the outside: `allowed`, `denied`, `audited`, or `not judged`.
+    pub external: String,
+    /// Address blocks of the policy that can reach it, and with `not` those that can't where the outside can.
+    pub blocks: String,
+    /// Tiers and services of this host that can reach it.
+    pub tiers: String,
+    /// For containers on networks that the policy does not name, as in `external`.
+    pub unmanaged: String,
+    /// For this host, as in `external`.
+    pub host: String,
+    /// What Docker's own rules would do.
+    pub docker: String,
+}
+
+/// What to leave out of `ports`. Empty fields leave nothing out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PortFilter {
+    /// Only ports that this tier, service, container or address can reach.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Only ports of this tier, service or container, or on this host address or block.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// `tcp/8080`, `tcp` or `8080`: the host's port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<String>,
+    /// At most so many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+}
+
 /// `GET /v1/flows`: one live conversation, seen from the end that opened it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowRow {
@@ -378,6 +433,9 @@ pub struct Explanation {
     pub revision: u32,
     /// A sentence for people.
     pub why: String,
+    /// The container that the called port is published for, and the port there: `web tcp/80`; empty where it is none.
+    #[serde(default)]
+    pub published: String,
     /// What Docker's own layers would do, where an agent answers.
     pub docker: String,
     /// Whether it is enforced on this host. Without an agent it is not known.

@@ -78,6 +78,9 @@ fn for_people(answer: &Explanation) -> String {
             format!("{} ({})", answer.port, answer.packet)
         },
     );
+    if !answer.published.is_empty() {
+        row("published", &format!("for {}", answer.published));
+    }
     row("reason", &answer.reason);
     row("rule", if answer.rule.is_empty() { "none" } else { &answer.rule });
     row("precedence", &format!("line {}", answer.line));

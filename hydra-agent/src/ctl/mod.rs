@@ -9,6 +9,7 @@ mod explain;
 mod failure;
 mod flows;
 mod policy;
+mod ports;
 mod status;
 
 use std::ffi::OsString;
@@ -52,6 +53,8 @@ enum Command {
     Status(Output),
     /// List the containers' addresses and what they stand for
     Endpoints(Output),
+    /// List published ports, who is behind each, and who can reach it
+    Ports(ports::Asked),
     /// List live flows, the newest first
     Flows(flows::Asked),
     /// List packets that were denied, or would have been
@@ -107,6 +110,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Explain(asked) => explain::run(&client, asked),
         Command::Status(output) => status::run(&client, output.output),
         Command::Endpoints(output) => endpoints::run(&client, output.output),
+        Command::Ports(asked) => ports::run(&client, asked),
         Command::Flows(asked) => flows::run(&client, asked),
         Command::Drops(asked) => drops::run(&client, asked),
         Command::Completions(asked) => completions::run(&asked),

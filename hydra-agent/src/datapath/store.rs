@@ -9,7 +9,7 @@ use hydra_common::id::{Identity, MAX_IDENTITIES};
 use hydra_common::names;
 use hydra_common::tables::{
     Cell, Decision, Endpoint, Head, IdentityRow, Interval, Link, MAX_DECISIONS, MAX_INTERVALS, MAX_RULE_SETS,
-    PrefixRow, RuleSet, cell_index,
+    PrefixRow, Publish, PublishKey, RuleSet, cell_index,
 };
 
 use super::error::{DatapathError, table};
@@ -32,6 +32,8 @@ pub struct Store {
     pub endpoints: Table<Address, Endpoint>,
     /// Rows of interfaces.
     pub links: Table<u32, Link>,
+    /// Rows of published ports.
+    pub published: Table<PublishKey, Publish>,
 }
 
 /// Opens one map by its name.
@@ -54,6 +56,7 @@ impl Store {
             prefixes: open(pins, names::PREFIXES, Table::open)?,
             endpoints: open(pins, names::ENDPOINTS, Table::open)?,
             links: open(pins, names::LINKS, Table::open)?,
+            published: open(pins, names::PUBLISHED, Table::open)?,
         })
     }
 

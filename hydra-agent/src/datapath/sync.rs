@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hydra_common::address::Address;
-use hydra_common::tables::{Endpoint, Link};
+use hydra_common::tables::{Endpoint, Link, Publish, PublishKey};
 use hydra_common::verdict::Hook;
 use nix::fcntl::Flock;
 use tracing::{info, warn};
@@ -50,6 +50,8 @@ pub struct Held {
     pub endpoints: BTreeMap<Address, Endpoint>,
     /// By interface index.
     pub links: BTreeMap<u32, Link>,
+    /// By what a packet is sent to.
+    pub published: BTreeMap<PublishKey, Publish>,
     /// What each bank holds, where it is known.
     pub(super) banks: [Option<Bank>; 2],
 }
@@ -61,7 +63,7 @@ pub struct SyncReport {
     pub generation: u32,
     /// Whether it is a new one: every live flow is decided again at its next packet.
     pub flipped: bool,
-    /// Rows of endpoints and interfaces written or removed.
+    /// Rows of endpoints, interfaces and published ports written or removed.
     pub rows: usize,
     /// Hooks that were attached.
     pub attached: Vec<(u32, Hook)>,
@@ -207,6 +209,8 @@ impl Datapath {
         let flip = !self.holds(bank, &new)?
             || tables::reopened(&self.held.endpoints, &endpoints, bank)
             || tables::reopened(&self.held.links, &desired.links, bank)
+            || tables::reopened(&self.held.published, &desired.published, bank)
+            || tables::exposed(&self.held.published, &desired.published)
             || self.held.banks[bank]
                 .as_ref()
                 .is_none_or(|current| tables::claimed(&self.held.endpoints, &endpoints, current));
@@ -220,8 +224,10 @@ impl Datapath {
         }
         let endpoints = tables::plan(&self.held.endpoints, &endpoints, bank, flip);
         let links = tables::plan(&self.held.links, &desired.links, bank, flip);
-        report.rows += endpoints.write.len() + endpoints.remove.len();
-        report.rows += links.write.len() + links.remove.len();
+        let published = tables::plan(&self.held.published, &desired.published, bank, flip);
+        report.rows += endpoints.rows() + links.rows() + published.rows();
+        // First: a port that is the host's no more must not lead to a container that has its rights already.
+        write_rows(&self.store.published, "published ports", &published, &mut self.held.published)?;
         write_rows(&self.store.endpoints, "endpoints", &endpoints, &mut self.held.endpoints)?;
         // Where this fails the endpoints' rows are good in the old bank too; those of changed containers stay closed until the
         // next try.
@@ -232,7 +238,7 @@ impl Datapath {
             report.flipped = true;
         }
         // The new rows are in force. What follows only tidies up: a failure there is no failure to apply.
-        match self.tidy(bank, flip, &endpoints, &links) {
+        match self.tidy(bank, flip, (&endpoints, &links, &published)) {
             Ok(()) => self.doubt = false,
             Err(e) => report.not_enforced.push(NotEnforced {
                 what: "tables".to_owned(),
@@ -247,14 +253,14 @@ impl Datapath {
         &mut self,
         old: usize,
         flipped: bool,
-        endpoints: &RowPlan<Address, Endpoint>,
-        links: &RowPlan<u32, Link>,
+        (endpoints, links, published): Plans<'_>,
     ) -> Result<(), DatapathError> {
         if flipped {
             self.grace.wait().map_err(DatapathError::Grace)?;
         }
         remove_rows(&self.store.endpoints, "endpoints", endpoints, &mut self.held.endpoints)?;
         remove_rows(&self.store.links, "interfaces", links, &mut self.held.links)?;
+        remove_rows(&self.store.published, "published ports", published, &mut self.held.published)?;
         if flipped {
             self.store.write_prefixes(old as u32, &BTreeMap::new())?;
             if let Some(old) = &mut self.held.banks[old] {
@@ -287,6 +293,13 @@ impl Datapath {
             revision: self.store.head(generation & 1)?.revision,
             endpoints: self.store.endpoints.all().map_err(table("read", "endpoints"))?.into_iter().collect(),
             links: self.store.links.all().map_err(table("read", "interfaces"))?.into_iter().collect(),
+            published: self
+                .store
+                .published
+                .all()
+                .map_err(table("read", "published ports"))?
+                .into_iter()
+                .collect(),
             banks: [None, None],
         };
         self.doubt = false;
@@ -305,6 +318,9 @@ impl Datapath {
         }
     }
 }
+
+/// What is to be done to endpoints, interfaces and published ports.
+type Plans<'p> = (&'p RowPlan<Address, Endpoint>, &'p RowPlan<u32, Link>, &'p RowPlan<PublishKey, Publish>);
 
 /// Both clocks now.
 pub fn clocks() -> Clocks {

@@ -8,7 +8,8 @@ use hydra_common::address::Address;
 use hydra_common::id::{Container, Identity, MAX_IDENTITIES};
 use hydra_common::tables::{
     Cell, Decision, Endpoint, Head, IdentityRow, Interval, Link, MAX_DECISIONS, MAX_ENDPOINTS, MAX_INTERVALS,
-    MAX_LINKS, MAX_PREFIXES, MAX_RULE_SETS, PrefixData, PrefixRow, RuleSet,
+    MAX_LINKS, MAX_PREFIXES, MAX_PUBLISHED, MAX_RULE_SETS, PrefixData, PrefixRow, Publish, PublishKey,
+    RuleSet,
 };
 use ipnet::{IpNet, Ipv4Net};
 
@@ -194,6 +195,7 @@ pub fn check_room(bank: &Bank, desired: &Desired) -> Result<(), DatapathError> {
         ("address blocks", bank.prefixes.len(), MAX_PREFIXES),
         ("endpoints", desired.endpoints.len(), MAX_ENDPOINTS),
         ("interfaces", desired.links.len(), MAX_LINKS),
+        ("published ports", desired.published.len(), MAX_PUBLISHED),
     ] {
         if needed > room as usize {
             return Err(DatapathError::NoRoom { table, needed, room: room as usize });
@@ -280,6 +282,35 @@ impl Row for Link {
     }
 }
 
+impl Row for Publish {
+    type Wanted = desired::Publish;
+
+    fn make(wanted: &Self::Wanted, identity: [Identity; 2]) -> Self {
+        let desired::Publish { identity: _, container, port, flags } = *wanted;
+        Self { identity, container, port, flags }
+    }
+
+    fn slots(&self) -> [Identity; 2] {
+        self.identity
+    }
+
+    fn with_slots(self, identity: [Identity; 2]) -> Self {
+        Self { identity, ..self }
+    }
+
+    fn identity(wanted: &Self::Wanted) -> Identity {
+        wanted.identity
+    }
+
+    fn container(&self) -> Container {
+        self.container
+    }
+
+    fn kind(&self) -> (u8, u16) {
+        (self.flags as u8, self.port)
+    }
+}
+
 /// What is to be done to a table of containers' rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowPlan<K, R> {
@@ -287,6 +318,13 @@ pub struct RowPlan<K, R> {
     pub write: Vec<(K, R)>,
     /// Removed after the flip.
     pub remove: Vec<K>,
+}
+
+impl<K, R> RowPlan<K, R> {
+    /// How many rows it touches.
+    pub fn rows(&self) -> usize {
+        self.write.len() + self.remove.len()
+    }
 }
 
 /// Whether live flows may rest on a row that goes away or says something else now.
@@ -311,6 +349,15 @@ pub fn claimed(
     current: &Bank,
 ) -> bool {
     wanted.keys().any(|address| !held.contains_key(address) && !current.closed(address))
+}
+
+/// Whether a port is published that was this host's own before: a flow to it may have been judged so, and where docker-proxy takes
+/// its packets over they reach the container.
+pub fn exposed(
+    held: &BTreeMap<PublishKey, Publish>,
+    wanted: &BTreeMap<PublishKey, desired::Publish>,
+) -> bool {
+    wanted.keys().any(|key| !held.contains_key(key))
 }
 
 /// The rows to write and to remove. `bank` is the one that packets read now; with `flip` the other one will be next.
@@ -487,6 +534,31 @@ mod tests {
         let after = one(desired::Endpoint { flags: Endpoint::ATTACHED | Endpoint::PEER, ..wanted(4, 7) });
         assert!(!reopened(&before, &after, OLD));
         assert_eq!(plan(&before, &after, OLD, false).write.len(), 1);
+    }
+
+    #[test]
+    fn a_published_port_takes_a_flip_when_it_comes_when_it_goes_and_when_it_leads_elsewhere() {
+        let key = PublishKey { port: 8080u16.to_be_bytes(), protocol: 6, ..PublishKey::default() };
+        let row = desired::Publish { identity: Identity(4), container: Container(7), port: 80, flags: 0 };
+        let (none, after) = (BTreeMap::new(), BTreeMap::from([(key, row)]));
+        assert!(exposed(&none, &after));
+        let before = BTreeMap::from([(key, Publish::make(&row, [Identity(4); 2]))]);
+        assert!(!exposed(&before, &after) && !reopened(&before, &after, OLD));
+        assert!(reopened(&before, &BTreeMap::new(), OLD));
+        for other in [
+            desired::Publish { identity: Identity(5), ..row },
+            desired::Publish { container: Container(8), ..row },
+            desired::Publish { port: 81, ..row },
+            desired::Publish { flags: Publish::PROXIED, ..row },
+        ] {
+            assert!(reopened(&before, &BTreeMap::from([(key, other)]), OLD), "{other:?}");
+        }
+        // Before the flip nobody meets a right that the old tables did not give.
+        let plan = plan(&none, &after, OLD, true);
+        assert_eq!(
+            (plan.write[0].1.identity[OLD], plan.write[0].1.identity[NEW]),
+            (Identity::UNKNOWN, Identity(4))
+        );
     }
 
     fn bank(prefixes: &[(&str, u16, u16)]) -> Bank {

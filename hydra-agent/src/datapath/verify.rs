@@ -52,6 +52,13 @@ impl Datapath {
             Ok(_) => wrong.push("the rows of interfaces were changed by somebody else".to_owned()),
             Err(e) => wrong.push(format!("the rows of interfaces could not be read: {e}")),
         }
+        match self.store.published.all() {
+            Ok(rows)
+                if rows.iter().copied().collect::<std::collections::BTreeMap<_, _>>()
+                    == self.held.published => {}
+            Ok(_) => wrong.push("the rows of published ports were changed by somebody else".to_owned()),
+            Err(e) => wrong.push(format!("the rows of published ports could not be read: {e}")),
+        }
         let bank = self.held.generation & 1;
         if let Some(policy) = &self.held.banks[bank as usize] {
             let rows = policy.cells.values().map(Vec::len).sum::<usize>() + policy.intervals.len();

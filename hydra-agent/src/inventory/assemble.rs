@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use hydra_common::address::Mac;
 use ipnet::IpNet;
 
+use super::bindings::bindings;
 use super::docker_view::{Container, DockerEndpoint, DockerNetwork, View};
 use super::namespaces::Id;
 use super::netlink::{Interface, OnLink};
@@ -69,18 +70,27 @@ impl Doubts {
 pub fn assemble(kernel: &Kernelside, view: &View) -> (Snapshot, Doubts) {
     let links = links(kernel);
     let networks: BTreeMap<String, Network> =
-        view.world.networks.iter().map(|(name, n)| (name.clone(), network(n, &links))).collect();
-    let mut scene = Scene { kernel, view, links: &links, networks: &networks, doubts: Doubts::default() };
+        view.world.networks.iter().map(|(name, n)| (name.clone(), network(n, kernel, &links))).collect();
+    let mut scene = Scene {
+        kernel,
+        view,
+        links: &links,
+        networks: &networks,
+        doubts: Doubts::default(),
+        keys: BTreeMap::new(),
+    };
     let mut stacks: Vec<Stack> = kernel.spaces.iter().filter_map(|space| scene.stack(space)).collect();
     stacks.extend(scene.unreachable());
     stacks.sort_by(|a, b| a.key.cmp(&b.key));
     let doubts = scene.doubts;
+    let keys = scene.keys;
     let snapshot = Snapshot {
         docker: view.state.clone(),
         networks,
         stacks,
         links,
         host_network: Vec::new(),
+        bindings: bindings(&view.world, &keys),
         problems: view.problems.clone(),
     };
     (snapshot, doubts)
@@ -112,7 +122,7 @@ fn links(kernel: &Kernelside) -> BTreeMap<u32, Link> {
     links
 }
 
-fn network(docker: &DockerNetwork, links: &BTreeMap<u32, Link>) -> Network {
+fn network(docker: &DockerNetwork, kernel: &Kernelside, links: &BTreeMap<u32, Link>) -> Network {
     let bridge = docker.bridge.as_ref().and_then(|name| bridge_of(docker, name, links));
     let mut gateways = docker.gateways.clone();
     // The default bridge reports no gateway: its own addresses are.
@@ -132,6 +142,7 @@ fn network(docker: &DockerNetwork, links: &BTreeMap<u32, Link>) -> Network {
         subnets: docker.subnets.clone(),
         gateways,
         internal: docker.internal,
+        localnet: kernel.links.iter().any(|l| Some(l.index) == bridge && l.localnet),
     }
 }
 
@@ -154,6 +165,8 @@ struct Scene<'a> {
     links: &'a BTreeMap<u32, Link>,
     networks: &'a BTreeMap<String, Network>,
     doubts: Doubts,
+    /// Keys of the stacks that containers are in, by container id.
+    keys: BTreeMap<String, String>,
 }
 
 impl<'a> Scene<'a> {
@@ -212,8 +225,10 @@ impl<'a> Scene<'a> {
                 addresses,
             });
         }
+        let key = format!("{}/{}", space.id, owner.id);
+        self.keys.extend(members.iter().map(|member| (member.id.clone(), key.clone())));
         Stack {
-            key: format!("{}/{}", space.id, owner.id),
+            key,
             name: owner.name.clone(),
             members: names,
             labels: owner.labels.clone(),

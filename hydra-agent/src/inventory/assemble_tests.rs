@@ -1,6 +1,7 @@
 //! Worlds as lists, and the snapshots that they make.
 
 use super::*;
+use crate::inventory::bindings::Bound;
 use crate::inventory::docker_view::World;
 use crate::inventory::namespaces::Process;
 use crate::inventory::snapshot::DockerState;
@@ -16,6 +17,7 @@ fn link(index: u32, name: &str, kind: LinkType) -> Interface {
         up: true,
         peer: None,
         peer_nsid: None,
+        localnet: false,
     }
 }
 
@@ -73,10 +75,12 @@ fn container(id: &str, name: &str, mode: &str, endpoints: &[(&str, &str, &str)])
                     network: (*id).to_owned(),
                     addresses: if address.is_empty() { BTreeSet::new() } else { [ip(address)].into() },
                     mac: Some([2, 0x42, 0, 0, 0, 9]),
+                    priority: 0,
                 };
                 ((*network).to_owned(), endpoint)
             })
             .collect(),
+        bound: BTreeSet::new(),
     }
 }
 
@@ -86,6 +90,7 @@ fn view(containers: Vec<Container>) -> View {
     View {
         state: DockerState::Up { version: "1".to_owned() },
         world: World {
+            version: "1".to_owned(),
             networks: networks.into(),
             containers: containers.into_iter().map(|c| (c.id.clone(), c)).collect(),
         },
@@ -172,16 +177,21 @@ fn guests_are_members_of_the_owner_s_stack() {
         vec![(3, inside(vec![link(2, "eth0", LinkType::Veth)], &[]))],
         vec![space(500, Some(3), &[], &["a", "b", "c"])],
     );
+    let mut vpn = container("c", "vpn", "front", &[("front", "f", "10.1.0.5")]);
+    vpn.bound.insert(Bound { address: ip("0.0.0.0"), protocol: 6, port: 8080, target_port: 80 });
     let docker = view(vec![
         container("a", "aria", "container:c", &[]),
         container("b", "beet", "container:c", &[]),
-        container("c", "vpn", "front", &[("front", "f", "10.1.0.5")]),
+        vpn,
     ]);
     let (snapshot, _) = assemble(&kernel, &docker);
     let [stack] = snapshot.stacks.as_slice() else { panic!("{:#?}", snapshot.stacks) };
     assert_eq!(stack.name, "vpn");
     assert_eq!(stack.key, "500.1500/c");
     assert_eq!(stack.members, ["vpn", "aria", "beet"]);
+    let [binding] = snapshot.bindings.as_slice() else { panic!("{:#?}", snapshot.bindings) };
+    assert_eq!((binding.container.as_str(), binding.stack.as_deref()), ("vpn", Some("500.1500/c")));
+    assert_eq!((binding.network.as_str(), binding.target), ("front", Some(ip("10.1.0.5"))));
     assert_eq!(stack.attachments[0].addresses, [ip("10.1.0.5")].into());
 }
 

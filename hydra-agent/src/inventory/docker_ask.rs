@@ -15,6 +15,7 @@ use futures_util::stream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::bindings::{self, Bound};
 use super::docker::{Signals, read_events};
 use super::docker_view::{self as view, Container, DockerEndpoint, View, World};
 use super::kept;
@@ -36,8 +37,8 @@ const BURST: Duration = Duration::from_millis(10);
 /// Pauses before looks that no event asks for, but the kernel's lists do: the first, and the longest.
 const DOUBT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// What the list said of a container when it was inspected.
-type Listed = (Option<Vec<String>>, BTreeMap<String, DockerEndpoint>);
+/// What the list said of a container when it was inspected: names, networks, published ports.
+type Listed = (Option<Vec<String>>, BTreeMap<String, DockerEndpoint>, BTreeSet<Bound>);
 
 /// The one who asks.
 pub(super) struct Asker {
@@ -172,7 +173,10 @@ impl Asker {
         let known = self.publish.borrow().world.containers.clone();
         let stale: Vec<(String, Listed)> = containers
             .iter()
-            .map(|(id, summary)| (id.clone(), (summary.names.clone(), view::endpoints_listed(summary))))
+            .map(|(id, summary)| {
+                let endpoints = view::endpoints_listed(summary);
+                (id.clone(), (summary.names.clone(), endpoints, bindings::listed(summary)))
+            })
             .filter(|(id, listed)| {
                 again.contains(id)
                     || self.listed.get(id) != Some(listed)
@@ -181,6 +185,7 @@ impl Asker {
             .collect();
         self.update(|view| {
             view.state = DockerState::Up { version: version.to_owned() };
+            version.clone_into(&mut view.world.version);
             view.world.networks = networks;
             view.world.containers.retain(|id, _| containers.contains_key(id));
         });

@@ -8,6 +8,7 @@ use hydra_common::address::Mac;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::bindings::{self, Bound};
 use super::namespaces::Process;
 use super::snapshot::DockerState;
 
@@ -30,6 +31,9 @@ pub struct View {
 /// Networks and running containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct World {
+    /// The engine's version, as it said last; empty before that.
+    #[serde(default)]
+    pub version: String,
     /// By name.
     pub networks: BTreeMap<String, DockerNetwork>,
     /// By id.
@@ -70,6 +74,9 @@ pub struct Container {
     pub mode: String,
     /// By network name.
     pub endpoints: BTreeMap<String, DockerEndpoint>,
+    /// Ports of the host that are bound for it.
+    #[serde(default)]
+    pub bound: BTreeSet<Bound>,
 }
 
 impl Container {
@@ -88,6 +95,9 @@ pub struct DockerEndpoint {
     pub addresses: BTreeSet<IpAddr>,
     /// As Docker gave it.
     pub mac: Option<[u8; 6]>,
+    /// The higher, the sooner it has the container's default route and published ports.
+    #[serde(default)]
+    pub priority: i64,
 }
 
 impl DockerEndpoint {
@@ -148,7 +158,7 @@ pub fn container(
     let state = answer.state?;
     let pid = u32::try_from(state.pid?).ok().filter(|pid| *pid != 0)?;
     let process = process_of(pid)?;
-    let networks = answer.network_settings.and_then(|s| s.networks);
+    let settings = answer.network_settings.unwrap_or_default();
     Some(Container {
         id: answer.id?,
         name: answer.name?.trim_start_matches('/').to_owned(),
@@ -156,7 +166,8 @@ pub fn container(
         process,
         started: state.started_at.unwrap_or_default(),
         mode: answer.host_config.and_then(|h| h.network_mode).unwrap_or_default(),
-        endpoints: endpoints(networks.as_ref()),
+        endpoints: endpoints(settings.networks.as_ref()),
+        bound: settings.ports.as_ref().map(bindings::inspected).unwrap_or_default(),
     })
 }
 
@@ -172,6 +183,7 @@ fn endpoint(settings: &EndpointSettings) -> DockerEndpoint {
             .filter_map(address)
             .collect(),
         mac: settings.mac_address.as_deref().and_then(mac),
+        priority: settings.gw_priority.unwrap_or_default(),
     }
 }
 
@@ -258,8 +270,9 @@ mod tests {
             "NetworkSettings": {"Networks": {
                 "front": {"NetworkID": "f", "IPAddress": "172.30.0.2", "GlobalIPv6Address": "fd00::2",
                           "MacAddress": "02:42:ac:1e:00:02"},
-                "back": {"NetworkID": "b", "IPAddress": "", "GlobalIPv6Address": "", "MacAddress": ""}
-            }}
+                "back": {"NetworkID": "b", "IPAddress": "", "GlobalIPv6Address": "", "MacAddress": "",
+                         "GwPriority": 3}
+            }, "Ports": {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}]}}
         }));
         let container = container(answer.unwrap(), |pid| Some(Process { pid, start: 7 })).unwrap();
         assert_eq!(container.name, "hy-web");
@@ -268,7 +281,12 @@ mod tests {
         let front = &container.endpoints["front"];
         assert_eq!(front.mac(), Some(Mac([2, 0x42, 0xac, 0x1e, 0, 2])));
         assert_eq!(front.addresses.len(), 2);
-        assert_eq!(container.endpoints["back"], DockerEndpoint { network: "b".into(), ..Default::default() });
+        assert_eq!(
+            container.endpoints["back"],
+            DockerEndpoint { network: "b".into(), priority: 3, ..Default::default() }
+        );
+        let wanted = Bound { address: "0.0.0.0".parse().unwrap(), protocol: 6, port: 8080, target_port: 80 };
+        assert_eq!(container.bound, [wanted].into());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! Events only say "look again"; the lists are the truth.
 
 mod assemble;
+mod bindings;
 mod docker;
 mod docker_ask;
 mod docker_view;

@@ -16,7 +16,7 @@ use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkP
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
-    InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet, AfSpecUnspec, InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
 use rtnetlink::sys::{AsyncSocket as _, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
@@ -97,6 +97,8 @@ pub struct Interface {
     pub peer: Option<u32>,
     /// This namespace's number for the namespace of the other end, if that is another.
     pub peer_nsid: Option<i32>,
+    /// Packets of 127.0.0.0/8 are routed on it (`route_localnet`).
+    pub localnet: bool,
 }
 
 /// An address on the interface of that index, with the length of its prefix.
@@ -261,6 +263,7 @@ fn interface(link: LinkMessage) -> Interface {
         up: link.header.flags.contains(LinkFlags::Up),
         peer: None,
         peer_nsid: None,
+        localnet: false,
     };
     if link.header.flags.contains(LinkFlags::Loopback) {
         found.kind = LinkType::Loopback;
@@ -287,6 +290,15 @@ fn interface(link: LinkMessage) -> Interface {
                         }
                     }
                 }
+            }
+            LinkAttribute::AfSpecUnspec(families) => {
+                let v4 = families.iter().filter_map(|f| match f {
+                    AfSpecUnspec::Inet(settings) => Some(settings),
+                    _ => None,
+                });
+                found.localnet = v4
+                    .flatten()
+                    .any(|s| matches!(s, AfSpecInet::DevConf(settings) if settings.route_localnet != 0));
             }
             _ => {}
         }

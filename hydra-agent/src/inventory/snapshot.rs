@@ -21,6 +21,8 @@ pub struct Snapshot {
     pub links: BTreeMap<u32, Link>,
     /// Names of running containers that use the host's own stack, in order. They are in no [`Stack`].
     pub host_network: Vec<String>,
+    /// Published ports of containers with a stack of their own, in order.
+    pub bindings: Vec<Binding>,
     /// What could not be read, as sentences without a final period; the parts concerned are as they were read last.
     pub problems: Vec<String>,
 }
@@ -44,6 +46,15 @@ pub enum DockerState {
     },
 }
 
+/// Whether an engine's version, `28.5.2`, is at least `28.0`. What does not read as a version counts as new.
+pub fn at_least(version: &str, major: u32, minor: u32) -> bool {
+    let mut parts = version.split(['.', '-', '+']).map(str::parse::<u32>);
+    match (parts.next(), parts.next()) {
+        (Some(Ok(have)), Some(Ok(have_minor))) => (have, have_minor) >= (major, minor),
+        _ => true,
+    }
+}
+
 /// A Docker network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Network {
@@ -59,6 +70,9 @@ pub struct Network {
     pub gateways: Vec<IpAddr>,
     /// No way out.
     pub internal: bool,
+    /// Packets to this host's loopback addresses are routed on its bridge (`route_localnet`): what Docker sets where it runs no
+    /// docker-proxy.
+    pub localnet: bool,
 }
 
 /// One network stack: a container, the containers that share its stack, or a namespace.
@@ -99,6 +113,29 @@ pub struct Attachment {
     pub gateways: Vec<IpAddr>,
 }
 
+/// A port of this host that Docker leads to a container. Ordered by what a packet is sent to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Binding {
+    /// The host's address; the unspecified one of its family for all of them.
+    pub address: IpAddr,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// On the host.
+    pub port: u16,
+    /// The container's name.
+    pub container: String,
+    /// The key of its stack; none where that could not be found.
+    pub stack: Option<String>,
+    /// The network that the way goes by, or empty.
+    pub network: String,
+    /// The container's address that it leads to; of the other family where docker-proxy has to carry it, none where Docker told none.
+    pub target: Option<IpAddr>,
+    /// The port in the container.
+    pub target_port: u16,
+    /// Netfilter does not lead there: docker-proxy takes the connection and opens another one.
+    pub proxied: bool,
+}
+
 /// An interface of the agent's namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Link {
@@ -132,4 +169,18 @@ pub enum LinkType {
     Loopback,
     /// Cards, bonds, tunnels, taps.
     Other,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::at_least;
+
+    #[test]
+    fn versions_compare_by_number() {
+        assert!(at_least("28.5.2", 28, 0));
+        assert!(at_least("26.1.5+dfsg1", 26, 1));
+        assert!(!at_least("26.0.2", 26, 1));
+        assert!(!at_least("20.10.24", 26, 1));
+        assert!(at_least("dev", 28, 0));
+    }
 }

@@ -84,6 +84,7 @@ impl Scene {
             subnets: nets(subnets).into_iter().collect(),
             gateways: Vec::new(),
             internal: false,
+            localnet: false,
         };
         self.snapshot.networks.insert(name.into(), network);
     }

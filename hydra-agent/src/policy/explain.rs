@@ -167,6 +167,27 @@ pub fn explain_identities(
     answers
 }
 
+/// Asks about many pairs, verdicts alone: what the kernel does, the mode of the whole policy included.
+#[derive(Debug)]
+pub struct Judge<'c> {
+    tables: PolicyTables<'c>,
+    audit: bool,
+    now: u32,
+}
+
+impl<'c> Judge<'c> {
+    /// Over a policy's rows at a moment in Unix seconds.
+    pub fn new(compiled: &'c Compiled, now: i64) -> Self {
+        Self { tables: PolicyTables::new(compiled), audit: compiled.audit, now: seconds(now) }
+    }
+
+    /// The verdict on a flow between two identities.
+    pub fn verdict(&self, from: Identity, to: Identity, packet: Packet) -> Verdict {
+        let ruling = ruling(&self.tables, 1, from, to, packet.selector(), self.now);
+        softened(self.audit, ruling.verdict)
+    }
+}
+
 /// The identity of one end of a question, as far as the policy's text tells.
 pub fn identity_of(compiled: &Compiled, party: &Party) -> Identity {
     match party {

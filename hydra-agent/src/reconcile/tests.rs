@@ -5,9 +5,12 @@ use hydra_common::tables::{Cell, Decision, IdentityRow, Interval, RuleSet};
 use hydra_common::verdict::Reason;
 
 use super::*;
+use crate::desired::Publish;
+use crate::inventory::snapshot::Binding;
 use crate::placement::tests::{Scene, ip, mac};
 use crate::placement::{TierClaim, tests::strings};
 use crate::policy::rows::Class;
+use crate::published::NotEnforced;
 
 /// A matrix of these owners, where only these pairs pass.
 fn matrix(owners: &[&str], allowed: &[(&str, &str)]) -> Arc<Compiled> {
@@ -46,7 +49,7 @@ const DATABASES: Identity = Identity(5);
 const POSTGRES: Identity = Identity(6);
 
 fn wanted(s: &Scene) -> Desired {
-    desired(7, &matrix(OWNERS, &[]), &s.place(), &s.snapshot)
+    desired(7, &matrix(OWNERS, &[]), &s.place(), &s.snapshot, &Uplinks::Auto)
 }
 
 #[test]
@@ -105,7 +108,8 @@ fn every_interface_but_loopback_has_a_kind() {
     assert_eq!(d.links[&106].flags, tables::Link::UNBOUND);
     assert_eq!(kind(40), (LinkKind::Uplink, Identity::EXTERNAL, Container::NONE, 40), "the way to the LAN");
     assert_eq!(kind(41), (LinkKind::Uplink, Identity::EXTERNAL, Container::NONE, 40));
-    let hooked: BTreeSet<u32> = d.hooks.iter().map(|(index, _)| *index).collect();
+    let judged = d.hooks.iter().filter(|(_, hook)| *hook != Hook::UplinkIn);
+    let hooked: BTreeSet<u32> = judged.map(|(index, _)| *index).collect();
     assert_eq!(hooked, [10, 20, 101, 105, 106].into());
     assert!(d.hooks.contains(&(20, Hook::BridgeIn)) && d.hooks.contains(&(105, Hook::PortOut)));
     let lone = d.endpoints[&Address::from(ip("172.17.0.2"))];
@@ -225,4 +229,118 @@ fn views_are_what_an_operator_asks_for() {
         (v.port.as_str(), v.address.as_str(), v.identity, v.attached),
         ("veth101", "10.2.0.5", POSTGRES, true)
     );
+}
+
+fn publish(s: &mut Scene, container: &str, address: &str, port: u16, target: &str, proxied: bool) {
+    s.snapshot.bindings.push(Binding {
+        address: ip(address),
+        protocol: 6,
+        port,
+        container: container.into(),
+        stack: Some(format!("key-{container}")),
+        network: String::new(),
+        target: Some(ip(target)),
+        target_port: 80,
+        proxied,
+    });
+}
+
+fn key(address: &str, port: u16) -> tables::PublishKey {
+    let address = Address::from(ip(address));
+    tables::PublishKey { address, port: port.to_be_bytes(), protocol: 6, zero: [0; 5] }
+}
+
+#[test]
+fn a_published_port_has_the_identity_behind_it_and_nobody_s_where_that_is_not_known() {
+    let mut s = Scene::usual();
+    s.bridge(30, "docker0", ["172.17.0.1/16"]);
+    s.network("bridge", 30, ["172.17.0.0/16"]);
+    s.container("pg", &[(101, 20, "back", &["10.2.0.5"])]);
+    s.container("lone", &[(103, 30, "bridge", &["172.17.0.2"])]);
+    publish(&mut s, "pg", "0.0.0.0", 5432, "10.2.0.5", false);
+    publish(&mut s, "pg", "::", 5432, "10.2.0.5", true);
+    publish(&mut s, "lone", "198.51.100.5", 9000, "172.17.0.2", false);
+    publish(&mut s, "gone", "0.0.0.0", 9001, "10.2.0.9", false);
+    let d = wanted(&s);
+    let row = |address, port| d.published[&key(address, port)];
+    let pg = Publish { identity: POSTGRES, container: Container(2), port: 80, flags: 0 };
+    let pg = Publish { container: row("0.0.0.0", 5432).container, ..pg };
+    assert_ne!(pg.container, Container::NONE);
+    assert_eq!(row("0.0.0.0", 5432), pg);
+    assert_eq!(row("::", 5432), Publish { flags: tables::Publish::PROXIED, ..pg });
+    let lone = Publish { identity: Identity::UNMANAGED, container: Container::NONE, port: 80, flags: 0 };
+    assert_eq!(row("198.51.100.5", 9000), lone, "no tier has it");
+    assert_eq!(row("0.0.0.0", 9001), Publish { identity: Identity::UNKNOWN, ..lone });
+    assert_eq!(d.published.len(), 4);
+}
+
+/// An uplink, a bridge that leads outside with a card, a tap and a veth, an unmanaged bridge with a container, a cable.
+fn around() -> Scene {
+    let mut s = Scene::usual();
+    s.bridge(40, "br0", ["192.0.2.1/24"]);
+    s.link(41, "eth1", LinkType::Other, Some(40), []);
+    s.link(42, "tap0", LinkType::Other, Some(40), []);
+    s.link(43, "vethvm", LinkType::Veth, Some(40), []);
+    s.bridge(30, "docker0", ["172.17.0.1/16"]);
+    s.network("bridge", 30, ["172.17.0.0/16"]);
+    s.container("pg", &[(101, 20, "back", &["10.2.0.5"])]);
+    s.container("lone", &[(103, 30, "bridge", &["172.17.0.2"])]);
+    s.namespace("lan", &[(104, 0, "", &["192.0.2.1"])]);
+    s
+}
+
+fn uplinks(s: &Scene, uplinks: &Uplinks) -> Vec<String> {
+    let d = desired(7, &matrix(OWNERS, &[]), &s.place(), &s.snapshot, uplinks);
+    let hooked = d.hooks.iter().filter(|(_, hook)| *hook == Hook::UplinkIn);
+    hooked.map(|(index, _)| s.snapshot.links[index].name.clone()).collect()
+}
+
+fn named(names: &[&str]) -> Uplinks {
+    Uplinks::Named(names.iter().map(ToString::to_string).collect())
+}
+
+#[test]
+fn clients_of_published_ports_are_met_on_every_way_in_once() {
+    let mut s = around();
+    s.link(51, "fresh", LinkType::Veth, None, []);
+    s.snapshot.links.get_mut(&51).unwrap().peer_elsewhere = false;
+    // Not on lo, on a veth that is about to be moved, on a tier's bridge or port, on a port of docker0, or again on br0.
+    assert_eq!(uplinks(&s, &Uplinks::Auto), ["eth0", "docker0", "eth1", "tap0", "vethvm", "veth104"]);
+    assert_eq!(uplinks(&s, &Uplinks::None), ["docker0"], "what is unmanaged is no matter of uplinks");
+    assert_eq!(uplinks(&s, &named(&["eth0", "wg0"])), ["eth0", "docker0"], "wg0 may come");
+    assert_eq!(uplinks(&s, &named(&["br0"])), ["docker0", "eth1", "tap0", "vethvm"]);
+}
+
+#[test]
+fn an_uplink_that_is_left_out_is_said_where_docker_proxy_would_hide_its_clients() {
+    let mut s = around();
+    let said = |s: &Scene, uplinks: &Uplinks| -> Vec<NotEnforced> {
+        let placement = s.place();
+        let d = desired(7, &matrix(OWNERS, &[]), &placement, &s.snapshot, uplinks);
+        left_out(&d.links, &placement, &s.snapshot, uplinks)
+    };
+    publish(&mut s, "pg", "0.0.0.0", 5432, "10.2.0.5", false);
+    publish(&mut s, "pg", "::1", 5432, "10.2.0.5", true);
+    publish(&mut s, "lone", "::", 9000, "172.17.0.2", true);
+    assert_eq!(
+        said(&s, &Uplinks::None),
+        [],
+        "netfilter keeps the client's address; nobody comes to loopback"
+    );
+    publish(&mut s, "pg", "::", 5432, "10.2.0.5", true);
+    assert_eq!(said(&s, &Uplinks::Auto), []);
+    let open = said(&s, &named(&["eth0", "br0"]));
+    assert_eq!(
+        open,
+        [NotEnforced {
+            what: "veth104".into(),
+            why: "the setting `uplinks` leaves it out: who reaches `pg` by docker-proxy there (:: tcp/5432) is not judged".into()
+        }]
+    );
+    s.link(50, "wg0", LinkType::Other, None, ["203.0.113.1/24"]);
+    s.snapshot.links.get_mut(&50).unwrap().mac = Mac::ZERO;
+    assert!(!uplinks(&s, &Uplinks::Auto).contains(&"wg0".to_owned()));
+    let [tunnel] = said(&s, &Uplinks::Auto).try_into().unwrap();
+    assert_eq!(tunnel.what, "wg0");
+    assert!(tunnel.why.starts_with("it carries no Ethernet frames: "), "{}", tunnel.why);
 }

@@ -148,7 +148,13 @@ impl Agent {
     pub async fn enforce(&mut self, policy: &Policy, placed: Placed) -> Result<(), String> {
         let Placed { placement, containers } = placed;
         self.note_disk(|state| state.set_containers(containers));
-        let desired = reconcile::desired(policy.revision, &policy.compiled, &placement, &self.snapshot);
+        let desired = reconcile::desired(
+            policy.revision,
+            &policy.compiled,
+            &placement,
+            &self.snapshot,
+            &self.settings.uplinks,
+        );
         let desired = Arc::new(desired);
         let report = self.kernel.sync(desired.clone()).await?;
         self.placement = placement;
@@ -211,6 +217,7 @@ impl Agent {
             applied: self.applied(),
             snapshot: self.snapshot.clone(),
             endpoints: Arc::new(views),
+            ports: Arc::new(reconcile::port_views(compiled, &self.placement)),
             hooks: self.hooks.clone(),
             not_enforced: self.not_enforced(),
             history: self.state.history().to_vec(),
@@ -251,6 +258,10 @@ impl Agent {
         }
         all.extend(self.failed.iter().cloned());
         all.extend(self.placement.not_enforced.iter().cloned());
+        if let Some(desired) = &self.desired {
+            let uplinks = &self.settings.uplinks;
+            all.extend(reconcile::left_out(&desired.links, &self.placement, &self.snapshot, uplinks));
+        }
         all.extend(self.routing.not_enforced());
         all.sort();
         all.dedup();

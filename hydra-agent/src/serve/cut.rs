@@ -1,7 +1,7 @@
 //! Which live flows a policy would end, judged over its tables before the kernel has them. Pure.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hydra_common::decide::ruling;
 use hydra_common::flow::{Flow, FlowKey, Side};
@@ -10,7 +10,7 @@ use hydra_common::tables;
 use hydra_common::track::{self, protocol};
 use hydra_common::verdict::Verdict;
 
-use crate::placement::Placement;
+use crate::placement::{Placement, PortKey, PublishedPort};
 use crate::policy::explain::owner_of_address;
 use crate::policy::rows::{Compiled, Owner};
 use crate::policy::tables::{PolicyTables, seconds};
@@ -40,15 +40,32 @@ pub fn cut(live: Live<'_>, compiled: &Compiled, placement: &Placement) -> Vec<St
         }
         let opener = Side::from_row(flow.opener);
         let (from, to) = (IpAddr::from(key.address(opener)), IpAddr::from(key.address(opener.other())));
-        let (source, destination) = (end(compiled, placement, from), end(compiled, placement, to));
+        let mut source = end(compiled, placement, from);
+        if flow.marks & Flow::CARRIED != 0 {
+            // Numbers keep their meaning over policies.
+            source = (flow.source, declared(compiled, flow.source));
+        }
+        let mut called = key.port(opener.other());
+        let published = Some(flow.marks & Flow::PUBLISHED != 0).filter(|is| *is);
+        let published = published.and_then(|_| behind(placement, key.protocol, to, called));
+        let destination = match published {
+            Some(port) => {
+                called = port.target_port;
+                let owner = port.owner.as_ref();
+                let identity = owner.and_then(|o| compiled.identity(o, port.target));
+                (identity.unwrap_or(Identity::UNKNOWN), owner.is_none_or(Owner::declared))
+            }
+            None => end(compiled, placement, to),
+        };
         if !source.1 && !destination.1 {
             continue;
         }
-        let selector = tables::selector(key.protocol, key.port(opener.other()));
+        let selector = tables::selector(key.protocol, called);
         let said = ruling(&tables, 0, source.0, destination.0, selector, seconds(live.unix));
         if said.verdict == Verdict::Denied {
-            let port = port(key.protocol, key.port(opener.other()));
-            cut.insert(format!("{} -> {} {port}", name(placement, from), name(placement, to)));
+            let port = port(key.protocol, called);
+            let to = published.map_or_else(|| name(placement, to), |p| p.container.clone());
+            cut.insert(format!("{} -> {to} {port}", name(placement, from)));
         }
     }
     cut.into_iter().collect()
@@ -63,6 +80,21 @@ fn end(compiled: &Compiled, placement: &Placement, ip: IpAddr) -> (Identity, boo
     };
     let identity = compiled.identity(&owner, Some(ip)).unwrap_or(Identity::UNKNOWN);
     (identity, owner.declared())
+}
+
+fn declared(compiled: &Compiled, identity: Identity) -> bool {
+    compiled.identities.get(&identity).is_some_and(|(class, _)| class.owner.declared())
+}
+
+/// The container behind a published port of this host.
+fn behind(placement: &Placement, protocol: u8, address: IpAddr, port: u16) -> Option<&PublishedPort> {
+    let everywhere: IpAddr = match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    [address, everywhere]
+        .into_iter()
+        .find_map(|address| placement.published.get(&PortKey { address, protocol, port }))
 }
 
 fn name(placement: &Placement, ip: IpAddr) -> String {
@@ -88,6 +120,7 @@ mod tests {
     use hydra_common::id::Container;
 
     use super::*;
+    use crate::inventory::snapshot::Binding;
     use crate::placement::tests::{Scene, ip};
     use crate::placement::{Claims, place};
     use crate::policy;
@@ -138,6 +171,43 @@ mod tests {
         assert_eq!(
             said("  - { name: b, from: databases, to: apps, ports: [udp/54] }\n"),
             ["203.0.113.9 -> web tcp/443", "pg -> web udp/53", "web -> pg tcp/5432"]
+        );
+    }
+
+    #[test]
+    fn a_flow_to_a_published_port_is_the_container_s_behind_it() {
+        let mut scene = Scene::usual();
+        scene.container("pg", &[(101, 20, "back", &["10.2.0.5"])]);
+        scene.container("web", &[(102, 10, "front", &["10.1.0.5"])]);
+        scene.snapshot.bindings.push(Binding {
+            address: ip("0.0.0.0"),
+            protocol: protocol::TCP,
+            port: 15432,
+            container: "pg".into(),
+            stack: Some("key-pg".into()),
+            network: "back".into(),
+            target: Some(ip("10.2.0.5")),
+            target_port: 5432,
+            proxied: false,
+        });
+        let said = |rules: &str| {
+            let (model, _) = policy::parse(&format!("{POLICY}{rules}"), "t").unwrap();
+            let placement = place(&Claims::of(&model), &scene.snapshot, false, &mut Containers::default());
+            let world = World { live: crate::reconcile::homes(&placement).collect(), ..World::default() };
+            let compiled = compile(&model, &world, &mut Numbers::default()).unwrap();
+            let apps = compiled.identity(&Owner::Tier("apps".into()), None).unwrap();
+            let (key, flow) = flow("10.1.0.5", 40_000, "198.51.100.5", 15432, protocol::TCP);
+            let called = (key, Flow { marks: Flow::PUBLISHED, ..flow });
+            // Docker has put the gateway's address in the place of the client's.
+            let (key, flow) = self::flow("10.2.0.1", 40_000, "10.2.0.5", 5432, protocol::TCP);
+            let led = (key, Flow { marks: Flow::CARRIED, source: apps, ..flow });
+            let live = Live { flows: &[called, led], monotonic: 2_000_000_000, unix: 1_800_000_000 };
+            cut(live, &compiled, &placement)
+        };
+        assert_eq!(said("  - { name: a, from: apps, to: databases, ports: [tcp/5432] }\n"), [""; 0]);
+        assert_eq!(
+            said("  - { name: a, from: apps, to: host }\n"),
+            ["10.2.0.1 -> pg tcp/5432", "web -> pg tcp/5432"]
         );
     }
 }

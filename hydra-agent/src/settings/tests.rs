@@ -37,11 +37,23 @@ fn the_example_file_holds_the_defaults() {
     assert!(merged.policy.named);
     merged.policy.named = false;
     assert_eq!(merged, defaults);
-    let File { policy, docker, state_dir, run_dir, bpffs, listen, netns_dir, routes, attach, labels, log } =
-        example;
+    let File {
+        policy,
+        docker,
+        state_dir,
+        run_dir,
+        bpffs,
+        listen,
+        netns_dir,
+        routes,
+        attach,
+        uplinks,
+        labels,
+        log,
+    } = example;
     assert!(policy.is_some() && docker.is_some() && state_dir.is_some() && run_dir.is_some());
     assert!(bpffs.is_some() && listen.is_some() && netns_dir.is_some() && routes.is_some());
-    assert!(attach.is_some() && labels.is_some() && log.is_some(), "every key is shown");
+    assert!(attach.is_some() && uplinks.is_some() && labels.is_some() && log.is_some(), "every key is shown");
 }
 
 #[test]
@@ -57,12 +69,13 @@ fn a_flag_stands_above_the_file() {
 #[test]
 fn every_key_of_the_file_is_read() {
     let text = "policy: /p\ndocker: none\nstate-dir: /s\nrun-dir: /r\nbpffs: /b\nlisten: '[::1]:1'\n\
-        netns-dir: /n\nroutes: false\nattach: clsact\nlabels: true\nlog: debug\n";
+        netns-dir: /n\nroutes: false\nattach: clsact\nuplinks: [eth0, wg0]\nlabels: true\nlog: debug\n";
     let s = Settings::merge(Flags::default(), file(text).unwrap()).unwrap();
     assert_eq!(s.policy, PolicyFile { path: "/p".into(), named: true });
     assert_eq!(s.docker, Docker::None);
     assert_eq!(s.listen, Some("[::1]:1".parse().unwrap()));
     assert_eq!((s.routes, s.labels, s.attach), (false, true, Attach::Clsact));
+    assert_eq!(s.uplinks, Uplinks::Named(["eth0".into(), "wg0".into()].into()));
     assert_eq!(s.log, "debug");
 }
 
@@ -74,11 +87,28 @@ fn unknown_and_doubled_keys_and_wrong_values_are_refused_with_their_place() {
         ("\nroutes: yes\n", "agent.yaml:2:9", "bool"),
         ("docker: tcp://1.2.3.4\n", "agent.yaml:1:9", "the absolute path of a unix socket"),
         ("listen: 9473\n", "agent.yaml:1:9", "an address with its port"),
+        ("uplinks: [eth0, this-name-is-too-long]\n", "agent.yaml:1:10", "`this-name-is-too-long` is none"),
+        ("uplinks: []\n", "agent.yaml:1:10", "the list is empty"),
+        ("uplinks: [auto]\n", "agent.yaml:1:10", "`auto` is none"),
+        ("uplinks: { eth0: true }\n", "agent.yaml:1:10", "`auto`, `none` or a list of names of interfaces"),
+        ("uplink: auto\n", "agent.yaml:1:1", "uplink"),
         ("attach: xdp\n", "agent.yaml:1:9", "`auto`, `tcx` or `clsact`"),
     ] {
         let error = file(text).unwrap_err();
         assert!(error.contains(place) && error.contains(what), "{text:?}: {error}");
     }
+}
+
+#[test]
+fn uplinks_are_a_word_or_names() {
+    let s = |words: &[&str]| Settings::merge(flags(words), File::default()).unwrap().uplinks;
+    assert_eq!(s(&[]), Uplinks::Auto);
+    assert_eq!(s(&["--uplinks", "none"]), Uplinks::None);
+    assert_eq!(s(&["--uplinks", "eth0,wg0"]), Uplinks::Named(["eth0".into(), "wg0".into()].into()));
+    assert_eq!(file("uplinks: auto").unwrap().uplinks, Some(Uplinks::Auto));
+    assert_eq!(file("uplinks: eth0").unwrap().uplinks, Some(Uplinks::Named(["eth0".into()].into())));
+    assert!("eth0,,eth1".parse::<Uplinks>().is_err());
+    assert!("eth0 eth1".parse::<Uplinks>().is_err());
 }
 
 #[test]

@@ -7,6 +7,7 @@
 )]
 
 mod hooks;
+mod published;
 mod reading;
 mod start;
 mod support;

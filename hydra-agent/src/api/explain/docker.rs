@@ -3,7 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::inventory::snapshot::{DockerState, Snapshot};
+use crate::inventory::snapshot::{DockerState, Snapshot, at_least};
+use crate::published::PortView;
 
 /// One end, as far as Docker has to do with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +54,44 @@ pub(super) fn sentence(
     }
 }
 
+/// What Docker's own rules would do with a published port: who gets through, and as whom. Measured on 20.10.24, 26.1.5 and 28.5.2.
+pub(in crate::api) fn binding(snapshot: &Snapshot, port: &PortView) -> String {
+    let version = match &snapshot.docker {
+        DockerState::Off => return "there is no Docker here".into(),
+        DockerState::Down { .. } => {
+            return "Docker does not answer now, so what it would do is not known".into();
+        }
+        DockerState::Up { version } => version,
+    };
+    let old = !at_least(version, 28, 0);
+    let address = port.key.address;
+    if address.is_loopback() {
+        let neighbour = if old && address.is_ipv4() {
+            ", and neighbours on the LAN that set a route to the container"
+        } else {
+            ""
+        };
+        return format!("Docker lets only this host in{neighbour}");
+    }
+    let everybody = if address.is_unspecified() {
+        "Docker lets everybody in".to_owned()
+    } else {
+        format!("Docker lets everybody in who reaches {address}")
+    };
+    let direct = snapshot.networks.get(&port.network).is_some_and(|n| n.localnet);
+    let containers = if direct {
+        "containers of other networks excepted (it runs no docker-proxy)"
+    } else {
+        "containers of internal networks excepted"
+    };
+    let hidden = match (port.proxied, direct) {
+        (true, false) => "; docker-proxy carries it, so the container sees this host call",
+        (true, true) => "; but without docker-proxy nothing leads on from there",
+        (false, _) => "",
+    };
+    format!("{everybody}, {containers}{hidden}")
+}
+
 fn between(
     snapshot: &Snapshot,
     version: &str,
@@ -92,21 +131,15 @@ fn only_internal(snapshot: &Snapshot, networks: &BTreeSet<String>) -> bool {
     !networks.is_empty() && networks.iter().all(|n| snapshot.networks.get(n).is_some_and(|n| n.internal))
 }
 
-/// Whether `28.5.2` is at least `28.0`. What does not read as a version counts as new.
-fn at_least(version: &str, major: u32, minor: u32) -> bool {
-    let mut parts = version.split(['.', '-', '+']).map(str::parse::<u32>);
-    match (parts.next(), parts.next()) {
-        (Some(Ok(have)), Some(Ok(have_minor))) => (have, have_minor) >= (major, minor),
-        _ => true,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fmt::Write as _;
 
+    use hydra_common::id::{Container, Identity};
+
     use super::*;
     use crate::inventory::snapshot::Network;
+    use crate::placement::PortKey;
 
     fn snapshot(docker: DockerState) -> Snapshot {
         let network = |internal| Network {
@@ -116,6 +149,7 @@ mod tests {
             subnets: Vec::new(),
             gateways: Vec::new(),
             internal,
+            localnet: false,
         };
         let networks = [("apps", network(false)), ("ai", network(false)), ("db", network(true))]
             .map(|(n, v)| (n.into(), v));
@@ -160,11 +194,28 @@ mod tests {
     }
 
     #[test]
-    fn versions_compare_by_number() {
-        assert!(at_least("28.5.2", 28, 0));
-        assert!(at_least("26.1.5+dfsg1", 26, 1));
-        assert!(!at_least("26.0.2", 26, 1));
-        assert!(!at_least("20.10.24", 26, 1));
-        assert!(at_least("dev", 28, 0));
+    fn every_binding_has_its_sentence() {
+        let mut said = String::new();
+        for (version, localnet) in [("20.10.24", false), ("28.5.2", false), ("28.5.2", true)] {
+            let mut world = snapshot(DockerState::Up { version: version.into() });
+            world.networks.get_mut("apps").unwrap().localnet = localnet;
+            for (address, proxied) in
+                [("0.0.0.0", false), ("::", true), ("198.51.100.1", false), ("127.0.0.1", false)]
+            {
+                let port = PortView {
+                    key: PortKey { address: address.parse().unwrap(), protocol: 6, port: 8080 },
+                    container: "web".into(),
+                    number: Container(1),
+                    owner: None,
+                    network: "apps".into(),
+                    target: None,
+                    target_port: 80,
+                    identity: Identity::UNKNOWN,
+                    proxied,
+                };
+                writeln!(said, "{version} {address}: {}", binding(&world, &port)).unwrap();
+            }
+        }
+        insta::assert_snapshot!(said);
     }
 }

@@ -13,7 +13,7 @@ use crate::policy::rows::{Compiled, Owner};
 use crate::published::{Applied, EndpointView, Published};
 
 /// One end of a question.
-pub(super) struct End<'s> {
+pub(in crate::api) struct End<'s> {
     /// Whose.
     pub owner: Owner,
     /// The addresses that it may have, each with its number; a name has none.
@@ -28,7 +28,7 @@ pub(super) struct End<'s> {
 
 impl<'s> End<'s> {
     /// Finds out.
-    pub(super) fn find(state: &'s Published, applied: &Applied, text: &str) -> Result<Self, Refusal> {
+    pub(in crate::api) fn find(state: &'s Published, applied: &Applied, text: &str) -> Result<Self, Refusal> {
         let Applied { model, compiled, .. } = applied;
         if let Some(owner) = model.owner(text) {
             return Ok(Self::name(state, compiled, owner));

@@ -3,6 +3,7 @@
 
 mod docker;
 mod ends;
+mod published;
 mod why;
 
 use std::fmt::Write as _;
@@ -14,7 +15,8 @@ use axum::extract::State;
 use hydra_common::id::Identity;
 use hydra_common::verdict::{Reason, Verdict};
 
-use self::ends::End;
+pub(super) use self::docker::binding;
+pub(super) use self::ends::End;
 use super::App;
 use super::extract::{Asked, Refusal};
 use super::read::no_policy;
@@ -74,6 +76,9 @@ fn answer(state: &Published, applied: &Applied, asked: &ExplainRequest) -> Resul
     let from = End::find(state, applied, &asked.from)?;
     let to = End::find(state, applied, &asked.to)?;
     let (question, identities) = question(model, &from, &to, &asked.port)?;
+    if let Some(port) = published::port(state, &asked.to, &from, &to, &question) {
+        return Ok(published::answer(state, applied, asked, &from, identities.0, port));
+    }
     let told = explain_identities(model, compiled, &question, identities, unix_now());
     let mut explanation = of_file(asked, &told);
     explanation.source = from.owner.to_string();
