@@ -7,6 +7,7 @@
 mod claims;
 mod published;
 mod resolve;
+mod stacks;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -21,10 +22,11 @@ use ipnet::IpNet;
 pub use self::claims::{Claims, NetworkClaim, ServiceClaim, TierClaim};
 pub use self::published::{PortKey, PublishedPort};
 pub use self::resolve::leads_outside;
-use self::resolve::{Bridges, Trust};
+use self::resolve::{Bridges, PortHome, Trust};
+use self::stacks::Claimed;
 use crate::inventory::snapshot::{Attachment, DockerState, Link, LinkType, Snapshot, Stack};
 use crate::policy::rows::Owner;
-use crate::published::NotEnforced;
+use crate::published::{NotEnforced, Remark};
 use crate::state::Containers;
 
 /// The label that places a container, where the settings allow it.
@@ -53,8 +55,12 @@ pub struct Placement {
     pub unmanaged: BTreeSet<IpNet>,
     /// What is declared and not enforced.
     pub not_enforced: Vec<NotEnforced>,
+    /// Stacks whose ports are closed because of what they are.
+    pub closed: Vec<Remark>,
+    /// Addresses of these stacks, with their ports.
+    pub closed_addresses: BTreeMap<IpAddr, u32>,
     /// What an operator should look at.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Remark>,
     /// Tiers that are nowhere, with what was looked for; optional ones left out. A policy with one is not applied.
     pub nowhere: Vec<Nowhere>,
 }
@@ -88,7 +94,7 @@ pub struct Placed {
 /// A port of a stack, or of a managed bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
-    /// Index into [`Placement::stacks`]; none for a port that belongs to nobody known.
+    /// Index into [`Placement::stacks`]; none for a port that belongs to nobody known, or to a stack in [`Placement::closed`].
     pub stack: Option<usize>,
     /// Whose, where the address does not say more.
     pub owner: Owner,
@@ -130,7 +136,7 @@ impl Owner {
     /// A tier or service of the policy.
     pub fn declared(&self) -> bool {
         match self {
-            Self::Tier(_) | Self::Service { .. } => true,
+            Self::Tier(_) | Self::Service { .. } | Self::Shared(_) => true,
             Self::External | Self::Host | Self::Unmanaged => false,
         }
     }
@@ -168,6 +174,8 @@ pub fn place(claims: &Claims, snapshot: &Snapshot, labels: bool, containers: &mu
     out.bridges = bridges.managed;
     out.not_enforced.sort();
     out.not_enforced.dedup();
+    out.closed.sort();
+    out.warnings.sort();
     out
 }
 
@@ -197,15 +205,40 @@ fn place_stack(
     stack: &Stack,
     out: &mut Placement,
 ) {
-    let owner = named_owner(claims, labels, stack, out);
+    let (owner, mut closed) = match stacks::claimed(claims, labels, stack, &mut out.warnings) {
+        Claimed::Nobody => (None, None),
+        Claimed::By(owner) => (Some(owner), None),
+        Claimed::Closed(why) => (None, Some(why)),
+    };
     // Something behind a veth that is on no bridge and that nobody names is what a cable leads to: the outside. What is on a
     // network of Docker's and no container of Docker's stays unknown: a container that starts right now, or a stranger.
     let nobody = |a: &Attachment| {
         let bridged = snapshot.links.get(&a.port).is_some_and(|l| l.master.is_some());
         !stack.docker && (a.network.is_some() || (owner.is_none() && !bridged))
     };
-    let attachments: Vec<&Attachment> = stack.attachments.iter().filter(|a| !nobody(a)).collect();
+    let attachments: Vec<(&Attachment, PortHome)> =
+        stack.attachments.iter().filter(|a| !nobody(a)).map(|a| (a, bridges.of_port(snapshot, a))).collect();
     if attachments.is_empty() {
+        return;
+    }
+    if closed.is_none() && owner.is_none() {
+        let homes = attachments.iter().map(|(_, home)| home);
+        match stacks::multihomed(claims, stack, homes) {
+            Some((remark, true)) => closed = Some(remark),
+            Some((remark, false)) => out.warnings.push(remark),
+            None => {}
+        }
+    }
+    if let Some(remark) = closed {
+        out.closed.push(remark);
+        for (attachment, home) in attachments {
+            let owner = home.tier.clone().map_or(Owner::Unmanaged, Owner::Tier);
+            out.ports.insert(attachment.port, port(attachment, &home, None, owner));
+            // Only where an address of it would count: anybody's claim closes what it names.
+            let within = |a: &&IpAddr| home.subnets.iter().any(|s| s.contains(*a));
+            let addresses = attachment.addresses.iter().filter(within);
+            out.closed_addresses.extend(addresses.map(|a| (*a, attachment.port)));
+        }
         return;
     }
     let index = out.stacks.len();
@@ -216,23 +249,10 @@ fn place_stack(
         netns: stack.netns.clone(),
         owner: owner.clone(),
     });
-    for attachment in attachments {
-        let home = bridges.of_port(snapshot, attachment);
+    for (attachment, home) in attachments {
         let port_owner =
             owner.clone().or_else(|| home.tier.clone().map(Owner::Tier)).unwrap_or(Owner::Unmanaged);
-        out.ports.insert(
-            attachment.port,
-            Port {
-                stack: Some(index),
-                owner: port_owner.clone(),
-                unbound: false,
-                mac: attachment.mac,
-                network: home.network.clone(),
-                interface: attachment.interface.clone(),
-                gateways: attachment.gateways.clone(),
-                subnets: home.subnets.clone(),
-            },
-        );
+        out.ports.insert(attachment.port, port(attachment, &home, Some(index), port_owner.clone()));
         for address in &attachment.addresses {
             let trust = if stack.docker { Trust::Docker } else { Trust::Within };
             let Some(owner) = address_owner(claims, &home, owner.as_ref(), &port_owner, trust, *address)
@@ -255,42 +275,23 @@ fn place_stack(
     }
 }
 
-/// What a service's name or a label makes of a stack.
-fn named_owner(claims: &Claims, labels: bool, stack: &Stack, out: &mut Placement) -> Option<Owner> {
-    let mut found: Vec<(Owner, &str)> = Vec::new();
-    for member in &stack.members {
-        for (tier, service) in claims.services() {
-            if service.containers.contains(member) {
-                found.push((service.owner(tier), member));
-            }
-        }
+fn port(attachment: &Attachment, home: &PortHome, stack: Option<usize>, owner: Owner) -> Port {
+    Port {
+        stack,
+        owner,
+        unbound: false,
+        mac: attachment.mac,
+        network: home.network.clone(),
+        interface: attachment.interface.clone(),
+        gateways: attachment.gateways.clone(),
+        subnets: home.subnets.clone(),
     }
-    if let Some((owner, member)) = found.first().cloned() {
-        if let Some((other, name)) = found.iter().find(|(o, _)| *o != owner) {
-            out.warnings.push(format!(
-                "container `{name}` of `{other}` shares the network stack of `{member}` and has its identity, `{owner}`"
-            ));
-        }
-        return Some(owner);
-    }
-    let label = stack.labels.get(LABEL).filter(|_| labels)?;
-    let owner = claims.owner(label);
-    if owner.is_none() {
-        out.not_enforced.push(NotEnforced {
-            what: stack.name.clone(),
-            why: format!(
-                "its label `{LABEL}` names no tier or service of the policy: {}",
-                label.escape_debug()
-            ),
-        });
-    }
-    owner
 }
 
 /// Whose an address of a stack is; `None` for one that is not believed.
 fn address_owner(
     claims: &Claims,
-    home: &resolve::PortHome,
+    home: &PortHome,
     named: Option<&Owner>,
     port_owner: &Owner,
     trust: Trust,
@@ -399,10 +400,14 @@ fn elsewhere(claims: &Claims, snapshot: &Snapshot, out: &mut Placement) {
                     || p.subnets.iter().any(|s| out.subnets.get(tier).is_some_and(|t| t.contains(s)))
             });
             if !there && !stack.attachments.is_empty() {
-                out.warnings.push(format!(
-                    "container `{member}` of `{tier}/{}` is on none of the tier's networks",
-                    service.name
-                ));
+                out.warnings.push(Remark {
+                    what: member.clone(),
+                    why: format!(
+                        "a container of `{tier}/{}`, it is on none of the tier's networks",
+                        service.name
+                    ),
+                    hint: format!("connect it to a network of `{tier}`"),
+                });
             }
         }
     }

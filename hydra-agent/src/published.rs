@@ -34,6 +34,10 @@ pub struct Published {
     pub hooks: Vec<HookView>,
     /// What is not enforced, and why. Empty when all is well.
     pub not_enforced: Vec<NotEnforced>,
+    /// Stacks whose ports are closed because of what they are.
+    pub closed: Vec<Remark>,
+    /// What an operator should look at.
+    pub warnings: Vec<Remark>,
     /// Applied policies, oldest first.
     pub history: Vec<RevisionView>,
     /// Flow table size in entries.
@@ -136,6 +140,24 @@ pub struct NotEnforced {
     pub what: String,
     /// Why, as a sentence without a final period.
     pub why: String,
+}
+
+/// Something about a container or interface that an operator should know: that its ports are closed because of what it is, or what
+/// follows from where it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Remark {
+    /// The container, namespace or interface.
+    pub what: String,
+    /// What there is to know, as a sentence without a final period.
+    pub why: String,
+    /// What changes it.
+    pub hint: String,
+}
+
+impl std::fmt::Display for Remark {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "`{}`: {}", self.what, self.why)
+    }
 }
 
 /// One applied policy. The row of `hydractl policy history`.

@@ -14,8 +14,8 @@ use ipnet::IpNet;
 
 use crate::desired::{Desired, Endpoint, Link};
 use crate::inventory::routes::{Route, StackRoute};
-use crate::inventory::snapshot::{LinkType, Snapshot};
-use crate::placement::{Placement, leads_outside};
+use crate::inventory::snapshot::{self as inventory, LinkType, Snapshot};
+use crate::placement::{Placement, Port, leads_outside};
 use crate::policy::rows::{Compiled, Owner};
 use crate::published::EndpointView;
 use crate::settings::Uplinks;
@@ -59,7 +59,8 @@ fn hooks(placement: &Placement, snapshot: &Snapshot, declared: &BTreeSet<usize>)
     for (index, port) in &placement.ports {
         let Some(link) = snapshot.links.get(index) else { continue };
         let managed = link.master.is_some_and(|m| placement.bridges.contains_key(&m));
-        if managed || port.stack.is_some_and(|s| declared.contains(&s)) {
+        // A closed port is closed wherever it is.
+        if managed || port.stack.is_none_or(|s| declared.contains(&s)) {
             hooks.extend([(*index, Hook::PortIn), (*index, Hook::PortOut)]);
         }
     }
@@ -79,39 +80,83 @@ fn endpoints(
         else {
             continue;
         };
-        let mut flags = 0;
-        if hooks.contains(&(home.port, Hook::PortIn)) {
-            flags |= tables::Endpoint::ATTACHED;
-        }
-        if link.kind == LinkType::Veth && link.peer_elsewhere {
-            flags |= tables::Endpoint::PEER;
-        }
         // Nobody checks the ports of a stack that no tier has: the tables must not tell its packets by container.
         let container = if declared.contains(&home.stack) {
             placement.stacks.get(home.stack).map_or(Container::NONE, |s| s.container)
         } else {
             Container::NONE
         };
-        rows.insert(
-            Address::from(*ip),
-            Endpoint {
-                identity: compiled.identity(&home.owner, Some(*ip)).unwrap_or(Identity::UNKNOWN),
-                container,
-                port: home.port,
-                bridge: link.master.unwrap_or(0),
-                flags,
-                mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
-                mac: port.mac,
-                gateway_mac: gateway_mac(snapshot, home.port),
-            },
-        );
+        let identity = compiled.identity(&home.owner, Some(*ip)).unwrap_or(Identity::UNKNOWN);
+        let row = endpoint(snapshot, hooks, home.port, port, link);
+        rows.insert(Address::from(*ip), Endpoint { identity, container, ..row });
     }
+    // So that the bridge's hook leaves what this host sends there to the closed port.
+    for (ip, index) in &placement.closed_addresses {
+        let (Some(port), Some(link)) = (placement.ports.get(index), snapshot.links.get(index)) else {
+            continue;
+        };
+        rows.entry(Address::from(*ip)).or_insert_with(|| endpoint(snapshot, hooks, *index, port, link));
+    }
+    rows.extend(link_local(compiled, placement, snapshot, declared, hooks));
     for ip in &placement.host {
         let identity = compiled.identity(&Owner::Host, Some(*ip)).unwrap_or(Identity::HOST);
         let row = Endpoint { identity, flags: tables::Endpoint::HOST, ..Endpoint::default() };
         rows.insert(Address::from(*ip), row);
     }
     rows
+}
+
+/// A port's row, but for whose it is.
+fn endpoint(
+    snapshot: &Snapshot,
+    hooks: &BTreeSet<(u32, Hook)>,
+    index: u32,
+    port: &Port,
+    link: &inventory::Link,
+) -> Endpoint {
+    let mut flags = 0;
+    if hooks.contains(&(index, Hook::PortIn)) {
+        flags |= tables::Endpoint::ATTACHED;
+    }
+    if link.kind == LinkType::Veth && link.peer_elsewhere {
+        flags |= tables::Endpoint::PEER;
+    }
+    Endpoint {
+        port: index,
+        bridge: link.master.unwrap_or(0),
+        flags,
+        mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
+        mac: port.mac,
+        gateway_mac: gateway_mac(snapshot, index),
+        ..Endpoint::default()
+    }
+}
+
+/// The link-local addresses that judged ports have by their MACs: a bridge's hook knows by it who sends to this host, and a port's
+/// whose MAC it is that a frame is for. One that two ports have is nobody's.
+fn link_local(
+    compiled: &Compiled,
+    placement: &Placement,
+    snapshot: &Snapshot,
+    declared: &BTreeSet<usize>,
+    hooks: &BTreeSet<(u32, Hook)>,
+) -> BTreeMap<Address, Endpoint> {
+    let mut rows: BTreeMap<Address, Option<Endpoint>> = BTreeMap::new();
+    for (index, port) in &placement.ports {
+        let Some(link) = snapshot.links.get(index) else { continue };
+        let mut row = endpoint(snapshot, hooks, *index, port, link);
+        match port.stack {
+            Some(stack) if declared.contains(&stack) => {
+                row.identity = name(compiled, &port.owner);
+                row.container = placement.stacks.get(stack).map_or(Container::NONE, |s| s.container);
+            }
+            // A closed port keeps its address from others; of the MACs behind some nothing is known.
+            None if port.mac != Mac::ZERO => {}
+            Some(_) | None => continue,
+        }
+        rows.entry(Address::link_local_of(&port.mac)).and_modify(|twice| *twice = None).or_insert(Some(row));
+    }
+    rows.into_iter().filter_map(|(address, row)| Some((address, row?))).collect()
 }
 
 fn links(
@@ -171,7 +216,7 @@ fn port(
     let master = snapshot.links.get(&index)?.master;
     let managed = master.is_some_and(|m| placement.bridges.contains_key(&m));
     let stack = port.stack.filter(|s| declared.contains(s));
-    if !managed && stack.is_none() {
+    if !managed && stack.is_none() && port.stack.is_some() {
         return None;
     }
     let closed = stack.is_none() && !port.unbound;
@@ -331,7 +376,7 @@ pub fn views(
                 number: stack.container,
                 owner: home.owner.clone(),
                 tier: home.owner.tier().to_owned(),
-                service: home.owner.service().unwrap_or_default().to_owned(),
+                service: home.owner.service_text(),
                 network: port.network.clone(),
                 bridge: master.map(interface).unwrap_or_default(),
                 port: interface(home.port),

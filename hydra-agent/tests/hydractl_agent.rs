@@ -149,6 +149,8 @@ fn published() -> Published {
         localnet: false,
     };
     Published {
+        closed: Vec::new(),
+        warnings: Vec::new(),
         snapshot: Arc::new(Snapshot {
             docker: DockerState::Up { version: "28.5.2".into() },
             networks: [("apps", false), ("ai", false), ("databases", true)]

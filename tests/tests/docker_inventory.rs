@@ -139,7 +139,7 @@ async fn a_life_of_containers_is_followed(docker: &Docker) {
     );
     let snapshot = until(&mut inventory, "hy-web starts", |s| complete(s, "hy-web", 1)).await;
     let web = find(&snapshot, "hy-web").unwrap();
-    assert_eq!(web.labels["hydra.tier"], "front");
+    assert_eq!(web.labels["hy-web"]["hydra.tier"], "front");
     let attachment = &web.attachments[0];
     assert_eq!(attachment.network.as_deref(), Some("hynet-front"));
     assert_eq!(attachment.interface, "eth0");

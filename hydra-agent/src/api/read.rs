@@ -22,11 +22,11 @@ use super::extract::{Asked, Refusal, no_method, no_route};
 use super::view;
 use super::wire::{
     ABI_HEADER, Docker, DropRow, DropTotalRow, EndpointRow, Filter, FlowRow, FollowLine, HookRow,
-    NotEnforcedRow, PolicyReply, Status, VERSION_HEADER,
+    NotEnforcedRow, PolicyReply, RemarkRow, Status, VERSION_HEADER,
 };
 use super::{App, change, explain, ports};
 use crate::inventory::snapshot::DockerState;
-use crate::published::{Published, Reader, RevisionView};
+use crate::published::{Published, Reader, Remark, RevisionView};
 
 /// All routes of the unix socket.
 pub(super) fn router(app: Arc<App>) -> Router {
@@ -121,11 +121,18 @@ async fn status(State(app): State<Arc<App>>) -> Json<Status> {
             })
             .collect(),
         not_enforced,
+        closed: state.closed.iter().map(remark).collect(),
+        warnings: state.warnings.iter().map(remark).collect(),
         endpoints: state.endpoints.len() as u64,
         flows,
         flow_capacity: state.flow_capacity.into(),
         events_lost,
     })
+}
+
+fn remark(remark: &Remark) -> RemarkRow {
+    let Remark { what, why, hint } = remark.clone();
+    RemarkRow { what, why, hint }
 }
 
 fn mode(audit: bool) -> &'static str {

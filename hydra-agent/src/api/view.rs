@@ -95,7 +95,7 @@ impl Names {
         let owner =
             known.filter_map(|a| a.compiled.identities.get(&identity)).map(|(class, _)| &class.owner).next();
         let (tier, service) = match (owner, identity) {
-            (Some(owner), _) => (owner.tier().into(), owner.service().unwrap_or_default().into()),
+            (Some(owner), _) => (owner.tier().into(), owner.service_text()),
             (None, Identity::UNKNOWN) => ("unknown".into(), String::new()),
             (None, Identity::EXTERNAL) => ("external".into(), String::new()),
             (None, Identity::HOST) => ("host".into(), String::new()),

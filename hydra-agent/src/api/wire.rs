@@ -33,6 +33,12 @@ pub struct Status {
     pub hooks: Vec<HookRow>,
     /// What should be enforced and is not.
     pub not_enforced: Vec<NotEnforcedRow>,
+    /// Containers whose ports are closed because of what they are.
+    #[serde(default)]
+    pub closed: Vec<RemarkRow>,
+    /// What an operator should look at.
+    #[serde(default)]
+    pub warnings: Vec<RemarkRow>,
     /// Addresses of containers that hydra knows.
     pub endpoints: u64,
     /// Live flows.
@@ -74,6 +80,15 @@ pub struct NotEnforcedRow {
     pub what: String,
     /// Why.
     pub why: String,
+}
+
+/// What there is to know of a container or interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "documented at crate::published::Remark, which it shows")]
+pub struct RemarkRow {
+    pub what: String,
+    pub why: String,
+    pub hint: String,
 }
 
 /// `GET /v1/endpoints`: one address of one endpoint.

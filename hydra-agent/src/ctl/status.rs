@@ -51,6 +51,15 @@ fn for_people(status: &Status) -> String {
             let _ = writeln!(out, "  {}: {}", escape(&item.what), escape(&item.why));
         }
     }
+    for (title, remarks) in [("closed", &status.closed), ("warnings", &status.warnings)] {
+        if !remarks.is_empty() {
+            let _ = writeln!(out, "\n{title}:");
+        }
+        for item in remarks {
+            let _ = writeln!(out, "  {}: {}", escape(&item.what), escape(&item.why));
+            let _ = writeln!(out, "    hint: {}", escape(&item.hint));
+        }
+    }
     out
 }
 

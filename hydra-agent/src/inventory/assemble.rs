@@ -231,7 +231,7 @@ impl<'a> Scene<'a> {
             key,
             name: owner.name.clone(),
             members: names,
-            labels: owner.labels.clone(),
+            labels: members.iter().map(|c| (c.name.clone(), c.labels.clone())).collect(),
             netns: Some(space.path.clone()),
             attachments,
             docker: true,

@@ -85,8 +85,8 @@ pub struct Stack {
     pub name: String,
     /// Every container name in it, the owner's first; the namespace's name for a namespace.
     pub members: Vec<String>,
-    /// Docker labels of the owner.
-    pub labels: BTreeMap<String, String>,
+    /// Docker labels by member.
+    pub labels: BTreeMap<String, BTreeMap<String, String>>,
     /// A path that opens the namespace, while it lives.
     pub netns: Option<PathBuf>,
     /// Its interfaces that have their other end on this host.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::policy::file::{Multihome, SharedStack};
 use crate::policy::model::{Model, Network, Service, Tier};
 use crate::policy::rows::Owner;
 
@@ -15,6 +16,10 @@ pub struct Claims {
     pub tiers: BTreeMap<String, TierClaim>,
     /// The `networks:` section.
     pub networks: BTreeMap<String, NetworkClaim>,
+    /// What becomes of a container on networks of two tiers or more that no service names.
+    pub multihome: Multihome,
+    /// What becomes of a stack whose members are of different tiers or services.
+    pub shared_stack: SharedStack,
 }
 
 /// Where a tier lives.
@@ -71,6 +76,8 @@ impl Claims {
         Self {
             tiers: model.tiers.iter().map(|t| (t.name.clone(), tier(t))).collect(),
             networks: model.networks.iter().map(|(name, n)| (name.clone(), network(n))).collect(),
+            multihome: model.multihome,
+            shared_stack: model.shared_stack,
         }
     }
 
@@ -105,6 +112,9 @@ impl Claims {
 
     /// Whether the policy itself gives an owner this address.
     pub fn holds(&self, owner: &Owner, address: IpAddr) -> bool {
+        if let Owner::Shared(owners) = owner {
+            return owners.iter().any(|o| self.holds(o, address));
+        }
         let Some(tier) = self.tiers.get(owner.tier()) else { return false };
         if let Some(service) = self.service_of(address) {
             return service == *owner;

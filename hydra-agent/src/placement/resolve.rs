@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::claims::{Claims, NetworkClaim, TierClaim};
 use super::{Bridge, Nowhere, Placement};
 use crate::inventory::snapshot::{Attachment, DockerState, Link, LinkType, Snapshot};
-use crate::published::NotEnforced;
+use crate::published::{NotEnforced, Remark};
 
 /// How far the addresses of a stack are believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,9 +143,13 @@ fn resolve_tier(
                 let mut blocks = blocks_of(link);
                 blocks.extend(tier.subnets.iter().copied());
                 if blocks.is_empty() {
-                    out.warnings.push(format!(
-                        "bridge `{bridge}` of `{name}` has no address and the tier no `subnets`: nothing on it has an address that counts"
-                    ));
+                    out.warnings.push(Remark {
+                        what: bridge.clone(),
+                        why: format!(
+                            "the bridge of `{name}` has no address and the tier no `subnets`: nothing on it has an address that counts"
+                        ),
+                        hint: format!("give the tier `{name}` its `subnets`"),
+                    });
                 }
                 subnets.extend(blocks.iter().copied());
                 manage(snapshot, found, out, *index, name, "", blocks);

@@ -158,8 +158,12 @@ pub fn owners(p: &Placement) -> Vec<(String, String)> {
     p.addresses.iter().map(|(a, h)| (a.to_string(), h.owner.to_string())).collect()
 }
 
-fn pairs<const N: usize>(items: [(&str, &str); N]) -> Vec<(String, String)> {
+pub fn pairs<const N: usize>(items: [(&str, &str); N]) -> Vec<(String, String)> {
     items.into_iter().map(|(a, b)| (a.to_owned(), b.to_owned())).collect()
+}
+
+pub fn remarks(list: &[Remark]) -> Vec<String> {
+    list.iter().map(ToString::to_string).collect()
 }
 
 fn said(p: &Placement) -> Vec<String> {
@@ -405,44 +409,15 @@ fn a_bridge_of_two_tiers_and_a_network_of_another_driver_are_said() {
 }
 
 #[test]
-fn labels_place_only_where_they_may_and_never_over_a_name() {
-    let mut s = Scene::usual();
-    let label = |s: &mut Stack, to: &str| s.labels.insert(LABEL.into(), to.into());
-    label(s.container("x", &[(101, 10, "front", &["10.1.0.5"])]), "databases/postgres");
-    label(s.container("pg", &[(102, 20, "back", &["10.2.0.5"])]), "apps");
-    label(s.container("y", &[(103, 10, "front", &["10.1.0.6"])]), "no\nsuch");
-    assert_eq!(owners(&s.place())[0], ("10.1.0.5".into(), "apps".into()));
-    let p = s.place_with(&mut Containers::default(), true);
-    assert_eq!(
-        owners(&p),
-        pairs(
-            [("10.1.0.5", "databases/postgres"), ("10.1.0.6", "apps"), ("10.2.0.5", "databases/postgres"),]
-        )
-    );
-    assert_eq!(said(&p), ["y: its label `hydra.tier` names no tier or service of the policy: no\\nsuch"]);
-}
-
-#[test]
-fn containers_that_share_a_stack_have_one_identity_the_owners() {
-    let mut s = Scene::usual();
-    s.service("apps", "torrent", ["torrent"]);
-    s.container("pg", &[(101, 20, "back", &["10.2.0.5"])]).members.push("torrent".into());
-    let p = s.place();
-    assert_eq!(owners(&p), pairs([("10.2.0.5", "databases/postgres")]));
-    assert!(
-        p.warnings
-            .iter()
-            .any(|w| w.starts_with("container `torrent` of `apps/torrent` shares the network stack of `pg`"))
-    );
-}
-
-#[test]
 fn a_named_container_somewhere_else_is_a_warning() {
     let mut s = Scene::usual();
     s.container("pg", &[(101, 10, "front", &["10.1.0.5"])]);
     let p = s.place();
     assert_eq!(owners(&p), pairs([("10.1.0.5", "databases/postgres")]));
-    assert_eq!(p.warnings, ["container `pg` of `databases/postgres` is on none of the tier's networks"]);
+    assert_eq!(
+        remarks(&p.warnings),
+        ["`pg`: a container of `databases/postgres`, it is on none of the tier's networks"]
+    );
 }
 
 #[test]

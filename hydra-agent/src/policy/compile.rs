@@ -11,7 +11,7 @@ use hydra_common::tables::{Cell, IdentityRow, MAX_PREFIXES, PrefixRow};
 use ipnet::IpNet;
 
 use super::model::{Model, Selector};
-use super::precedence::{Otherwise, Rows, within, without_rules};
+use super::precedence::{Asked, Otherwise, Rows, within, without_rules};
 use super::regions::{Regions, regions};
 use super::rows::{Block, Class, Compiled, Numbers, Owner};
 
@@ -61,9 +61,10 @@ pub fn compile(model: &Model, world: &World, numbers: &mut Numbers) -> Result<Co
     within("address prefixes", regions.rows.len(), MAX_PREFIXES / 2)?;
     let classes = classes(model, world, &regions);
     let (identities, tiers) = number(model, &classes, &regions.groups, numbers)?;
-    let matrix = Matrix::new(model, &classes, &regions.groups);
+    let parts = Parts::of(&classes);
+    let matrix = Matrix::new(model, &parts.classes, &regions.groups);
     let mut rows = Rows::new(model);
-    let cells = matrix.cells(model, &classes, &identities, &mut rows)?;
+    let cells = matrix.cells(model, &parts, &identities, &mut rows)?;
     let number_of: HashMap<&Class, Identity> = classes.iter().zip(identities.iter().copied()).collect();
     let prefixes = regions
         .rows
@@ -79,7 +80,8 @@ pub fn compile(model: &Model, world: &World, numbers: &mut Numbers) -> Result<Co
         tier: tier_numbers.get(class.owner.tier()).copied().unwrap_or(Tier::UNKNOWN),
         flags: identity_flags(model, &class.owner),
     };
-    let names = model.owners().into_iter().filter_map(|owner| {
+    let shared = classes.iter().map(|c| &c.owner).filter(|o| matches!(o, Owner::Shared(_))).cloned();
+    let names = model.owners().into_iter().chain(shared).filter_map(|owner| {
         let class = Class { blocks: regions.blocks_of_name(&owner).to_vec(), owner };
         let identity = *number_of.get(&class)?;
         Some((class.owner, identity))
@@ -129,9 +131,40 @@ fn classes(model: &Model, world: &World, regions: &Regions) -> Vec<Class> {
         add(&Owner::Host, &regions.blocks_of(*ip));
     }
     for (owner, ip) in &world.live {
+        if matches!(owner, Owner::Shared(_)) {
+            // Its ports have it without an address, and no file names it.
+            add(owner, &[]);
+        }
         add(owner, &regions.blocks_of(*ip));
     }
     classes
+}
+
+/// The classes that rules can name, and which of them a class has the rights of: itself, or one for each part of a shared owner.
+struct Parts {
+    /// No shared owners.
+    classes: Vec<Class>,
+    /// By class: indexes into `classes`.
+    of: Vec<Vec<usize>>,
+}
+
+impl Parts {
+    fn of(all: &[Class]) -> Self {
+        let mut classes: Vec<Class> = Vec::with_capacity(all.len());
+        let mut places: HashMap<Class, usize> = HashMap::with_capacity(all.len());
+        let mut place = |class: Class| {
+            *places.entry(class).or_insert_with_key(|class| {
+                classes.push(class.clone());
+                classes.len() - 1
+            })
+        };
+        let of = all.iter().map(|class| {
+            let part = |owner: &Owner| Class { owner: owner.clone(), blocks: class.blocks.clone() };
+            class.owner.parts().iter().map(|owner| place(part(owner))).collect()
+        });
+        let of = of.collect();
+        Self { classes, of }
+    }
 }
 
 /// The key of a class in [`Numbers`]: the same whatever the order of the rules.
@@ -167,7 +200,7 @@ fn number(
         Owner::External => Some(Identity::EXTERNAL),
         Owner::Host => Some(Identity::HOST),
         Owner::Unmanaged => Some(Identity::UNMANAGED),
-        Owner::Tier(_) | Owner::Service { .. } => None,
+        Owner::Tier(_) | Owner::Service { .. } | Owner::Shared(_) => None,
     };
     let names: Vec<(Option<Identity>, String)> = classes
         .iter()
@@ -291,33 +324,67 @@ impl Matrix {
     fn cells(
         &self,
         model: &Model,
-        classes: &[Class],
+        parts: &Parts,
         identities: &[Identity],
         rows: &mut Rows<'_>,
     ) -> Result<BTreeMap<(Identity, Identity), Cell>, CompileError> {
         let mut matching: HashMap<(usize, usize), Vec<u32>> = HashMap::new();
-        let mut known: HashMap<(usize, usize, Otherwise), Cell> = HashMap::new();
-        let mut cells = Vec::with_capacity(classes.len() * classes.len());
-        for (from, (source, _)) in self.groups.iter().enumerate() {
-            for (to, (_, destination)) in self.groups.iter().enumerate() {
-                let otherwise = without_rules(model, &classes[from].owner, &classes[to].owner);
-                let key = (*source, *destination, otherwise);
-                let cell = if let Some(cell) = known.get(&key) {
+        let mut known: HashMap<Vec<Pair>, Cell> = HashMap::new();
+        let mut cells = Vec::with_capacity(parts.of.len() * parts.of.len());
+        let mut pairs = Vec::new();
+        for (from, sources) in identities.iter().zip(&parts.of) {
+            for (to, destinations) in identities.iter().zip(&parts.of) {
+                pairs.clear();
+                for (source, destination) in
+                    sources.iter().flat_map(|s| destinations.iter().map(move |d| (*s, *d)))
+                {
+                    let pair = Pair {
+                        source: self.groups[source].0,
+                        destination: self.groups[destination].1,
+                        otherwise: without_rules(
+                            model,
+                            &parts.classes[source].owner,
+                            &parts.classes[destination].owner,
+                        ),
+                    };
+                    if !pairs.contains(&pair) {
+                        pairs.push(pair);
+                    }
+                }
+                let cell = if let Some(cell) = known.get(&pairs) {
                     *cell
                 } else {
-                    let rules = matching.entry((*source, *destination)).or_insert_with(|| {
-                        let to = &self.destinations[*destination];
-                        self.sources[*source].iter().copied().filter(|r| to.has(*r as usize)).collect()
-                    });
-                    let cell = rows.cell(rules, otherwise)?;
-                    known.insert(key, cell);
+                    for pair in &pairs {
+                        matching.entry((pair.source, pair.destination)).or_insert_with(|| {
+                            let to = &self.destinations[pair.destination];
+                            let from = self.sources[pair.source].iter().copied();
+                            from.filter(|r| to.has(*r as usize)).collect()
+                        });
+                    }
+                    let rules = |p: &Pair| matching.get(&(p.source, p.destination)).map(Vec::as_slice);
+                    let asked: Vec<Asked<'_>> = pairs
+                        .iter()
+                        .map(|p| Asked { rules: rules(p).unwrap_or_default(), otherwise: p.otherwise })
+                        .collect();
+                    let cell = rows.cell(&asked)?;
+                    known.insert(pairs.clone(), cell);
                     cell
                 };
-                cells.push(((identities[from], identities[to]), cell));
+                cells.push(((*from, *to), cell));
             }
         }
         Ok(cells.into_iter().collect())
     }
+}
+
+/// All that a cell depends on, for one part of each end.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Pair {
+    /// Index into [`Matrix::sources`].
+    source: usize,
+    /// Index into [`Matrix::destinations`].
+    destination: usize,
+    otherwise: Otherwise,
 }
 
 /// Each distinct value once, and for every value the index of its like.

@@ -66,7 +66,7 @@ pub fn diff(old: Option<&Model>, new: &Model, now: i64) -> Result<Diff, CompileE
         return Ok(Diff { lines, cells: Vec::new() });
     };
     let (before, after) = (json(old), json(new));
-    for key in ["name", "audit", "defaults"] {
+    for key in ["name", "audit", "multihome", "shared-stack", "defaults"] {
         changed(&format!("policy: {key}"), &before[key], &after[key], &mut lines);
     }
     named("network", &of_map(&before["networks"]), &of_map(&after["networks"]), &mut lines);

@@ -24,6 +24,12 @@ shape! {
         optional "mode" mode: At<Mode>,
         /// What holds where no rule speaks.
         optional "defaults" defaults: Defaults,
+        /// What becomes of a container on networks of two tiers or more that no service names: `allow`, `warn` (the default: it is
+        /// listed in `status`) or `deny` (its ports are closed).
+        optional "multihome" multihome: At<Multihome>,
+        /// What becomes of a network stack that containers of different tiers or services share: `refuse` (the default: its ports
+        /// are closed) or `restrict` (it may do what each of them may do).
+        optional "shared-stack" shared_stack: At<SharedStack>,
         /// How to create the networks; read live from Docker otherwise.
         optional "networks" networks: Named<Network>,
         /// Named groups of endpoints that the policy treats alike.
@@ -332,6 +338,20 @@ text_leaf! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flag(pub bool);
 
+#[expect(clippy::derivable_impls, reason = "the macro that makes the words derives no default")]
+impl Default for Multihome {
+    fn default() -> Self {
+        Self::Warn
+    }
+}
+
+#[expect(clippy::derivable_impls, reason = "the macro that makes the words derives no default")]
+impl Default for SharedStack {
+    fn default() -> Self {
+        Self::Refuse
+    }
+}
+
 impl Leaf for Flag {
     const EXPECTED: &'static str = "`true` or `false`";
     fn leaf(value: &Value) -> Result<Self, Option<(String, Option<String>)>> {
@@ -388,6 +408,28 @@ words! {
         Enforce = "enforce",
         /// They are recorded only.
         Audit = "audit",
+    }
+}
+
+words! {
+    /// What becomes of a container on networks of two tiers or more that no service names.
+    Multihome, "`allow`, `warn` or `deny`" {
+        /// It is on each network what the network makes of it.
+        Allow = "allow",
+        /// The same, and it is listed.
+        Warn = "warn",
+        /// Its ports are closed.
+        Deny = "deny",
+    }
+}
+
+words! {
+    /// What becomes of a network stack whose members are of different tiers or services.
+    SharedStack, "`refuse` or `restrict`" {
+        /// Its ports are closed.
+        Refuse = "refuse",
+        /// It may do what each of its members may do.
+        Restrict = "restrict",
     }
 }
 

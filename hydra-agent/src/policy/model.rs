@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::file::{Action, Answer};
+use super::file::{Action, Answer, Multihome, SharedStack};
 use super::ports::{Packet, Ports};
 use super::rows::{Block, Owner};
 use super::suggest::nearest;
@@ -20,6 +20,11 @@ pub struct Model {
     pub name: String,
     /// `mode: audit`: nothing is dropped.
     pub audit: bool,
+    /// What becomes of a container on networks of two tiers or more that no service names.
+    pub multihome: Multihome,
+    /// What becomes of a network stack whose members are of different tiers or services.
+    #[serde(rename = "shared-stack")]
+    pub shared_stack: SharedStack,
     /// What holds where no rule speaks.
     pub defaults: Defaults,
     /// The `networks:` section, by name.

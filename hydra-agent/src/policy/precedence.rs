@@ -85,6 +85,41 @@ fn precedence<'r>(
     Ok(steps)
 }
 
+/// What all of several answers let pass: at every moment the strictest of them counts, of equal ones the first. Where that takes more
+/// steps than the tables hold, what comes after is denied.
+fn strictest(answers: &[Vec<Step>]) -> Vec<Step> {
+    let rank = |step: &&Step| match step.verdict {
+        Verdict::Denied => 0,
+        Verdict::Audited => 1,
+        Verdict::Allowed => 2,
+    };
+    let mut steps: Vec<Step> = Vec::new();
+    let mut from = i64::MIN;
+    loop {
+        let alive =
+            |answer: &'_ Vec<Step>| answer.iter().find(|s| s.until.is_none_or(|end| end > from)).copied();
+        let now: Vec<Step> = answers.iter().filter_map(alive).collect();
+        let Some(step) = now.iter().min_by_key(rank) else { return steps };
+        let until = now.iter().filter_map(|s| s.until).min();
+        let last_one = steps.len() + 1 >= MAX_CHAIN as usize;
+        match steps.last_mut() {
+            Some(last) if Step { until: None, ..*last } == Step { until: None, ..*step } => {
+                last.until = until;
+            }
+            Some(_) if last_one && until.is_some() => {
+                let (verdict, reason) = (Verdict::Denied, Reason::NoRule);
+                steps.push(Step { verdict, reason, rule: None, until: None });
+                return steps;
+            }
+            Some(_) | None => steps.push(Step { until, ..*step }),
+        }
+        match until {
+            Some(end) => from = end,
+            None => return steps,
+        }
+    }
+}
+
 /// Lines 6 and 7 for a pair.
 pub(super) fn without_rules(model: &Model, from: &Owner, to: &Owner) -> Otherwise {
     let said = |action: Action, reason: Reason| {
@@ -104,6 +139,15 @@ pub(super) fn without_rules(model: &Model, from: &Owner, to: &Owner) -> Otherwis
     }
     let softened = [source, destination].into_iter().flatten().any(|t| t.audit);
     said(if softened { Action::Audit } else { model.defaults.cross_tier }, Reason::NoRule)
+}
+
+/// What a cell is made of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked<'r> {
+    /// The rules that match the pair on some port, ascending.
+    pub rules: &'r [u32],
+    /// What holds without them.
+    pub otherwise: Otherwise,
 }
 
 /// Rule sets, intervals and decisions, each content once.
@@ -137,35 +181,54 @@ impl<'m> Rows<'m> {
         }
     }
 
-    /// The cell for a pair that these rules match, `rules` ascending.
-    pub fn cell(&mut self, rules: &[u32], otherwise: Otherwise) -> Result<Cell, CompileError> {
-        let mut order: Vec<usize> = rules.iter().map(|r| *r as usize).collect();
-        order.sort_by_key(|r| (line(self.model.rules[*r].action), *r));
-        // Where the set of matching rules changes: (selector, begins, place in `order`).
-        let mut edges: Vec<(u32, bool, usize)> = Vec::new();
-        for (place, rule) in order.iter().enumerate() {
-            for (from, to) in self.model.rules[*rule].ports.ranges() {
-                edges.push((*from, true, place));
-                if *to < LAST {
-                    edges.push((*to + 1, false, place));
+    /// The cell for a pair. Shared owners ask for several: what all of them let pass.
+    pub fn cell(&mut self, asked: &[Asked<'_>]) -> Result<Cell, CompileError> {
+        // In the order of the precedence.
+        let orders: Vec<Vec<usize>> = asked
+            .iter()
+            .map(|one| {
+                let mut order: Vec<usize> = one.rules.iter().map(|r| *r as usize).collect();
+                order.sort_by_key(|r| (line(self.model.rules[*r].action), *r));
+                order
+            })
+            .collect();
+        // Where the set of matching rules changes: (selector, begins, which of `asked`, place in its order).
+        let mut edges: Vec<(u32, bool, usize, usize)> = Vec::new();
+        for (one, order) in orders.iter().enumerate() {
+            for (place, rule) in order.iter().enumerate() {
+                for (from, to) in self.model.rules[*rule].ports.ranges() {
+                    edges.push((*from, true, one, place));
+                    if *to < LAST {
+                        edges.push((*to + 1, false, one, place));
+                    }
                 }
             }
         }
         edges.sort_unstable();
-        let mut active: BTreeSet<usize> = BTreeSet::new();
+        let mut active: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); asked.len()];
         let mut found: Vec<(u32, u32)> = Vec::new();
         let mut next = 0;
         let mut from = 0;
         loop {
-            while let Some((_, begins, place)) = edges.get(next).filter(|(at, ..)| *at <= from) {
+            while let Some((_, begins, one, place)) = edges.get(next).filter(|(at, ..)| *at <= from) {
                 if *begins {
-                    active.insert(*place)
+                    active[*one].insert(*place)
                 } else {
-                    active.remove(place)
+                    active[*one].remove(place)
                 };
                 next += 1;
             }
-            let decision = self.decision(active.iter().map(|place| order[*place]), otherwise)?;
+            let rules = &self.model.rules;
+            let answer = |((one, order), active): ((&Asked<'_>, &Vec<usize>), &BTreeSet<usize>)| {
+                let matching = active.iter().map(|place| (order[*place], &rules[order[*place]]));
+                precedence(matching, one.otherwise)
+            };
+            let answers =
+                asked.iter().zip(&orders).zip(&active).map(answer).collect::<Result<Vec<_>, _>>()?;
+            let decision = match answers.as_slice() {
+                [answer] => self.decision(answer)?,
+                several => self.decision(&strictest(several))?,
+            };
             if found.last().is_none_or(|(_, last)| *last != decision) {
                 found.push((from, decision));
             }
@@ -180,13 +243,7 @@ impl<'m> Rows<'m> {
         }
     }
 
-    fn decision(
-        &mut self,
-        matching: impl Iterator<Item = usize>,
-        otherwise: Otherwise,
-    ) -> Result<u32, CompileError> {
-        let rules = &self.model.rules;
-        let steps = precedence(matching.map(|index| (index, &rules[index])), otherwise)?;
+    fn decision(&mut self, steps: &[Step]) -> Result<u32, CompileError> {
         let mut next = 0;
         for step in steps.iter().rev() {
             let rule = step.rule.map_or(0, |index| index as u16 + 1);

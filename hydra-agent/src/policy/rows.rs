@@ -1,6 +1,6 @@
 //! What compiling a policy gives: the rows of one bank, and the names behind their numbers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hydra_common::id::{Identity, Tier};
 use hydra_common::tables::{Cell, Decision, IdentityRow, Interval, PrefixRow, RuleSet};
@@ -24,12 +24,32 @@ pub enum Owner {
         /// The service's own name, without the tier.
         service: String,
     },
+    /// A network stack that containers of these tiers and services share: what each of them may do. Two or more, ascending, none of
+    /// them shared.
+    Shared(Vec<Owner>),
 }
 
 impl Owner {
-    /// The tier's name, for reserved tiers the reserved word.
+    /// The owner of a stack that members of all of these share; none for nobody.
+    pub fn of_all(owners: BTreeSet<Self>) -> Option<Self> {
+        let mut owners: Vec<Self> = owners.into_iter().collect();
+        if owners.len() < 2 { owners.pop() } else { Some(Self::Shared(owners)) }
+    }
+
+    /// The tiers and services whose rights it has.
+    pub fn parts(&self) -> &[Self] {
+        match self {
+            Self::Shared(owners) => owners,
+            Self::External | Self::Host | Self::Unmanaged | Self::Tier(_) | Self::Service { .. } => {
+                std::slice::from_ref(self)
+            }
+        }
+    }
+
+    /// The name of the tier that it is counted with, for reserved tiers the reserved word.
     pub fn tier(&self) -> &str {
         match self {
+            Self::Shared(owners) => owners.first().map_or("", Self::tier),
             Self::External => "external",
             Self::Host => "host",
             Self::Unmanaged => "unmanaged",
@@ -37,18 +57,35 @@ impl Owner {
         }
     }
 
+    /// What lists show as the service: its own name, empty for a tier, all of a shared one.
+    pub fn service_text(&self) -> String {
+        match self {
+            Self::Shared(_) => self.to_string(),
+            Self::External | Self::Host | Self::Unmanaged | Self::Tier(_) | Self::Service { .. } => {
+                self.service().unwrap_or_default().to_owned()
+            }
+        }
+    }
+
     /// The service's own name, if it is one.
     pub fn service(&self) -> Option<&str> {
         match self {
             Self::Service { service, .. } => Some(service),
-            Self::External | Self::Host | Self::Unmanaged | Self::Tier(_) => None,
+            Self::External | Self::Host | Self::Unmanaged | Self::Tier(_) | Self::Shared(_) => None,
         }
     }
 }
 
 impl std::fmt::Display for Owner {
-    /// As in the policy: `databases`, `databases/postgres`, `external`.
+    /// As in the policy: `databases`, `databases/postgres`, `external`; a shared one as `apps/web+databases/postgres`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Self::Shared(owners) = self {
+            for (i, owner) in owners.iter().enumerate() {
+                f.write_str(if i == 0 { "" } else { "+" })?;
+                owner.fmt(f)?;
+            }
+            return Ok(());
+        }
         match self.service() {
             Some(s) => write!(f, "{}/{s}", self.tier()),
             None => f.write_str(self.tier()),

@@ -83,6 +83,56 @@ fn an_endpoint_is_whole() {
 }
 
 #[test]
+fn a_port_has_the_link_local_address_of_its_mac_unless_another_has_it_too() {
+    let mut s = Scene::usual();
+    s.container("pg", &[(101, 20, "back", &["10.2.0.5"])]);
+    s.container("both", &[(102, 10, "front", &["10.1.0.5"]), (103, 20, "back", &["10.2.0.6"])]);
+    let local = |n: u32| Address::link_local_of(&mac(0x1000 + n));
+    let d = wanted(&s);
+    let row = d.endpoints[&local(101)];
+    assert_eq!((row.identity, row.container, row.port, row.bridge), (POSTGRES, Container(2), 101, 20));
+    assert_eq!(row.mac, mac(0x1000 + 101));
+    // What no service names is on each of its networks what that makes of it.
+    assert_eq!((d.endpoints[&local(102)].identity, d.endpoints[&local(103)].identity), (APPS, DATABASES));
+    s.snapshot.stacks[1].attachments[0].mac = mac(0x1000 + 101);
+    let d = wanted(&s);
+    assert!(!d.endpoints.contains_key(&local(101)));
+    assert!(d.endpoints.contains_key(&local(103)));
+}
+
+#[test]
+fn closed_ports_are_nobodys_on_whatever_network_they_are() {
+    let mut s = Scene::usual();
+    s.bridge(30, "docker0", ["172.17.0.1/16"]);
+    s.network("bridge", 30, ["172.17.0.0/16"]);
+    s.container("both", &[(103, 20, "back", &["10.2.0.6"]), (104, 30, "bridge", &["172.17.0.6"])]);
+    let open = wanted(&s);
+    assert_eq!(open.links[&104].identity, Identity::UNMANAGED);
+    assert!(open.endpoints.contains_key(&Address::from(ip("10.2.0.6"))));
+    s.claims.multihome = crate::policy::file::Multihome::Deny;
+    let d = wanted(&s);
+    for port in [103, 104] {
+        let link = d.links[&port];
+        assert_eq!(
+            (link.kind, link.identity, link.container),
+            (LinkKind::Port, Identity::UNKNOWN, Container::NONE)
+        );
+        assert_eq!(link.flags, 0);
+        let local = d.endpoints[&Address::link_local_of(&link.mac)];
+        assert_eq!((local.identity, local.container, local.port), (Identity::UNKNOWN, Container::NONE, port));
+        assert!(
+            d.hooks.contains(&(port, Hook::PortIn)) && d.hooks.contains(&(port, Hook::PortOut)),
+            "{port}"
+        );
+    }
+    for address in ["10.2.0.6", "172.17.0.6"] {
+        let row = d.endpoints[&Address::from(ip(address))];
+        assert_eq!((row.identity, row.container), (Identity::UNKNOWN, Container::NONE), "{address}");
+        assert_ne!(row.flags & tables::Endpoint::ATTACHED, 0, "{address}");
+    }
+}
+
+#[test]
 fn every_interface_but_loopback_has_a_kind() {
     let mut s = Scene::usual();
     s.bridge(30, "docker0", ["172.17.0.1/16"]);

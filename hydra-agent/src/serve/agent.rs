@@ -19,7 +19,7 @@ use crate::policy::compile::{CompileError, World, compile};
 use crate::policy::model::Model;
 use crate::policy::rows::{Compiled, Numbers};
 use crate::policy::unix_now;
-use crate::published::{Applied, HookView, NotEnforced, Published, Reader, RevisionView};
+use crate::published::{Applied, HookView, NotEnforced, Published, Reader, Remark, RevisionView};
 use crate::reconcile;
 use crate::settings::Settings;
 use crate::state::{Containers, State};
@@ -64,7 +64,7 @@ pub(super) struct Agent {
     flow_capacity: u32,
     /// What the last pass could not do.
     failed: Vec<NotEnforced>,
-    warned: BTreeSet<String>,
+    warned: BTreeSet<Remark>,
 }
 
 impl Agent {
@@ -220,6 +220,8 @@ impl Agent {
             ports: Arc::new(reconcile::port_views(compiled, &self.placement)),
             hooks: self.hooks.clone(),
             not_enforced: self.not_enforced(),
+            closed: self.placement.closed.clone(),
+            warnings: self.placement.warnings.clone(),
             history: self.state.history().to_vec(),
             flow_capacity: self.flow_capacity,
             attach_seconds: self.times.seconds(),
@@ -268,11 +270,12 @@ impl Agent {
         all
     }
 
-    /// Warnings of the placement, each at its first appearance.
+    /// What the placement says, each at its first appearance.
     fn warn_once(&mut self) {
-        let warnings: BTreeSet<String> = self.placement.warnings.iter().cloned().collect();
-        for new in warnings.difference(&self.warned) {
-            tracing::warn!("{new}");
+        let said = self.placement.closed.iter().chain(&self.placement.warnings);
+        let warnings: BTreeSet<Remark> = said.cloned().collect();
+        for Remark { what, why, hint } in warnings.difference(&self.warned) {
+            tracing::warn!(what, why, hint, "something about this host to look at");
         }
         self.warned = warnings;
     }

@@ -95,7 +95,9 @@ impl Agent {
             cut: self.would_cut(&compiled, &placed.placement).await,
             warnings: rendered(&warnings, asked)
                 .into_iter()
-                .chain(placed.placement.warnings.clone())
+                .chain(
+                    placed.placement.closed.iter().chain(&placed.placement.warnings).map(ToString::to_string),
+                )
                 .collect(),
         };
         let policy = Policy {

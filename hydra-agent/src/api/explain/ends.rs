@@ -8,9 +8,10 @@ use hydra_common::tables::PrefixRow;
 
 use super::docker::DockerEnd;
 use crate::api::extract::Refusal;
+use crate::inventory::snapshot::Stack;
 use crate::policy::model::{Model, Party};
 use crate::policy::rows::{Compiled, Owner};
-use crate::published::{Applied, EndpointView, Published};
+use crate::published::{Applied, EndpointView, Published, Remark};
 
 /// One end of a question.
 pub(in crate::api) struct End<'s> {
@@ -24,6 +25,8 @@ pub(in crate::api) struct End<'s> {
     pub endpoints: Vec<&'s EndpointView>,
     /// It is an address in a network of a tier that no endpoint has.
     pub unknown: bool,
+    /// Why its ports are closed, where they are.
+    pub closed: Option<&'s Remark>,
 }
 
 impl<'s> End<'s> {
@@ -33,9 +36,13 @@ impl<'s> End<'s> {
         if let Some(owner) = model.owner(text) {
             return Ok(Self::name(state, compiled, owner));
         }
-        let of_container = |e: &&EndpointView| e.container == text;
+        // Containers that share a stack are what the stack is.
+        let stack =
+            state.snapshot.stacks.iter().find(|s| s.name == text || s.members.iter().any(|m| m == text));
+        let name = stack.map_or(text, |s| s.name.as_str());
+        let of_container = |e: &&EndpointView| e.container == name;
         let found: Vec<&EndpointView> = state.endpoints.iter().filter(of_container).collect();
-        if let Some(end) = Self::living(state, &found) {
+        if let Some(end) = Self::living(state, &found).or_else(|| Self::closed(state, name)) {
             return Ok(end);
         }
         match model.party(text).map_err(|(message, hint)| Refusal::bad(message, hint.unwrap_or_default()))? {
@@ -48,7 +55,7 @@ impl<'s> End<'s> {
     fn name(state: &'s Published, compiled: &Compiled, owner: Owner) -> Self {
         let identity = compiled.identity(&owner, None).unwrap_or(Identity::UNKNOWN);
         let endpoints = state.endpoints.iter().filter(|e| e.owner == owner).collect();
-        Self { owner, addresses: Vec::new(), identity, endpoints, unknown: false }
+        Self { owner, addresses: Vec::new(), identity, endpoints, unknown: false, closed: None }
     }
 
     /// A container that is here.
@@ -63,6 +70,20 @@ impl<'s> End<'s> {
             identity: first.identity,
             endpoints,
             unknown: false,
+            closed: None,
+        })
+    }
+
+    /// A container whose ports are closed: to the kernel it is nobody.
+    fn closed(state: &'s Published, name: &str) -> Option<Self> {
+        let closed = state.closed.iter().find(|c| c.what == name)?;
+        Some(Self {
+            owner: Owner::Unmanaged,
+            addresses: Vec::new(),
+            identity: Identity::UNKNOWN,
+            endpoints: Vec::new(),
+            unknown: false,
+            closed: Some(closed),
         })
     }
 
@@ -70,6 +91,11 @@ impl<'s> End<'s> {
         let text = ip.to_string();
         let found: Vec<&EndpointView> = state.endpoints.iter().filter(|e| e.address == text).collect();
         if let Some(end) = Self::living(state, &found) {
+            return end;
+        }
+        let has = |s: &&Stack| s.attachments.iter().any(|a| a.addresses.contains(&ip));
+        let stack = state.snapshot.stacks.iter().find(has);
+        if let Some(end) = stack.and_then(|s| Self::closed(state, &s.name)) {
             return end;
         }
         let ours = state.snapshot.links.values().any(|l| l.addresses.iter().any(|a| a.addr() == ip));
@@ -87,7 +113,14 @@ impl<'s> End<'s> {
         };
         let owner =
             compiled.identities.get(&identity).map_or(Owner::External, |(class, _)| class.owner.clone());
-        Self { owner, addresses: vec![(ip, identity)], identity, endpoints: Vec::new(), unknown }
+        Self {
+            owner,
+            addresses: vec![(ip, identity)],
+            identity,
+            endpoints: Vec::new(),
+            unknown,
+            closed: None,
+        }
     }
 
     /// What Docker has to do with it.
@@ -95,7 +128,7 @@ impl<'s> End<'s> {
         match &self.owner {
             Owner::Host => return DockerEnd::Host,
             Owner::External => return DockerEnd::Outside,
-            Owner::Unmanaged | Owner::Tier(_) | Owner::Service { .. } => {}
+            Owner::Unmanaged | Owner::Tier(_) | Owner::Service { .. } | Owner::Shared(_) => {}
         }
         let here: BTreeSet<String> =
             self.endpoints.iter().map(|e| e.network.clone()).filter(|n| !n.is_empty()).collect();
@@ -112,7 +145,8 @@ impl<'s> End<'s> {
     /// Whether the kernel of this host has, or would have, a port of it to judge at.
     pub(super) fn is_here(&self, model: &Model) -> bool {
         let declared = model.tier(self.owner.tier()).is_some_and(crate::policy::model::Tier::is_internal);
-        declared && (!self.endpoints.is_empty() || self.addresses.is_empty() || self.unknown)
+        self.closed.is_some()
+            || declared && (!self.endpoints.is_empty() || self.addresses.is_empty() || self.unknown)
     }
 
     /// Names under which something about it may be told as not enforced.

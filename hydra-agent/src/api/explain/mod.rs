@@ -25,7 +25,7 @@ use crate::policy::explain::{Answer, Question, explain_identities};
 use crate::policy::model::{Model, Party};
 use crate::policy::rows::Owner;
 use crate::policy::unix_now;
-use crate::published::{Applied, Published};
+use crate::published::{Applied, Published, Remark};
 
 /// What begins a note on what the kernel does not judge.
 const NOT_ENFORCED: &str = "not enforced here: ";
@@ -86,7 +86,9 @@ fn answer(state: &Published, applied: &Applied, asked: &ExplainRequest) -> Resul
     explanation.source_identity = Some(identities.0.0);
     explanation.destination_identity = Some(identities.1.0);
     explanation.revision = *revision;
-    if from.unknown || (to.unknown && from.owner != Owner::Host) {
+    if let Some(why) = from.closed.or(to.closed) {
+        closed(&mut explanation, compiled.audit, why, from.closed.is_some());
+    } else if from.unknown || (to.unknown && from.owner != Owner::Host) {
         unknown(&mut explanation, compiled.audit, from.unknown);
     }
     let passes = explanation.verdict != Verdict::Denied.as_str();
@@ -140,6 +142,22 @@ fn is(text: &str, ip: IpAddr) -> bool {
     text.parse() == Ok(ip)
 }
 
+/// Line 1: a port that is closed.
+fn closed(explanation: &mut Explanation, audit: bool, why: &Remark, source: bool) {
+    let (reason, end) = if source {
+        (Reason::UnknownSource, &mut explanation.source)
+    } else {
+        (Reason::UnknownDestination, &mut explanation.destination)
+    };
+    "unknown".clone_into(end);
+    let verdict = if audit { Verdict::Audited } else { Verdict::Denied };
+    explanation.why = why.to_string();
+    explanation.reason = reason.as_str().into();
+    explanation.verdict = verdict.as_str().into();
+    explanation.rule.clear();
+    explanation.line = 1;
+}
+
 /// Line 1: an address in a network of a tier that no endpoint has.
 fn unknown(explanation: &mut Explanation, audit: bool, source: bool) {
     let (reason, who) = if source {
@@ -158,6 +176,9 @@ fn unknown(explanation: &mut Explanation, audit: bool, source: bool) {
 
 /// Why the verdict is not enforced on this host, if it isn't.
 fn not_enforced(state: &Published, model: &Model, from: &End<'_>, to: &End<'_>) -> Option<String> {
+    if from.closed.is_some() || to.closed.is_some() {
+        return None;
+    }
     let reserved = |o: &Owner| matches!(o, Owner::External | Owner::Host | Owner::Unmanaged);
     let (source, destination) = (&from.owner, &to.owner);
     if reserved(source) && reserved(destination) {

@@ -7,7 +7,7 @@ mod tiers;
 use std::collections::BTreeMap;
 
 use super::doubt::Doubt;
-use super::file::{Action, File, Mode};
+use super::file::{Action, File, Mode, Multihome, SharedStack};
 use super::model::{Defaults, Index, Model};
 use super::shape::At;
 use super::suggest::nearest;
@@ -70,11 +70,25 @@ fn is_name(text: &str) -> bool {
 /// Makes the model, and says what is wrong on the way; `misread` are the places of errors that reading the file gave. The model is
 /// only to be used when no problem is an error, or, with its doubts, to say more of what is wrong.
 pub fn check(file: &File, misread: Vec<Place>, now: i64) -> (Model, Vec<Diagnostic>, Vec<Doubt>) {
-    let File { place: _, version: _, name, mode, defaults, networks, tiers, rules, expect } = file;
+    let File {
+        place: _,
+        version: _,
+        name,
+        mode,
+        defaults,
+        multihome,
+        shared_stack,
+        networks,
+        tiers,
+        rules,
+        expect,
+    } = file;
     let mut checker = Checker { misread, ..Checker::default() };
     let mut model = Model {
         name: name.as_ref().map_or_else(|| "policy".to_owned(), |n| n.value.0.clone()),
         audit: mode.as_ref().is_some_and(|m| m.value == Mode::Audit),
+        multihome: multihome.as_ref().map_or_else(Multihome::default, |m| m.value),
+        shared_stack: shared_stack.as_ref().map_or_else(SharedStack::default, |s| s.value),
         defaults: checker.defaults(defaults.as_ref()),
         networks: BTreeMap::new(),
         tiers: Vec::new(),

@@ -322,7 +322,7 @@ fn families_of(model: &Model, selector: &Selector) -> Families {
     let (tier, service) = match owner {
         Owner::Tier(tier) => (tier, None),
         Owner::Service { tier, service } => (tier, Some(service)),
-        Owner::External | Owner::Host | Owner::Unmanaged => return Families::BOTH,
+        Owner::External | Owner::Host | Owner::Unmanaged | Owner::Shared(_) => return Families::BOTH,
     };
     let Some(tier) = model.tier(tier) else { return Families::BOTH };
     if tier.is_internal() || tier.addresses.is_empty() {

@@ -9,6 +9,7 @@
 mod precedence;
 mod refusals;
 mod rows;
+mod shared;
 
 use super::*;
 
