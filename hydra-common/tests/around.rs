@@ -73,6 +73,21 @@ fn an_icmp_error_from_a_container_that_is_no_end_of_the_flow_is_denied() {
 }
 
 #[test]
+fn listener_queries_are_this_hosts() {
+    let mut t = world();
+    // `from-host: deny`.
+    t.cells.insert((2, APP.0), Cell::decision(5));
+    let query =
+        |from: &str, limit| hops(frame(10, 11, from, "ff02::1", 58, &[130, 0, 0, 0, 0, 0, 0, 0]), limit);
+    assert_eq!(says(&t, &query("fe80::10", 1), Hook::PortOut, 11, 0), (Verdict::Allowed, Reason::Mld));
+    assert_eq!(says(&t, &query("fe80::10", 2), Hook::PortOut, 11, 0), (Verdict::Denied, Reason::Rule));
+    // A container's is judged where it is received.
+    let query = hops(frame(11, 10, "fd00:1::11", "ff02::1", 58, &[130, 0, 0, 0, 0, 0, 0, 0]), 1);
+    assert_eq!(says(&t, &query, Hook::PortIn, 11, 0), (Verdict::Allowed, Reason::NotJudged));
+    assert_eq!(says(&t, &query, Hook::PortOut, 21, 11), (Verdict::Denied, Reason::NoRule));
+}
+
+#[test]
 fn listener_reports_are_for_the_link_and_from_a_true_address() {
     let t = world();
     let report =

@@ -6,9 +6,11 @@ mod common;
 use common::{APP, DB, NOW, Plain, at, ethernet, frame, ip, judge, mac, network, pass, tcp, udp, world};
 use hydra_common::decide::{Step, Way};
 use hydra_common::flow::Path;
-use hydra_common::id::Identity;
+use hydra_common::id::{Container, Identity};
 use hydra_common::names::{MARK_CHECKED, MARK_JUDGED};
-use hydra_common::tables::{Cell, Decision, Endpoint, Head, Interval, PrefixRow, RuleSet, selector};
+use hydra_common::tables::{
+    Cell, Decision, Endpoint, Head, Interval, LinkKind, PrefixRow, RuleSet, selector,
+};
 use hydra_common::verdict::{Hook, Reason, Verdict};
 
 const SYN: u8 = 2;
@@ -249,6 +251,47 @@ fn a_frame_for_somebody_elses_mac_is_refused() {
 }
 
 #[test]
+fn nothing_stands_in_for_the_mac_of_what_is_behind_an_unlisted_port() {
+    // Port 14 of the first bridge leads to what nobody lists: its tier's unlisted addresses are true on it.
+    let mut t = world();
+    let unbound = hydra_common::tables::Link {
+        identity: [APP; 2],
+        bridge: 10,
+        kind: LinkKind::Port as u8,
+        flags: hydra_common::tables::Link::UNBOUND,
+        gateway_mac: mac(10),
+        ..hydra_common::tables::Link::default()
+    };
+    t.links.insert(14, unbound);
+    t.prefixes.retain(|(_, _, row)| row.identity != APP);
+    let flags = PrefixRow::INTERIOR | PrefixRow::OPEN;
+    t.prefixes.push((ip("10.1.0.0"), 120, PrefixRow { identity: APP, flags }));
+    t.cells.insert((APP.0, 1), Cell::decision(4));
+    for (address, macs) in [("10.1.0.11", 11), ("10.1.0.12", 12)] {
+        let row = t.endpoints[&ip(address)];
+        t.endpoints.insert(hydra_common::address::Address::link_local_of(&mac(macs)), row);
+    }
+    let sent = |by: u32, to_mac: u8, from: &str, to: &str| {
+        let f = ethernet(mac(by as u8), mac(to_mac), 0x0800, &network(from, to, 17, &udp(1, 53)));
+        judge(&t, &f, &at(Hook::PortIn, by, 0)).1.reason
+    };
+    // A machine there to a container, to another machine there, to the outside by the gateway and by a router of its own.
+    assert_eq!(sent(14, 11, "10.1.0.77", "10.1.0.11"), Reason::IntraTier);
+    assert_eq!(sent(14, 78, "10.1.0.77", "10.1.0.78"), Reason::IntraTier);
+    assert_eq!(sent(14, 10, "10.1.0.77", "8.8.8.8"), Reason::Rule);
+    assert_eq!(sent(14, 99, "10.1.0.77", "8.8.8.8"), Reason::Rule);
+    // Under the right of somebody else's address to a container's MAC.
+    for to in ["8.8.8.8", "10.1.0.78", "10.1.0.12"] {
+        assert_eq!(sent(14, 11, "10.1.0.77", to), Reason::WrongMac, "{to}");
+    }
+    assert_eq!(sent(14, 99, "10.1.0.77", "10.1.0.11"), Reason::WrongMac);
+    // A container to a machine there, and to nobody else's MAC in its name.
+    assert_eq!(sent(11, 78, "10.1.0.11", "10.1.0.78"), Reason::IntraTier);
+    assert_eq!(sent(11, 12, "10.1.0.11", "10.1.0.78"), Reason::WrongMac);
+    assert_eq!(sent(11, 99, "10.1.0.11", "8.8.8.8"), Reason::WrongMac);
+}
+
+#[test]
 fn host_and_outside_are_judged_where_the_container_receives() {
     let mut t = world();
     let to = |from: &str| frame(10, 21, from, "10.2.0.21", 6, &tcp(40_000, 5432, SYN));
@@ -320,6 +363,78 @@ fn frames_for_many_are_checked_where_sent_and_judged_where_received() {
     assert_eq!(judge(&t, &f, &host).1.reason, Reason::NoRule);
     host.mark = MARK_JUDGED & 0x1fff_ffff;
     assert_eq!(judge(&t, &f, &host).1.reason, Reason::UnknownSource);
+}
+
+#[test]
+fn a_group_message_from_the_address_of_another_port_reaches_the_host() {
+    // Container 1 gets a second port, 22 on the other bridge, with an address of its own.
+    let mut t = world();
+    let first = t.links[&11];
+    t.links
+        .insert(22, hydra_common::tables::Link { bridge: 20, mac: mac(22), gateway_mac: mac(20), ..first });
+    let row = t.endpoints[&ip("10.1.0.11")];
+    t.endpoints.insert(ip("10.2.0.22"), Endpoint { port: 22, bridge: 20, mac: mac(22), ..row });
+    t.cells.insert((APP.0, Identity::HOST.0), Cell::decision(4));
+    let to = hydra_common::address::Mac([1, 0, 0x5e, 0, 0, 251]);
+    let f = ethernet(mac(11), to, 0x0800, &network("10.2.0.22", "224.0.0.251", 17, &udp(5353, 5353)));
+    assert_eq!(judge(&t, &f, &at(Hook::PortIn, 11, 0)).1.way, Way::Checked);
+    let mut host = at(Hook::BridgeIn, 10, 10);
+    host.mark = MARK_CHECKED;
+    assert_eq!(judge(&t, &f, &host).1.reason, Reason::Rule);
+    // What no port has checked is not believed, and the port still checks.
+    host.mark = 0;
+    assert_eq!(judge(&t, &f, &host).1.reason, Reason::UnknownSource);
+    assert_eq!(says(&t, &f, Hook::PortIn, 22, 0), (Verdict::Denied, Reason::SpoofedMac));
+}
+
+#[test]
+fn a_group_message_whose_address_was_translated_on_the_bridge_keeps_its_sender() {
+    let t = world();
+    let to = hydra_common::address::Mac([1, 0, 0x5e, 0, 0, 251]);
+    let f = ethernet(mac(11), to, 0x0800, &network("10.1.0.1", "224.0.0.251", 17, &udp(5353, 5353)));
+    assert_eq!(says(&t, &f, Hook::PortOut, 12, 11), (Verdict::Denied, Reason::SpoofedAddress));
+    let mut checked = at(Hook::PortOut, 12, 11);
+    checked.mark = MARK_CHECKED;
+    assert_eq!(judge(&t, &f, &checked).1.reason, Reason::IntraTier);
+    checked.ifindex = 21;
+    assert_eq!(judge(&t, &f, &checked).1.reason, Reason::NoRule);
+    // To one receiver there is no such mark, and none is believed.
+    let f = frame(11, 10, "10.1.0.1", "10.1.0.12", 17, &udp(5353, 5353));
+    checked.ifindex = 12;
+    assert_eq!(judge(&t, &f, &checked).1.reason, Reason::SpoofedAddress);
+}
+
+#[test]
+fn the_link_local_address_of_a_port_reaches_the_host() {
+    let mut t = world();
+    let own = hydra_common::address::Address::link_local_of(&mac(11));
+    let row = t.endpoints[&ip("10.1.0.11")];
+    let own_text = std::net::Ipv6Addr::from(own.octets()).to_string();
+    t.endpoints.insert(own, row);
+    t.cells.insert((APP.0, Identity::HOST.0), Cell::decision(4));
+    let f = frame(11, 10, &own_text, "fe80::10", 6, &tcp(1, 53, SYN));
+    assert_eq!(judge(&t, &f, &at(Hook::PortIn, 11, 0)).1.way, Way::Checked);
+    let mut host = at(Hook::BridgeIn, 10, 10);
+    host.mark = MARK_CHECKED;
+    assert_eq!(judge(&t, &f, &host).1.reason, Reason::Rule);
+    // Nobody else has it.
+    let f = frame(12, 10, &own_text, "fe80::10", 6, &tcp(1, 53, SYN));
+    assert_eq!(says(&t, &f, Hook::PortIn, 12, 0), (Verdict::Denied, Reason::SpoofedAddress));
+}
+
+#[test]
+fn nobody_reaches_a_closed_port_the_host_included() {
+    let mut t = world();
+    let row = t.endpoints[&ip("10.1.0.11")];
+    let nobody = Endpoint { identity: [Identity::UNKNOWN; 2], container: Container::NONE, port: 13, ..row };
+    t.endpoints.insert(ip("10.1.0.13"), nobody);
+    let f = frame(10, 13, "10.1.0.1", "10.1.0.13", 6, &tcp(1, 80, SYN));
+    assert_eq!(judge(&t, &f, &at(Hook::BridgeOut, 10, 0)).1.way, Way::Leave);
+    assert_eq!(says(&t, &f, Hook::PortOut, 13, 0), (Verdict::Denied, Reason::UnknownDestination));
+    let f = frame(11, 13, "10.1.0.11", "10.1.0.13", 6, &tcp(1, 80, SYN));
+    assert_eq!(says(&t, &f, Hook::PortIn, 11, 0), (Verdict::Denied, Reason::UnknownDestination));
+    let f = frame(11, 13, "10.1.0.11", "10.1.0.13", 6, &tcp(1, 80, SYN));
+    assert_eq!(says(&t, &f, Hook::PortOut, 13, 11), (Verdict::Denied, Reason::UnknownDestination));
 }
 
 #[test]

@@ -9,6 +9,9 @@ use crate::packet::{Kind, Packet};
 use crate::tables::{Endpoint, Link, LinkKind, PrefixRow, Tables};
 use crate::verdict::{Hook, Reason, Verdict};
 
+/// The ICMPv6 type of RFC 2710 and RFC 3810.
+const LISTENER_QUERY: u8 = 130;
+
 /// What kind of interface a frame came in by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -121,6 +124,10 @@ pub fn named<T: Tables>(
         Kind::Neighbour => (Reason::Neighbour, Reason::SpoofedNeighbour),
         Kind::Router if matches!(out.sender, Sender::Host) => (Reason::Neighbour, Reason::RouterMessage),
         Kind::Router => return Err(Reason::RouterMessage),
+        // Only this host asks; what else does is judged like any packet.
+        Kind::Listener if packet.icmp_type == LISTENER_QUERY && !matches!(out.sender, Sender::Host) => {
+            return Ok(false);
+        }
         Kind::Listener => (Reason::Mld, Reason::SpoofedNeighbour),
         Kind::DhcpClient => (Reason::Dhcp, Reason::SpoofedAddress),
         // A container is nobody's DHCP server, and nobody's answer comes through a router: judged like any packet.
@@ -153,12 +160,25 @@ fn on_link<T: Tables>(tables: &T, packet: &Packet, out: &Outcome, link: Option<&
     if let Some(e) = tables.endpoint(&packet.destination) {
         return e.flags & Endpoint::HOST != 0 || e.bridge == link.bridge;
     }
-    // Nobody lists who is behind an open network's ports.
+    unlisted(tables, packet, out, link)
+}
+
+/// Whether the destination is in a network of the link's tier with ports whose addresses nobody lists.
+#[inline(always)]
+fn unlisted<T: Tables>(tables: &T, packet: &Packet, out: &Outcome, link: &Link) -> bool {
     let slot = (out.bank() & 1) as usize;
     tables.prefix(out.bank(), &packet.destination).is_some_and(|row| {
         row.flags & PrefixRow::OPEN != 0
             && tier(tables, out.bank(), row.identity) == tier(tables, out.bank(), link.identity[slot])
     })
+}
+
+/// Whether a frame for an address that no endpoint has may go to a MAC that is not the gateway's: from or to a port whose MACs nobody
+/// can list, and to no MAC of which it is known whose it is. The tables have MACs as link-local addresses.
+#[inline(never)]
+pub fn beyond<T: Tables>(tables: &T, packet: &Packet, out: &Outcome, link: &Link) -> bool {
+    let open = link.flags & Link::UNBOUND != 0 || unlisted(tables, packet, out, link);
+    open && tables.endpoint(&Address::link_local_of(&packet.destination_mac)).is_none()
 }
 
 /// Whether the address that one of the named messages claims is its sender's.
@@ -274,7 +294,7 @@ pub fn destination<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Ou
         let link = tables.link(at.ifindex).ok_or(Reason::BadTable)?;
         out.destination = link.identity[slot];
         out.destination_container = link.container;
-        if link.container == Container::NONE && link.flags & Link::UNBOUND == 0 && !host {
+        if link.container == Container::NONE && link.flags & Link::UNBOUND == 0 {
             return Err(Reason::UnknownDestination);
         }
         if let Some(e) = known
@@ -291,7 +311,8 @@ pub fn destination<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Ou
             out.marks |= Flow::TO_HOST;
             published::called(tables, packet, out)?;
         }
-        return Ok(());
+        // An address behind a closed port.
+        return if out.destination == Identity::UNKNOWN { Err(Reason::UnknownDestination) } else { Ok(()) };
     }
     let Some(row) = tables.prefix(out.bank(), &packet.destination) else {
         out.destination = Identity::EXTERNAL;

@@ -17,6 +17,7 @@ pub use ruling::{Ruling, ruling};
 use self::ends::Sender;
 use crate::flow::{Flow, Path, Side};
 use crate::id::Identity;
+use crate::names::{MARK_CHECKED, MARK_MASK};
 use crate::packet::{Kind, Packet};
 use crate::tables::{Endpoint, Head, IdentityRow, Link, Tables};
 use crate::track::{self, protocol, tcp};
@@ -104,7 +105,10 @@ fn enter<'t, T: Tables>(
     if let Some(link) = link {
         out.source_container = link.container;
         out.source = link.identity[(out.bank() & 1) as usize];
-        if link.flags & Link::UNBOUND == 0 && packet.source_mac != link.mac {
+        // At the bridge the link is found by the address, which may be that of another port of the container; the port that it came
+        // by has checked the MAC.
+        let bound = link.flags & Link::UNBOUND == 0 && !matches!(at.hook, Hook::BridgeIn);
+        if bound && packet.source_mac != link.mac {
             return Err(Reason::SpoofedMac);
         }
     }
@@ -196,8 +200,14 @@ fn first<T: Tables>(
     if !matches!(at.hook, Hook::PortOut | Hook::BridgeOut) && published::loopback(packet) {
         return Err(Reason::Loopback);
     }
-    ends::source(tables, packet, out, link)?;
     let group = packet.is_group();
+    // The port that a frame for many came by has checked its address. With netfilter on bridges it may have been translated since:
+    // Docker masquerades what leaves with the address of another network.
+    let checked = matches!(at.hook, Hook::PortOut) && at.mark & MARK_MASK == MARK_CHECKED && link.is_some();
+    match ends::source(tables, packet, out, link) {
+        Err(reason) if !(group && checked) => return Err(reason),
+        Ok(()) | Err(_) => {}
+    }
     if group && matches!(at.hook, Hook::PortIn) {
         out.not_judged(Way::Checked);
         return Ok(false);
@@ -336,11 +346,13 @@ fn way<T: Tables>(
 ) -> Result<(), Reason> {
     out.way = published::way(packet, at, out);
     let (Hook::PortIn, Some(link)) = (at.hook, link) else { return Ok(()) };
-    let to_gateway = packet.destination_mac == link.gateway_mac || link.flags & Link::UNBOUND != 0;
+    let to_gateway = packet.destination_mac == link.gateway_mac;
     if matches!(out.path, Path::Stack) && to_gateway {
         return Ok(());
     }
-    let Some(e) = tables.endpoint(&packet.destination) else { return Err(Reason::WrongMac) };
+    let Some(e) = tables.endpoint(&packet.destination) else {
+        return if ends::beyond(tables, packet, out, link) { Ok(()) } else { Err(Reason::WrongMac) };
+    };
     // Between the writing of an address's new row and the flip, flows of the old generation still name its last container.
     if e.container != out.destination_container {
         return Err(Reason::UnknownDestination);

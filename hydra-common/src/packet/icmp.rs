@@ -30,7 +30,7 @@ impl Packet {
                 self.neighbour(bytes)?;
             }
             // RFC 2710, 3, and RFC 3810, 5: hop limit 1, to a group. Anything else would get farther than the link.
-            (true, 131 | 132 | 143) if self.ttl == 1 && self.destination.is_group() => {
+            (true, 130..=132 | 143) if self.ttl == 1 && self.destination.is_group() => {
                 self.kind = Kind::Listener;
                 self.claim = self.source;
             }
