@@ -4,6 +4,7 @@
 mod cage;
 pub mod container;
 pub mod demo;
+pub mod everything;
 pub mod folder;
 pub mod hydra;
 pub mod stage;

@@ -119,8 +119,10 @@ impl Engine {
     /// Makes a container, attaches it to all its networks, and starts it.
     pub fn add_container(&self, container: &Container) -> Result<()> {
         let name = &container.name;
-        let mut arguments = vec!["create".to_owned(), format!("--name={name}"), format!("--hostname={name}")];
+        let mut arguments = vec!["create".to_owned(), format!("--name={name}")];
+        // Without a network of its own it has no name of its own either, where it shares another's stack.
         if let Some(first) = container.networks.first() {
+            arguments.push(format!("--hostname={name}"));
             arguments.push(format!("--network={}", first.network));
             arguments.extend(first.options());
         }
