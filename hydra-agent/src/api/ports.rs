@@ -133,7 +133,7 @@ impl Ask<'_> {
             let elsewhere = match &class.owner {
                 Owner::External => row.identity != Identity::EXTERNAL,
                 Owner::Tier(_) | Owner::Service { .. } => row.flags & PrefixRow::INTERIOR == 0,
-                Owner::Host | Owner::Unmanaged => false,
+                Owner::Host | Owner::Unmanaged | Owner::Shared(_) => false,
             };
             if !elsewhere || block.addr().is_ipv4() != port.key.address.is_ipv4() {
                 continue;

@@ -326,7 +326,7 @@ pub fn destination<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Ou
 /// Who may answer a new flow where the called is no container: what is behind its address. An address of this host may be anybody's
 /// to whom it sends on.
 #[inline(always)]
-pub fn beyond<T: Tables>(tables: &T, out: &mut Outcome) {
+pub fn answerer<T: Tables>(tables: &T, out: &mut Outcome) {
     if out.destination_container != Container::NONE || out.marks & Flow::TO_HOST != 0 {
         return;
     }

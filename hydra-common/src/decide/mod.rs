@@ -262,7 +262,7 @@ fn open<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome, live
         published::strictest(tables, packet, at, out);
     }
     if matches!(out.step, Step::Create) {
-        ends::beyond(tables, out);
+        ends::answerer(tables, out);
     }
     // The path is chosen once: a flow that moved to another would lose what is under way. What is only audited goes as if hydra
     // were not there.

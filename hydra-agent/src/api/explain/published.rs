@@ -87,7 +87,8 @@ pub(super) fn answer(
     explanation.revision = *revision;
     explanation.docker = binding(&state.snapshot, port);
     let endpoints = state.endpoints.iter().filter(|e| e.number == port.number).collect();
-    let to = End { owner, addresses: Vec::new(), identity: port.identity, endpoints, unknown: false };
+    let closed = state.closed.iter().find(|c| c.what == port.container);
+    let to = End { owner, addresses: Vec::new(), identity: port.identity, endpoints, unknown: false, closed };
     let not_enforced = not_enforced(state, model, from, &to);
     explanation.enforced = Some(not_enforced.is_none());
     explanation.not_enforced = not_enforced.unwrap_or_default();
