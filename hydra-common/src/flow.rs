@@ -157,8 +157,8 @@ pub struct Flow {
     pub destination: Identity,
     /// The cell of the traffic counters, see [`crate::tables::traffic_index`].
     pub traffic: u32,
-    /// What may send from an end that is no container of this host: [`Far`]. Where the end is an address of this host that was
-    /// called, the first answer says.
+    /// What may send from an end that is no container of this host: [`Far`]. Where an address of this host was called, or a machine
+    /// that the policy names, the first answer says.
     pub ends: [u8; 2],
     /// [`Flow::PUBLISHED`], [`Flow::CARRIED`], [`Flow::TO_HOST`].
     pub marks: u8,

@@ -444,7 +444,17 @@ fn ends_that_are_no_container_are_not_interchangeable() {
     assert_eq!(says(&judge(&t, &open, &at(Hook::PortOut, 11, 30)).1), NO_RULE);
     assert_eq!(judge(&t, &open, &at(Hook::PortOut, 11, 2)).1.reason, Reason::Reply);
 
-    // An address of this host may have been sent on: the first to answer is who answers.
+    // A machine that the policy names may be on any interface: the first to answer is who answers.
+    t.prefixes.push((ip("192.0.2.10"), 128, PrefixRow { identity: Identity(6), flags: 0 }));
+    t.identities.insert(6, IdentityRow { tier: hydra_common::id::Tier(6), flags: IdentityRow::DECLARED });
+    t.cells.insert((APP.0, 6), Cell::decision(4));
+    let ask = frame(11, 10, "10.1.0.11", "192.0.2.10", 17, &udp(4002, 99));
+    assert_eq!(says(&pass(&mut t, &ask, &at(Hook::PortIn, 11, 0))), RULE);
+    let reply = frame(10, 11, "192.0.2.10", "10.1.0.11", 17, &udp(99, 4002));
+    assert_eq!(pass(&mut t, &reply, &at(Hook::PortOut, 11, 30)).reason, Reason::Reply);
+    assert_ne!(judge(&t, &reply, &at(Hook::PortOut, 11, 2)).1.verdict, Verdict::Allowed);
+
+    // So may an address of this host, which may have been sent on.
     t.cells.insert((APP.0, Identity::HOST.0), Cell::decision(4));
     let ask = frame(11, 10, "10.1.0.11", "10.1.0.1", 17, &udp(4001, 99));
     let _ = pass(&mut t, &ask, &at(Hook::PortIn, 11, 0));

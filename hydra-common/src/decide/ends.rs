@@ -324,14 +324,17 @@ pub fn destination<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Ou
 }
 
 /// Who may answer a new flow where the called is no container: what is behind its address. An address of this host may be anybody's
-/// to whom it sends on.
+/// to whom it sends on, and a machine that the policy names may be anywhere: there the first answer says.
 #[inline(always)]
 pub fn answerer<T: Tables>(tables: &T, out: &mut Outcome) {
     if out.destination_container != Container::NONE || out.marks & Flow::TO_HOST != 0 {
         return;
     }
-    let unmanaged = tier(tables, out.bank(), out.destination) == Tier::UNMANAGED;
-    out.beyond = if unmanaged { Far::Unmanaged } else { Far::Outside };
+    out.beyond = match tier(tables, out.bank(), out.destination) {
+        Tier::UNMANAGED => Far::Unmanaged,
+        Tier::EXTERNAL => Far::Outside,
+        _ => Far::Unset,
+    };
 }
 
 /// The tier that an identity counts on.
