@@ -42,13 +42,16 @@ pub struct PublishedPort {
 /// Places every published port; the addresses are placed already.
 pub(super) fn place(snapshot: &Snapshot, out: &mut Placement) {
     let mut twice = BTreeSet::new();
+    let declared = out.declared_stacks();
     for binding in &snapshot.bindings {
         let Binding { address, protocol, port, container, stack: key, network, target, target_port, proxied } =
             binding;
         let stack = key.as_ref().and_then(|key| out.stacks.iter().position(|s| s.key == *key));
         let home = target.and_then(|t| out.addresses.get(&t)).filter(|home| Some(home.stack) == stack);
         let named = || stack.and_then(|index| out.stacks[index].owner.clone());
-        let owner = home.map(|home| home.owner.clone()).or_else(named);
+        // A network that is no bridge of this host (an overlay, say) tells no address here; of a stack that no tier has, none is needed.
+        let nobody_s = || stack.filter(|index| !declared.contains(index)).map(|_| Owner::Unmanaged);
+        let owner = home.map(|home| home.owner.clone()).or_else(named).or_else(nobody_s);
         let key = PortKey { address: *address, protocol: *protocol, port: *port };
         let found = PublishedPort {
             container: container.clone(),
@@ -140,6 +143,19 @@ mod tests {
         assert_eq!(owner(&s, "::", 5432).as_deref(), Some("databases/postgres"));
         assert_eq!(owner(&s, "198.51.100.5", 9000).as_deref(), Some("unmanaged"));
         assert_eq!(s.place().not_enforced, []);
+    }
+
+    #[test]
+    fn a_container_that_no_tier_has_is_unmanaged_whatever_its_network_tells() {
+        let mut s = Scene::usual();
+        s.bridge(30, "docker_gwbridge", ["172.18.0.1/16"]);
+        s.network("docker_gwbridge", 30, ["172.18.0.0/16"]);
+        s.container("far", &[(101, 30, "docker_gwbridge", &[])]);
+        s.container("mixed", &[(102, 30, "docker_gwbridge", &[]), (103, 10, "front", &["10.1.0.5"])]);
+        publish(&mut s, "far", "0.0.0.0", 8080, Some("10.9.0.5"));
+        publish(&mut s, "mixed", "0.0.0.0", 8081, Some("10.9.0.6"));
+        assert_eq!(owner(&s, "0.0.0.0", 8080).as_deref(), Some("unmanaged"));
+        assert_eq!(owner(&s, "0.0.0.0", 8081), None, "whose right would it be?");
     }
 
     #[test]
