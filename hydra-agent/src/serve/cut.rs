@@ -76,6 +76,8 @@ fn end(compiled: &Compiled, placement: &Placement, ip: IpAddr) -> (Identity, boo
     let owner = match placement.addresses.get(&ip) {
         Some(home) => home.owner.clone(),
         None if placement.host.contains(&ip) => Owner::Host,
+        // Behind a closed port: no cell lets it pass.
+        None if placement.closed_addresses.contains_key(&ip) => return (Identity::UNKNOWN, true),
         None => owner_of_address(compiled, ip),
     };
     let identity = compiled.identity(&owner, Some(ip)).unwrap_or(Identity::UNKNOWN);
@@ -175,6 +177,7 @@ mod tests {
     }
 
     #[test]
+<<<<<<< ours
     fn a_flow_to_a_published_port_is_the_container_s_behind_it() {
         let mut scene = Scene::usual();
         scene.container("pg", &[(101, 20, "back", &["10.2.0.5"])]);
@@ -209,5 +212,25 @@ mod tests {
             said("  - { name: a, from: apps, to: host }\n"),
             ["10.2.0.1 -> pg tcp/5432", "web -> pg tcp/5432"]
         );
+=======
+    fn what_closes_a_container_cuts_its_flows() {
+        let mut scene = Scene::usual();
+        scene.container("both", &[(101, 20, "back", &["10.2.0.6"]), (102, 10, "front", &["10.1.0.6"])]);
+        scene.container("web", &[(103, 10, "front", &["10.1.0.5"])]);
+        let said = |multihome: &str| {
+            let text = format!("multihome: {multihome}\n{POLICY}  - {{ name: a, from: any, to: any }}\n");
+            let (model, _) = policy::parse(&text, "t").unwrap();
+            let placement = place(&Claims::of(&model), &scene.snapshot, false, &mut Containers::default());
+            let world = World { live: crate::reconcile::homes(&placement).collect(), ..World::default() };
+            let compiled = compile(&model, &world, &mut Numbers::default()).unwrap();
+            let flows = [
+                flow("10.1.0.5", 40_000, "10.1.0.6", 80, protocol::TCP),
+                flow("10.1.0.5", 40_000, "10.1.0.1", 80, protocol::TCP),
+            ];
+            cut(Live { flows: &flows, monotonic: 2_000_000_000, unix: 1_800_000_000 }, &compiled, &placement)
+        };
+        assert_eq!(said("warn"), [""; 0]);
+        assert_eq!(said("deny"), ["web -> 10.1.0.6 tcp/80"]);
+>>>>>>> theirs
     }
 }
