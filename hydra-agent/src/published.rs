@@ -44,6 +44,8 @@ pub struct Published {
     pub flow_capacity: u32,
     /// Seconds from a port's appearance to its programs, newest last, at most 1,024.
     pub attach_seconds: Vec<f64>,
+    /// Changes of somebody else to the kernel's side that were undone since the agent started.
+    pub repairs: u64,
 }
 
 /// The policy in force.

@@ -3,6 +3,7 @@
 mod agent;
 mod apply;
 mod cut;
+mod damage;
 mod errors;
 mod file;
 mod kernel;
@@ -99,6 +100,7 @@ async fn serve(settings: Settings) -> Result<(), RunError> {
         lasting.push(NotEnforced { what: format!("state {}", file.path.display()), why: file.why.clone() });
     }
     let start = begin_with(&settings.policy, &state)?;
+    let appearances = inventory::Appearances::open().map_err(inventory::InventoryError::from)?;
     let mut inventory = Inventory::new(watching(&settings))?;
     let snapshot = inventory.observe().await;
     // There is always a loopback interface: without any link nothing was seen, and nothing can be said of the policy.
@@ -136,10 +138,10 @@ async fn serve(settings: Settings) -> Result<(), RunError> {
         }
     });
     let listen = settings.listen;
-    let mut agent = Agent::new(settings, state, kernel, reader, flow_capacity, publish);
+    let mut agent = Agent::new(settings, state, kernel, reader, flow_capacity, appearances, publish);
     agent.lasting = lasting;
     agent.distrust_containers(held.into_iter());
-    agent.look(snapshot.clone(), None);
+    agent.look(snapshot.clone());
     if let Some(why) = start.problem {
         tracing::error!(error = why, "the policy file is not taken over");
         agent.lasting.push(NotEnforced { what: "policy file".to_owned(), why });

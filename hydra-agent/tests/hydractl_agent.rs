@@ -181,6 +181,7 @@ fn published() -> Published {
         ],
         flow_capacity: 65_536,
         attach_seconds: Vec::new(),
+        repairs: 0,
         applied: Some(Arc::new(applied)),
     }
 }

@@ -1,6 +1,7 @@
 //! The real agent and the real tool, as processes in a world, with directories of their own.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -17,6 +18,8 @@ use crate::binary::binary;
 use crate::topology::HOST;
 use crate::world::{NAMES, World};
 
+/// Where metrics are served, in every world's own namespace.
+const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9473);
 /// How long a start may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -51,7 +54,6 @@ impl Agent {
             ("--run-dir", scratch("run")),
             ("--bpffs", scratch("bpf/hydra")),
             ("--netns-dir", NAMES.to_owned()),
-            ("--listen", "none".to_owned()),
         ]
         .into_iter()
         .flat_map(|(flag, value)| [flag.to_owned(), value])
@@ -180,6 +182,34 @@ impl Agent {
         let output = self.ctl(world, &["policy", "apply", &path.to_string_lossy()])?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(())
+    }
+
+    /// Its metrics, as Prometheus would read them.
+    pub fn metrics(&self, world: &World) -> Result<String> {
+        let read = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect_timeout(&METRICS, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        Ok(world.enter(HOST, read)??)
+    }
+
+    /// One of them that has no labels.
+    pub fn metric(&self, world: &World, name: &str) -> Result<f64> {
+        let text = self.metrics(world)?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value
+            .with_context(|| format!("no metric `{name}` in {text}"))?
+            .parse()
+            .context("a metric is a number")
+    }
+
+    /// Stops the process where it stands (SIGSTOP), or lets it go on.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        Ok(kill(self.process()?, if frozen { Signal::SIGSTOP } else { Signal::SIGCONT })?)
     }
 
     fn process(&self) -> Result<Pid> {

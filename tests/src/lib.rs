@@ -9,6 +9,7 @@ pub mod binary;
 pub mod demo;
 pub mod deployment;
 pub mod engine;
+pub mod foreign;
 pub mod kernel;
 pub mod lab;
 pub mod matrix;

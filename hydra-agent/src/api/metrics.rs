@@ -22,7 +22,7 @@ use crate::policy::rows::Owner;
 use crate::published::{Counters, Published};
 
 /// Upper bounds of `hydra_attach_seconds`.
-const ATTACH_BUCKETS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
+const ATTACH_BUCKETS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0, 5.0];
 
 /// The text of a scrape.
 pub(super) async fn scrape(app: &Arc<App>) -> Result<String, String> {
@@ -106,6 +106,9 @@ impl Collector for Scrape {
         by_tier(&mut encoder, "hydra_endpoints", "Addresses of containers by tier", tiers)?;
         let tiers = self.state.ports.iter().map(|p| p.owner.as_ref().map_or("unknown", Owner::tier));
         by_tier(&mut encoder, "hydra_published_ports", "Published ports by the tier behind them", tiers)?;
+        let help = "Changes of somebody else to hydra's programs, pins and tables that were undone since the agent started";
+        let metric = encoder.encode_descriptor("hydra_repairs", help, None, MetricType::Counter)?;
+        ConstCounter::new(self.state.repairs).encode(metric)?;
         self.attach(&mut encoder)
     }
 }

@@ -1,7 +1,7 @@
 //! Programs on interfaces: TCX links, first in the chain, pinned by interface and hook; or clsact filters where the kernel has
 //! no TCX (before 6.6). What is pinned and alive is adopted, never detached and attached again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -30,27 +30,56 @@ pub enum Mechanism {
 }
 
 /// Where one program really is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seat {
     /// The kernel's number of the program that runs there.
     pub program: u32,
     /// Of the link; 0 for clsact.
     pub link: u32,
-    /// In the chain.
-    pub position: u32,
+    /// Numbers of the programs that run before it; 0 for a filter that is none.
+    pub before: Vec<u32>,
 }
 
 /// What [`Attacher::ensure`] had to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Done {
     /// Nothing.
     Kept,
-    /// Another program was put under the link.
-    Replaced,
+    /// This one ran in its place; ours was put under the link.
+    Replaced(u32),
     /// It was not there.
     Attached,
-    /// Somebody else's program stood in front.
-    MovedFirst,
+    /// These ran before it.
+    MovedFirst(Vec<u32>),
+}
+
+impl Done {
+    /// What was wrong before, as [`Attacher::complaint`] says it.
+    pub fn cured(&self, hook: Hook) -> Option<String> {
+        match self {
+            Self::Kept => None,
+            Self::Replaced(program) => Some(other(hook, *program)),
+            Self::Attached => Some(missing(hook)),
+            Self::MovedFirst(before) => Some(behind(hook, before)),
+        }
+    }
+}
+
+fn other(hook: Hook, program: u32) -> String {
+    format!("{} runs program {program} instead of hydra's", hook.as_str())
+}
+
+fn missing(hook: Hook) -> String {
+    format!("no program at {}", hook.as_str())
+}
+
+fn behind(hook: Hook, before: &[u32]) -> String {
+    let name = |program: &u32| match program {
+        0 => "a filter".to_owned(),
+        program => format!("program {program}"),
+    };
+    let names: Vec<String> = before.iter().map(name).collect();
+    format!("others run before hydra's at {}: {}", hook.as_str(), names.join(", "))
 }
 
 /// The hooks of one set of pins.
@@ -70,11 +99,19 @@ fn attach_type(hook: Hook) -> u32 {
 
 /// An interface's name, or its number where it is gone.
 pub fn interface(ifindex: u32) -> String {
-    match if_indextoname(ifindex) {
-        // An unknown index gives an empty name, not an error.
-        Ok(name) if !name.is_empty() => name.to_string_lossy().into_owned(),
-        _ => format!("#{ifindex}"),
-    }
+    name(ifindex).unwrap_or_else(|| format!("#{ifindex}"))
+}
+
+fn exists(ifindex: u32) -> bool {
+    name(ifindex).is_some()
+}
+
+fn name(ifindex: u32) -> Option<String> {
+    // An unknown index gives an empty name, not an error.
+    if_indextoname(ifindex)
+        .ok()
+        .filter(|name| !name.is_empty())
+        .map(|name| name.to_string_lossy().into_owned())
 }
 
 impl Attacher {
@@ -136,11 +173,11 @@ impl Attacher {
                 Some(seat) => {
                     if seat.program != id {
                         raw::link_update(link.as_fd(), program.as_fd())?;
-                        done = Some(Done::Replaced);
+                        done = Some(Done::Replaced(seat.program));
                     }
-                    if seat.position != 0 {
+                    if !seat.before.is_empty() {
                         move_first(&link, program, &path, ifindex, hook)?;
-                        done = Some(Done::MovedFirst);
+                        done = Some(Done::MovedFirst(seat.before));
                     }
                     done = done.or(Some(Done::Kept));
                 }
@@ -171,35 +208,39 @@ impl Attacher {
     }
 
     /// What is really attached.
-    pub fn views(&self) -> io::Result<Vec<HookView>> {
-        let mut views = Vec::new();
+    pub fn views(&self) -> io::Result<BTreeMap<(u32, Hook), HookView>> {
+        let mut views = BTreeMap::new();
         for (ifindex, hook) in self.pinned()? {
             if let Some(seat) = self.seat(ifindex, hook)? {
-                views.push(HookView {
+                let view = HookView {
                     interface: interface(ifindex),
                     ifindex,
                     hook: hook.as_str().to_owned(),
                     mechanism: self.mechanism().to_owned(),
                     program_id: seat.program,
                     link_id: seat.link,
-                    position: seat.position,
-                });
+                    position: seat.before.len() as u32,
+                };
+                views.insert((ifindex, hook), view);
             }
         }
         Ok(views)
     }
 
-    /// What is wrong with one hook, if anything.
+    /// Whether this link of ours, which must still be pinned, is the first there. One system call: for looks that find nothing.
+    pub fn is_first(&self, programs: &Programs, ifindex: u32, hook: Hook, link: u32) -> bool {
+        let chain = if self.tcx { raw::tcx_chain(ifindex, attach_type(hook)) } else { return false };
+        chain.is_ok_and(|chain| chain.first() == Some(&(programs.get(hook).1, link)))
+    }
+
+    /// What is wrong with one hook, if anything. An interface that is gone has nothing to complain about.
     pub fn complaint(&self, programs: &Programs, ifindex: u32, hook: Hook) -> Option<NotEnforced> {
         let why = match self.seat(ifindex, hook) {
-            Ok(Some(seat)) if seat.program != programs.get(hook).1 => {
-                format!("{} runs program {} instead of hydra's", hook.as_str(), seat.program)
-            }
-            Ok(Some(seat)) if seat.position != 0 => {
-                format!("{} programs run before hydra's at {}", seat.position, hook.as_str())
-            }
-            Ok(Some(_)) => return None,
-            Ok(None) => format!("no program at {}", hook.as_str()),
+            Ok(Some(seat)) if seat.program != programs.get(hook).1 => other(hook, seat.program),
+            Ok(Some(seat)) if seat.before.is_empty() => return None,
+            Ok(Some(seat)) => behind(hook, &seat.before),
+            Ok(None) if !exists(ifindex) => return None,
+            Ok(None) => missing(hook),
             Err(e) => format!("{} could not be looked at: {e}", hook.as_str()),
         };
         Some(NotEnforced { what: interface(ifindex), why })
@@ -250,7 +291,8 @@ fn tcx_seat(link: &OwnedFd, ifindex: u32, hook: Hook) -> io::Result<Option<Seat>
         Err(e) => return Err(e),
     };
     let position = chain.iter().position(|(_, id)| *id == info.id);
-    Ok(position.map(|position| Seat { program: info.program, link: info.id, position: position as u32 }))
+    let before = |position: usize| chain.iter().take(position).map(|(program, _)| *program).collect();
+    Ok(position.map(|position| Seat { program: info.program, link: info.id, before: before(position) }))
 }
 
 /// Attaches first in the chain. A link whose pin was removed by hand lives on until a kernel thread has put it away, and the kernel
@@ -280,17 +322,17 @@ fn pin_or_detach(link: &OwnedFd, path: &Path) -> io::Result<()> {
     })
 }
 
-/// Moves our program to the front. The kernel can't move a link, and refuses the same program twice in a chain: so a program
-/// that drops everything stands first meanwhile, and nothing passes unjudged.
-fn move_first(link: &OwnedFd, program: &OwnedFd, path: &Path, ifindex: u32, hook: Hook) -> io::Result<()> {
-    let barrier = raw::load_barrier()?;
-    let barrier = raw::tcx_attach_first(barrier.as_fd(), ifindex, attach_type(hook))?;
-    let moved = (|| {
-        raw::link_detach(link.as_fd())?;
-        let new = attach_first(program, ifindex, hook)?;
-        fs::remove_file(path)?;
-        pin_or_detach(&new, path)
-    })();
-    raw::link_detach(barrier.as_fd())?;
-    moved
+/// Moves our program to the front, in a chain that it is in already. Another program runs it from there meanwhile, so that at no
+/// moment a packet meets somebody else's first and ours not at all; one that is in between may be judged, and counted, twice.
+fn move_first(old: &OwnedFd, program: &OwnedFd, path: &Path, ifindex: u32, hook: Hook) -> io::Result<()> {
+    let stand_in = raw::StandIn::of(program.as_fd())?;
+    let new = raw::tcx_attach_first(stand_in.as_fd(), ifindex, attach_type(hook))?;
+    fs::remove_file(path)?;
+    if let Err(e) = pin_or_detach(&new, path) {
+        raw::pin(old.as_fd(), path)?;
+        return Err(e);
+    }
+    raw::link_detach(old.as_fd())?;
+    // Where this fails the new link drops what it gets, and the next look sees it with a program that is not ours.
+    raw::link_update(new.as_fd(), program.as_fd())
 }

@@ -1,31 +1,22 @@
 //! Classifiers the old way, for kernels without TCX: a `clsact` qdisc and a filter of ours in it, over netlink by interface index.
 //!
-//! Only the filter with our handle, priority and name is ever touched. The qdisc stays: others may have put theirs into it.
+//! Only filters with our handles and names are ever touched. The qdisc stays: others may have put theirs into it.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use hydra_common::names::PROGRAMS;
 use hydra_common::verdict::Hook;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
-};
 
 use super::attach::{Done, Seat};
 use super::raw;
+use super::rtnetlink::{ACK, CREATE, DUMP, EXCLUSIVE, Request, attribute, attributes, word};
 
-// Numbers of `linux/netlink.h`, `linux/rtnetlink.h`, `linux/pkt_sched.h` and `linux/pkt_cls.h`.
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
+// Numbers of `linux/rtnetlink.h`, `linux/pkt_sched.h` and `linux/pkt_cls.h`.
 const NEW_QDISC: u16 = 36;
 const NEW_FILTER: u16 = 44;
 const DELETE_FILTER: u16 = 45;
 const GET_FILTER: u16 = 46;
-const REQUEST: u16 = 1;
-const ACK: u16 = 4;
-const DUMP: u16 = 0x300;
-const EXCLUSIVE: u16 = 0x200;
-const CREATE: u16 = 0x400;
 const CLSACT: u32 = 0xffff_fff1;
 const CLSACT_HANDLE: u32 = 0xffff_0000;
 const INGRESS: u32 = 0xffff_fff2;
@@ -38,11 +29,13 @@ const BPF_FLAGS: u16 = 8;
 const BPF_ID: u16 = 11;
 const DIRECT_ACTION: u32 = 1;
 const ETH_P_ALL: u16 = 3;
+/// Bytes of `tcmsg`.
+const TC: usize = 20;
 
-/// The first of all priorities.
-const PRIORITY: u32 = 1;
-/// Tells our filter from others of the same priority.
-const HANDLE: u32 = 0x6879_0001;
+/// The first of all priorities, and those that are tried where somebody's filter of another kind has it.
+const PRIORITIES: std::ops::RangeInclusive<u32> = 1..=8;
+/// Tell our filter from others of the same priority. Two, so that the one that takes a place is there before the other goes.
+const HANDLES: [u32; 2] = [0x6879_0001, 0x6879_0002];
 
 fn parent(hook: Hook) -> u32 {
     match hook {
@@ -52,7 +45,7 @@ fn parent(hook: Hook) -> u32 {
 }
 
 /// A filter of an interface, as the kernel lists it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Filter {
     priority: u32,
     handle: u32,
@@ -62,7 +55,9 @@ struct Filter {
 
 impl Filter {
     fn ours(&self) -> bool {
-        self.priority == PRIORITY && self.handle == HANDLE && PROGRAMS.contains(&self.name.as_str())
+        PRIORITIES.contains(&self.priority)
+            && HANDLES.contains(&self.handle)
+            && PROGRAMS.contains(&self.name.as_str())
     }
 }
 
@@ -71,50 +66,86 @@ pub fn seat(ifindex: u32, hook: Hook) -> io::Result<Option<Seat>> {
     let filters = list(ifindex, hook)?;
     let Some(position) = filters.iter().position(Filter::ours) else { return Ok(None) };
     let tcx = if parent(hook) == INGRESS { raw::TCX_INGRESS } else { raw::TCX_EGRESS };
-    let before = raw::tcx_chain(ifindex, tcx).map_or(0, |chain| chain.len());
-    Ok(Some(Seat { program: filters[position].program, link: 0, position: (before + position) as u32 }))
+    let chain = raw::tcx_chain(ifindex, tcx).unwrap_or_default().into_iter().map(|(program, _)| program);
+    let before = chain.chain(filters[..position].iter().map(|f| f.program)).collect();
+    Ok(Some(Seat { program: filters[position].program, link: 0, before }))
 }
 
 /// Puts our filter there, or another program into it. Its place among filters of the same priority is the kernel's: the newest
-/// comes first.
+/// comes first. The old one goes when the new one is there.
 pub fn ensure(program: BorrowedFd<'_>, id: u32, ifindex: u32, hook: Hook) -> io::Result<Done> {
     let filters = list(ifindex, hook)?;
-    let done = match filters.iter().position(Filter::ours) {
-        Some(0) if filters[0].program == id => return Ok(Done::Kept),
-        Some(0) => Done::Replaced,
-        Some(_) => {
-            remove(ifindex, hook)?;
-            Done::MovedFirst
-        }
-        None => Done::Attached,
-    };
-    let mut flags = ACK;
-    if done != Done::Replaced {
+    let mut ours = filters.iter().filter(|f| f.ours());
+    let Some(first) = ours.next() else {
         add_qdisc(ifindex)?;
-        flags |= CREATE | EXCLUSIVE;
+        return add(program, ifindex, hook).map(|()| Done::Attached);
+    };
+    // A second one is there since a move that was cut off.
+    ours.try_for_each(|spare| delete(ifindex, hook, spare))?;
+    let before: Vec<u32> = filters.iter().take_while(|f| !f.ours()).map(|f| f.program).collect();
+    if !before.is_empty() {
+        let handle = HANDLES[usize::from(first.handle == HANDLES[0])];
+        match write(program, ifindex, hook, *PRIORITIES.start(), handle, CREATE | EXCLUSIVE) {
+            Ok(()) => return delete(ifindex, hook, first).map(|()| Done::MovedFirst(before)),
+            // The first priority is that of somebody's filter of another kind: ours stays where it is, and that is reported.
+            Err(e) if taken(&e) => {}
+            Err(e) => return Err(e),
+        }
     }
-    let mut request = Request::new(NEW_FILTER, flags, ifindex, HANDLE, parent(hook));
+    if first.program == id {
+        return Ok(Done::Kept);
+    }
+    write(program, ifindex, hook, first.priority, first.handle, 0).map(|()| Done::Replaced(first.program))
+}
+
+/// Adds our filter at the first priority that takes it.
+fn add(program: BorrowedFd<'_>, ifindex: u32, hook: Hook) -> io::Result<()> {
+    let mut last = Ok(());
+    for priority in PRIORITIES {
+        last = write(program, ifindex, hook, priority, HANDLES[0], CREATE | EXCLUSIVE);
+        match &last {
+            Err(e) if taken(e) => {}
+            _ => return last,
+        }
+    }
+    last
+}
+
+/// Whether a priority belongs to filters of another kind or protocol.
+fn taken(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EEXIST | libc::ENOENT))
+}
+
+fn write(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+    hook: Hook,
+    priority: u32,
+    handle: u32,
+    flags: u16,
+) -> io::Result<()> {
+    let mut request = request(NEW_FILTER, ACK | flags, ifindex, handle, parent(hook), priority);
     request.attribute(KIND, b"bpf\0");
     let mut options = Vec::new();
     attribute(&mut options, BPF_FD, &program.as_raw_fd().to_ne_bytes());
     attribute(&mut options, BPF_NAME, &[PROGRAMS[hook as usize].as_bytes(), b"\0"].concat());
     attribute(&mut options, BPF_FLAGS, &DIRECT_ACTION.to_ne_bytes());
     request.attribute(OPTIONS, &options);
-    request.send()?;
-    Ok(done)
+    request.send().map(drop)
+}
+
+fn delete(ifindex: u32, hook: Hook, filter: &Filter) -> io::Result<()> {
+    request(DELETE_FILTER, ACK, ifindex, filter.handle, parent(hook), filter.priority).send().map(drop)
 }
 
 /// Takes our filter away, if it is there.
 pub fn remove(ifindex: u32, hook: Hook) -> io::Result<()> {
-    if !list(ifindex, hook)?.iter().any(Filter::ours) {
-        return Ok(());
-    }
-    Request::new(DELETE_FILTER, ACK, ifindex, HANDLE, parent(hook)).send().map(drop)
+    list(ifindex, hook)?.iter().filter(|f| f.ours()).try_for_each(|f| delete(ifindex, hook, f))
 }
 
 fn add_qdisc(ifindex: u32) -> io::Result<()> {
-    let mut request = Request::new(NEW_QDISC, ACK | CREATE | EXCLUSIVE, ifindex, CLSACT_HANDLE, CLSACT);
-    request.bytes[TC_INFO].fill(0);
+    let head = head(ifindex, CLSACT_HANDLE, CLSACT, 0);
+    let mut request = Request::new(NEW_QDISC, ACK | CREATE | EXCLUSIVE, &head);
     request.attribute(KIND, b"clsact\0");
     match request.send() {
         Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(()),
@@ -124,19 +155,13 @@ fn add_qdisc(ifindex: u32) -> io::Result<()> {
 
 /// All filters of one side, in the order in which they run.
 fn list(ifindex: u32, hook: Hook) -> io::Result<Vec<Filter>> {
-    let mut request = Request::new(GET_FILTER, DUMP, ifindex, 0, parent(hook));
-    request.bytes[TC_INFO].fill(0);
-    let answers = match request.send() {
+    let answers = match Request::new(GET_FILTER, DUMP, &head(ifindex, 0, parent(hook), 0)).send() {
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::EINVAL | libc::ENOENT)) => Vec::new(),
         result => result?,
     };
     // A filter's head comes without a handle, then its members.
     Ok(answers.iter().filter_map(|m| filter(m)).filter(|f| f.handle != 0).collect())
 }
-
-const HEADER: usize = 16;
-const TC: usize = 20;
-const TC_INFO: std::ops::Range<usize> = HEADER + 16..HEADER + 20;
 
 fn filter(message: &[u8]) -> Option<Filter> {
     let mut filter = Filter {
@@ -162,118 +187,50 @@ fn filter(message: &[u8]) -> Option<Filter> {
     Some(filter)
 }
 
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+/// A message about a filter.
+fn request(kind: u16, flags: u16, ifindex: u32, handle: u32, parent: u32, priority: u32) -> Request {
+    let info = priority << 16 | u32::from(ETH_P_ALL.to_be());
+    Request::new(kind, flags, &head(ifindex, handle, parent, info))
 }
 
-fn half(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn attributes(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
-    let mut all = Vec::new();
-    while let (Some(length), Some(kind)) = (half(bytes, 0), half(bytes, 2)) {
-        let length = usize::from(length);
-        let Some(value) = bytes.get(4..length) else { break };
-        // The two highest bits are flags.
-        all.push((kind & 0x3fff, value));
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+/// `tcmsg`.
+fn head(ifindex: u32, handle: u32, parent: u32, info: u32) -> [u8; TC] {
+    let mut head = [0; TC];
+    for (place, word) in head[4..].chunks_exact_mut(4).zip([ifindex, handle, parent, info]) {
+        place.copy_from_slice(&word.to_ne_bytes());
     }
-    all
-}
-
-fn attribute(into: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    into.extend(((value.len() + 4) as u16).to_ne_bytes());
-    into.extend(kind.to_ne_bytes());
-    into.extend(value);
-    into.resize(into.len().next_multiple_of(4), 0);
-}
-
-/// A netlink message about a qdisc or filter: `nlmsghdr`, `tcmsg`, attributes.
-struct Request {
-    bytes: Vec<u8>,
-}
-
-impl Request {
-    fn new(kind: u16, flags: u16, ifindex: u32, handle: u32, parent: u32) -> Self {
-        let mut bytes = vec![0; 4];
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend((flags | REQUEST).to_ne_bytes());
-        bytes.extend([0; 8 + 4]);
-        for word in [ifindex, handle, parent, PRIORITY << 16 | u32::from(ETH_P_ALL.to_be())] {
-            bytes.extend(word.to_ne_bytes());
-        }
-        Self { bytes }
-    }
-
-    fn attribute(&mut self, kind: u16, value: &[u8]) {
-        attribute(&mut self.bytes, kind, value);
-    }
-
-    /// Sends it and gives the answers' bodies.
-    fn send(mut self) -> io::Result<Vec<Vec<u8>>> {
-        let length = self.bytes.len() as u32;
-        self.bytes[..4].copy_from_slice(&length.to_ne_bytes());
-        let socket: OwnedFd = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        )?;
-        sendto(socket.as_raw_fd(), &self.bytes, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
-        let mut answers = Vec::new();
-        let mut buffer = vec![0u8; 65_536];
-        loop {
-            let got = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-            let mut rest = &buffer[..got];
-            while let (Some(length), Some(kind)) = (word(rest, 0), half(rest, 4)) {
-                let length = length as usize;
-                let Some(body) = rest.get(HEADER..length) else {
-                    return Err(io::ErrorKind::InvalidData.into());
-                };
-                match kind {
-                    ERROR => {
-                        return match word(body, 0).map_or(libc::EBADMSG, |n| n.cast_signed().wrapping_neg()) {
-                            0 => Ok(answers),
-                            errno => Err(io::Error::from_raw_os_error(errno)),
-                        };
-                    }
-                    DONE => return Ok(answers),
-                    _ => answers.push(body.to_vec()),
-                }
-                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-            }
-        }
-    }
+    head
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const OURS: u32 = HANDLES[0];
+
     fn message(name: &[u8], handle: u32, priority: u32) -> Vec<u8> {
-        let mut request = Request::new(NEW_FILTER, 0, 7, handle, INGRESS);
-        request.bytes[TC_INFO].copy_from_slice(&(priority << 16).to_ne_bytes());
+        let mut request = Request::new(NEW_FILTER, 0, &head(7, handle, INGRESS, priority << 16));
         let mut options = Vec::new();
         attribute(&mut options, BPF_NAME, name);
         attribute(&mut options, BPF_ID, &42u32.to_ne_bytes());
         request.attribute(KIND, b"bpf\0");
         request.attribute(OPTIONS, &options);
-        request.bytes.split_off(HEADER)
+        request.body().to_vec()
     }
 
     #[test]
     fn only_our_own_filter_is_ours() {
-        let ours = filter(&message(b"hydra_port_in\0", HANDLE, PRIORITY)).unwrap();
+        let ours = filter(&message(b"hydra_port_in\0", OURS, 1)).unwrap();
         assert_eq!((ours.ours(), ours.program), (true, 42));
-        assert!(!filter(&message(b"cilium\0", HANDLE, PRIORITY)).unwrap().ours());
-        assert!(!filter(&message(b"hydra_port_in\0", 1, PRIORITY)).unwrap().ours());
-        assert!(!filter(&message(b"hydra_port_in\0", HANDLE, 2)).unwrap().ours());
+        assert!(filter(&message(b"hydra_port_in\0", HANDLES[1], 1)).unwrap().ours());
+        assert!(!filter(&message(b"cilium\0", OURS, 1)).unwrap().ours());
+        assert!(!filter(&message(b"hydra_port_in\0", 1, 1)).unwrap().ours());
+        assert!(!filter(&message(b"hydra_port_in\0", OURS, 9)).unwrap().ours());
     }
 
     #[test]
     fn a_cut_message_is_not_a_filter() {
-        let whole = message(b"hydra_port_in\0", HANDLE, PRIORITY);
+        let whole = message(b"hydra_port_in\0", OURS, 1);
         for length in 0..whole.len() {
             let _ = filter(&whole[..length]);
         }

@@ -23,6 +23,8 @@ pub static OBJECT: &[u8] =
 #[derive(Debug)]
 pub struct Programs {
     by_hook: Vec<(OwnedFd, u32)>,
+    /// The maps that they work on, by [`names::MAPS`].
+    maps: Vec<OwnedFd>,
     /// Their own directory.
     pub directory: PathBuf,
     /// Made by this run, not adopted.
@@ -156,7 +158,12 @@ fn adopt(pins: &Pins, directory: &Path) -> Result<Option<Programs>, DatapathErro
         }
         programs.push((fd, info.id));
     }
-    Ok(Some(Programs { by_hook: programs, directory: directory.to_owned(), fresh: false }))
+    let mut maps = Vec::new();
+    for name in names::MAPS {
+        let path = pins.maps.join(name);
+        maps.push(raw::open_pin(&path).map_err(|e| DatapathError::pin("open", &path, e))?);
+    }
+    Ok(Some(Programs { by_hook: programs, maps, directory: directory.to_owned(), fresh: false }))
 }
 
 fn create(pins: &Pins, object: &[u8], directory: &Path) -> Result<Programs, DatapathError> {
@@ -204,6 +211,31 @@ fn create(pins: &Pins, object: &[u8], directory: &Path) -> Result<Programs, Data
     programs
         .map(|p| Programs { fresh: true, ..p })
         .ok_or_else(|| DatapathError::Load("its programs do not use the pinned maps".to_owned()))
+}
+
+/// Pins again what of the maps and programs in use has lost its pin: the next agent would begin without it.
+pub fn pin_again(pins: &Pins, programs: &Programs) -> Result<(), DatapathError> {
+    let maps = maps_there(pins)?;
+    let own =
+        pins::names(&programs.directory).map_err(|e| DatapathError::pin("list", &programs.directory, e))?;
+    if maps.len() == names::MAPS.len() && names::PROGRAMS.iter().all(|name| own.iter().any(|own| own == name))
+    {
+        return Ok(());
+    }
+    // The directories may be gone, too.
+    Pins::open(&pins.bpffs)?;
+    if !programs.directory.exists() {
+        fs::create_dir(&programs.directory)
+            .map_err(|e| DatapathError::pin("make", &programs.directory, e))?;
+    }
+    let pinned = |object: &OwnedFd, path: &Path| match raw::pin(object.as_fd(), path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(DatapathError::pin("pin", path, e)),
+        _ => Ok(()),
+    };
+    for (name, (program, _)) in names::PROGRAMS.into_iter().zip(&programs.by_hook) {
+        pinned(program, &programs.directory.join(name))?;
+    }
+    names::MAPS.into_iter().zip(&programs.maps).try_for_each(|(name, map)| pinned(map, &pins.maps.join(name)))
 }
 
 /// Takes one object's pins away.

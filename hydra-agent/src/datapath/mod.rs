@@ -17,10 +17,12 @@ mod pins;
 mod purge;
 mod raw;
 mod reader;
+mod rtnetlink;
 mod store;
 mod sync;
 mod tables;
 mod verify;
+mod xdp;
 
 pub use attach::Mechanism;
 pub use error::DatapathError;

@@ -15,10 +15,11 @@ use tokio::io::unix::AsyncFd;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 mod map;
+mod stand_in;
 
 pub use map::{Cursor, GracePeriod, Map, no_batches};
+pub use stand_in::StandIn;
 
-const PROG_LOAD: u32 = 5;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
@@ -254,44 +255,6 @@ pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     call(LINK_DETACH, &mut number(link)).map(drop)
 }
 
-#[derive(IntoBytes, Immutable)]
-#[repr(C)]
-struct ProgramLoad {
-    kind: u32,
-    count: u32,
-    code: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log: u64,
-    kernel_version: u32,
-    flags: u32,
-    name: [u8; 16],
-}
-
-/// A classifier that drops everything: what stands first while a program of ours is moved.
-pub fn load_barrier() -> io::Result<OwnedFd> {
-    // `r0 = 2` (TC_ACT_SHOT), `exit`: eBPF instructions as bytes, the immediate in the machine's order.
-    let shot = 2i32.to_ne_bytes();
-    let code = [0xb7, 0, 0, 0, shot[0], shot[1], shot[2], shot[3], 0x95, 0, 0, 0, 0, 0, 0, 0];
-    let license = c"GPL";
-    let mut name = [0; 16];
-    name[..13].copy_from_slice(b"hydra_barrier");
-    let mut attr = ProgramLoad {
-        kind: PROG_SCHED_CLS,
-        count: 2,
-        code: at(code.as_ptr()),
-        license: at(license.as_ptr()),
-        log_level: 0,
-        log_size: 0,
-        log: 0,
-        kernel_version: 0,
-        flags: 0,
-        name,
-    };
-    call(PROG_LOAD, &mut attr).map(owned)
-}
-
 /// A ring buffer that a task can wait for.
 pub fn readable(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
     // SAFETY: the ring buffer owns its map's descriptor, gives the same one every time and keeps it open until it is dropped.
@@ -326,6 +289,5 @@ mod tests {
         assert_eq!(std::mem::offset_of!(LinkCreate, relative), 16);
         assert_eq!(std::mem::offset_of!(LinkInfo, ifindex), 16);
         assert_eq!(std::mem::offset_of!(ProgramInfo, maps), 56);
-        assert_eq!(std::mem::offset_of!(ProgramLoad, name), 48);
     }
 }

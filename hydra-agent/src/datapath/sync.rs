@@ -37,6 +37,12 @@ pub struct Datapath {
     /// What is remembered may not be what is there: read it again before the next write.
     pub(super) doubt: bool,
     pub(super) looks: u32,
+    /// Hooks that were in place after the last sync, with their links.
+    pub(super) seated: BTreeMap<(u32, Hook), u32>,
+    /// What the last look found wrong beside the hooks.
+    pub(super) damage: Vec<NotEnforced>,
+    /// XDP programs of others, as last looked for.
+    pub(super) xdp: Vec<NotEnforced>,
 }
 
 /// What the kernel holds now.
@@ -71,6 +77,8 @@ pub struct SyncReport {
     pub detached: Vec<(u32, Hook)>,
     /// Hooks that got another program, or were moved to the front of their chain.
     pub mended: Vec<(u32, Hook)>,
+    /// What somebody else had changed since the last time, put right now; in the words of [`Datapath::verify`].
+    pub repaired: Vec<NotEnforced>,
     /// What is really attached now.
     pub hooks: Vec<HookView>,
     /// What could not be done. The rest was.
@@ -108,6 +116,9 @@ impl Datapath {
             held: Held::default(),
             doubt: true,
             looks: 0,
+            seated: BTreeMap::new(),
+            damage: Vec::new(),
+            xdp: Vec::new(),
         };
         datapath.refresh()?;
         info!(
@@ -127,13 +138,16 @@ impl Datapath {
 
     /// What is really attached.
     pub fn hooks(&self) -> Vec<HookView> {
-        self.attacher.views().unwrap_or_default()
+        self.attacher.views().unwrap_or_default().into_values().collect()
     }
 
     /// Makes the kernel hold `desired`. After an error the tables enforce what they did before. A hook that could not be attached
     /// is no error: it is in the report.
     pub fn sync(&mut self, desired: &Desired) -> Result<SyncReport, DatapathError> {
         let mut report = SyncReport::default();
+        if let Err(e) = load::pin_again(&self.pins, &self.programs) {
+            report.not_enforced.push(NotEnforced { what: "pins".to_owned(), why: e.to_string() });
+        }
         let pinned = self.attacher.pinned().map_err(|e| DatapathError::pin("list", &self.pins.links, e))?;
         if self.held.generation == 0 {
             // Nothing is enforced yet. Programs without a policy deny everything: they come after it.
@@ -153,8 +167,11 @@ impl Datapath {
         if report.not_enforced.is_empty() {
             self.forget_old_programs();
         }
+        report.repaired.append(&mut self.damage);
         report.generation = self.held.generation;
-        report.hooks = self.hooks();
+        let hooks = self.attacher.views().unwrap_or_default();
+        self.seated = hooks.iter().map(|(at, view)| (*at, view.link_id)).collect();
+        report.hooks = hooks.into_values().collect();
         Ok(report)
     }
 
@@ -162,19 +179,8 @@ impl Datapath {
     fn attach(&self, desired: &Desired, report: &mut SyncReport) -> BTreeSet<u32> {
         let mut live = BTreeSet::new();
         for (ifindex, hook) in &desired.hooks {
-            match self.attacher.ensure(&self.programs, *ifindex, *hook) {
-                Ok(Done::Kept) => {}
-                Ok(Done::Attached) => report.attached.push((*ifindex, *hook)),
-                Ok(done @ (Done::Replaced | Done::MovedFirst)) => {
-                    if done == Done::MovedFirst {
-                        warn!(
-                            interface = attach::interface(*ifindex),
-                            hook = hook.as_str(),
-                            "another program ran before hydra's; hydra's is first again"
-                        );
-                    }
-                    report.mended.push((*ifindex, *hook));
-                }
+            let done = match self.attacher.ensure(&self.programs, *ifindex, *hook) {
+                Ok(done) => done,
                 Err(e) => {
                     report.not_enforced.push(NotEnforced {
                         what: attach::interface(*ifindex),
@@ -182,6 +188,14 @@ impl Datapath {
                     });
                     continue;
                 }
+            };
+            if let Some(why) = done.cured(*hook).filter(|_| self.seated.contains_key(&(*ifindex, *hook))) {
+                report.repaired.push(NotEnforced { what: attach::interface(*ifindex), why });
+            }
+            match done {
+                Done::Kept => {}
+                Done::Attached => report.attached.push((*ifindex, *hook)),
+                Done::Replaced(_) | Done::MovedFirst(_) => report.mended.push((*ifindex, *hook)),
             }
             live.insert((*ifindex, *hook));
         }

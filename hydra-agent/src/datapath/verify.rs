@@ -1,54 +1,83 @@
-//! Looks whether the kernel still does what it was told: hooks, the flipped word, and the rows.
+//! Looks whether the kernel still does what it was told: hooks, pins, the flipped word, and the rows.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 
 use hydra_common::names;
+use hydra_common::verdict::Hook;
 
+use super::attach;
+use super::pins;
 use super::sync::Datapath;
+use super::xdp;
 use crate::desired::Desired;
 use crate::published::NotEnforced;
 
-/// Rows that are compared at every look; larger policies at every sixteenth.
-const FEW: usize = 100_000;
+/// Rows of the policy that are compared at every second look; those of larger policies at every 32nd.
+const FEW: usize = 50_000;
 
 impl Datapath {
-    /// What is not as the last [`Datapath::sync`] of `desired` left it. Anything found is mended by the next one.
+    /// What is not as the last [`Datapath::sync`] of `desired` left it. What can be mended is by the next one.
     pub fn verify(&mut self, desired: &Desired) -> Vec<NotEnforced> {
-        let mut wrong: Vec<NotEnforced> = desired
-            .hooks
-            .iter()
-            .filter_map(|(ifindex, hook)| self.attacher.complaint(&self.programs, *ifindex, *hook))
-            .collect();
+        self.looks = self.looks.wrapping_add(1);
+        let mut wrong = self.hooks_wrong(desired);
+        if self.looks.is_multiple_of(2) {
+            self.xdp = xdp_before(desired);
+        }
+        wrong.extend(self.xdp.iter().cloned());
         let tables = self.tables_differ();
         if !tables.is_empty() {
             self.doubt = true;
         }
-        wrong.extend(tables.into_iter().map(|why| NotEnforced { what: "tables".to_owned(), why }));
+        let named = |what: &'static str| move |why| NotEnforced { what: what.to_owned(), why };
+        self.damage = tables.into_iter().map(named("tables")).collect();
+        self.damage.extend(self.pins_gone().into_iter().map(named("pins")));
+        wrong.extend(self.damage.iter().cloned());
         wrong.sort();
         wrong
     }
 
-    fn tables_differ(&mut self) -> Vec<String> {
-        self.looks = self.looks.wrapping_add(1);
-        let mut wrong = Vec::new();
-        let pin = self.pins.maps.join(names::GENERATION);
-        if !pin.exists() {
-            wrong
-                .push(format!("the pin `{}` is gone: a restart would begin without a policy", pin.display()));
+    fn hooks_wrong(&self, desired: &Desired) -> Vec<NotEnforced> {
+        let pinned = self.attacher.pinned().unwrap_or_default();
+        let right = |ifindex, hook| {
+            let link = self.seated.get(&(ifindex, hook)).filter(|_| pinned.contains(&(ifindex, hook)));
+            link.is_some_and(|link| self.attacher.is_first(&self.programs, ifindex, hook, *link))
+        };
+        let doubtful = desired.hooks.iter().filter(|(ifindex, hook)| !right(*ifindex, *hook));
+        doubtful
+            .filter_map(|(ifindex, hook)| self.attacher.complaint(&self.programs, *ifindex, *hook))
+            .collect()
+    }
+
+    fn pins_gone(&self) -> Option<String> {
+        let there =
+            |directory| -> io::Result<BTreeSet<String>> { Ok(pins::names(directory)?.into_iter().collect()) };
+        let gone = || -> io::Result<Vec<&str>> {
+            let (maps, programs) = (there(&self.pins.maps)?, there(&self.programs.directory)?);
+            let maps = names::MAPS.into_iter().filter(|name| !maps.contains(*name));
+            Ok(maps.chain(names::PROGRAMS.into_iter().filter(|name| !programs.contains(*name))).collect())
+        };
+        match gone() {
+            Ok(gone) if gone.is_empty() => None,
+            Ok(gone) => Some(format!("a restart of the agent would begin without {}", gone.join(", "))),
+            Err(e) => Some(format!("they could not be looked at: {e}")),
         }
+    }
+
+    fn tables_differ(&mut self) -> Vec<String> {
+        let mut wrong = Vec::new();
         match self.store.generation() {
             Ok(found) if found == self.held.generation => {}
             Ok(found) => wrong.push(format!("the generation is {found} instead of {}", self.held.generation)),
             Err(e) => wrong.push(e.to_string()),
         }
         match self.store.endpoints.all() {
-            Ok(rows)
-                if rows.iter().copied().collect::<std::collections::BTreeMap<_, _>>()
-                    == self.held.endpoints => {}
+            Ok(rows) if rows.iter().copied().collect::<BTreeMap<_, _>>() == self.held.endpoints => {}
             Ok(_) => wrong.push("the rows of endpoints were changed by somebody else".to_owned()),
             Err(e) => wrong.push(format!("the rows of endpoints could not be read: {e}")),
         }
         match self.store.links.all() {
-            Ok(rows)
-                if rows.iter().copied().collect::<std::collections::BTreeMap<_, _>>() == self.held.links => {}
+            Ok(rows) if rows.iter().copied().collect::<BTreeMap<_, _>>() == self.held.links => {}
             Ok(_) => wrong.push("the rows of interfaces were changed by somebody else".to_owned()),
             Err(e) => wrong.push(format!("the rows of interfaces could not be read: {e}")),
         }
@@ -62,10 +91,32 @@ impl Datapath {
         let bank = self.held.generation & 1;
         if let Some(policy) = &self.held.banks[bank as usize] {
             let rows = policy.cells.values().map(Vec::len).sum::<usize>() + policy.intervals.len();
-            if rows <= FEW || self.looks.is_multiple_of(16) {
+            if self.looks % (if rows <= FEW { 2 } else { 32 }) == 1 {
                 wrong.extend(self.store.check(bank, policy).err().map(|e| e.to_string()));
             }
         }
         wrong
     }
+}
+
+/// XDP programs on ports and bridges. That on an uplink is the administrator's own gate before everything.
+fn xdp_before(desired: &Desired) -> Vec<NotEnforced> {
+    let programs = match xdp::programs() {
+        Ok(programs) => programs,
+        Err(e) => {
+            let why = format!("XDP programs could not be looked for: {e}");
+            return vec![NotEnforced { what: "interfaces".to_owned(), why }];
+        }
+    };
+    let judges = |ifindex: u32| {
+        [Hook::PortIn, Hook::BridgeIn].into_iter().any(|hook| desired.hooks.contains(&(ifindex, hook)))
+    };
+    programs
+        .into_iter()
+        .filter(|(ifindex, _)| judges(*ifindex))
+        .map(|(ifindex, program)| NotEnforced {
+            what: attach::interface(ifindex),
+            why: format!("XDP program {program} runs before hydra's: what it redirects is not judged"),
+        })
+        .collect()
 }

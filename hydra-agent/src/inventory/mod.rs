@@ -1,6 +1,7 @@
 //! Who is where: Docker's containers and networks, the kernel's links and addresses, read into one pure snapshot.
 //! Events only say "look again"; the lists are the truth.
 
+mod appearances;
 mod assemble;
 mod bindings;
 mod docker;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub use self::appearances::Appearances;
 use self::assemble::{Inside, Kernelside, Space, assemble};
 use self::docker::Client;
 use self::docker_view::{Container, View};
@@ -26,7 +28,7 @@ use self::netlink::{Kernel, NetlinkError, Watch};
 use self::snapshot::{LinkType, Snapshot};
 
 /// Messages come in bursts: a start of a container makes about twenty.
-pub const BURST: Duration = Duration::from_millis(3);
+const BURST: Duration = Duration::from_millis(3);
 /// How long the first look waits for the engine's first word.
 const FIRST_WORD: Duration = Duration::from_secs(10);
 /// How often a look is begun anew when a namespace goes away under it.

@@ -8,11 +8,13 @@ use hydra_common::id::Container;
 use hydra_common::verdict::Hook;
 use tokio::sync::watch;
 
+use super::damage::Damage;
 use super::kernel::Kernel;
 use super::routing::Routing;
 use super::times::Times;
 use crate::datapath::SyncReport;
 use crate::desired::Desired;
+use crate::inventory::Appearances;
 use crate::inventory::snapshot::{LinkType, Snapshot};
 use crate::placement::{self, Claims, Placement};
 use crate::policy::compile::{CompileError, World, compile};
@@ -54,6 +56,7 @@ pub(super) struct Agent {
     /// What stays wrong until somebody does something: said in every status.
     pub lasting: Vec<NotEnforced>,
     pub times: Times,
+    appearances: Appearances,
     pub routing: Routing,
     publish: watch::Sender<Arc<Published>>,
     desired: Option<Arc<Desired>>,
@@ -64,6 +67,7 @@ pub(super) struct Agent {
     flow_capacity: u32,
     /// What the last pass could not do.
     failed: Vec<NotEnforced>,
+    damage: Damage,
     warned: BTreeSet<Remark>,
 }
 
@@ -74,6 +78,7 @@ impl Agent {
         kernel: Kernel,
         reader: Arc<dyn Reader>,
         flow_capacity: u32,
+        appearances: Appearances,
         publish: watch::Sender<Arc<Published>>,
     ) -> Self {
         Self {
@@ -84,6 +89,7 @@ impl Agent {
             policy: None,
             lasting: Vec::new(),
             times: Times::default(),
+            appearances,
             routing: Routing::default(),
             publish,
             desired: None,
@@ -93,14 +99,14 @@ impl Agent {
             generation: 0,
             flow_capacity,
             failed: Vec::new(),
+            damage: Damage::default(),
             warned: BTreeSet::new(),
         }
     }
 
-    /// One pass over a new look at the world. `since`: when it began to change, `None` for a regular look. An error is published
-    /// already; the kernel enforces what it did before.
-    pub async fn pass(&mut self, snapshot: Snapshot, since: Option<Instant>) -> Result<(), String> {
-        self.look(snapshot, since);
+    /// One pass over a new look at the world. An error is published already; the kernel enforces what it did before.
+    pub async fn pass(&mut self, snapshot: Snapshot) -> Result<(), String> {
+        self.look(snapshot);
         let Some(mut policy) = self.policy.take() else {
             self.publish();
             return Ok(());
@@ -129,9 +135,9 @@ impl Agent {
     }
 
     /// Takes a new look at the world in.
-    pub fn look(&mut self, snapshot: Snapshot, since: Option<Instant>) {
+    pub fn look(&mut self, snapshot: Snapshot) {
         let ports = snapshot.links.iter().filter(|(_, l)| l.kind == LinkType::Veth).map(|(index, _)| *index);
-        self.times.seen(ports, since);
+        self.times.seen(ports, |index| self.appearances.of(index));
         self.snapshot = Arc::new(snapshot);
     }
 
@@ -172,8 +178,18 @@ impl Agent {
 
     fn take(&mut self, report: SyncReport) {
         let now = Instant::now();
-        let SyncReport { generation, flipped, rows, attached, detached, mended, hooks, not_enforced } =
-            report;
+        let SyncReport {
+            generation,
+            flipped,
+            rows,
+            attached,
+            detached,
+            mended,
+            repaired,
+            hooks,
+            not_enforced,
+        } = report;
+        self.damage.repaired(repaired);
         for (index, hook) in &attached {
             if *hook == Hook::PortOut {
                 self.times.attached(*index, now);
@@ -187,24 +203,21 @@ impl Agent {
         self.failed.extend(not_enforced);
     }
 
-    /// Looks whether the kernel still holds what it should. `true`: a pass has to mend it.
+    /// Looks whether the kernel still holds what it should, and publishes what it does not. `true`: a pass has to mend it.
     pub async fn verify(&mut self) -> bool {
         let Some(desired) = self.desired.clone() else { return false };
         let wrong = self.kernel.verify(desired).await;
-        for entry in &wrong {
-            tracing::warn!(
-                what = entry.what,
-                why = entry.why,
-                "the kernel does not hold what it should; it is mended"
-            );
+        let (changed, mend) = self.damage.seen(wrong);
+        if changed {
+            self.publish();
         }
-        !wrong.is_empty()
+        mend
     }
 
-    /// What is still wrong after mending goes into the status.
+    /// What is still wrong after mending stays in the status.
     pub async fn verify_mended(&mut self) {
         let Some(desired) = self.desired.clone() else { return };
-        self.failed.extend(self.kernel.verify(desired).await);
+        self.damage.left(self.kernel.verify(desired).await);
         self.publish();
     }
 
@@ -225,6 +238,7 @@ impl Agent {
             history: self.state.history().to_vec(),
             flow_capacity: self.flow_capacity,
             attach_seconds: self.times.seconds(),
+            repairs: self.damage.repairs(),
         };
         self.warn_once();
         self.publish.send_replace(Arc::new(published));
@@ -259,6 +273,7 @@ impl Agent {
             all.push(NotEnforced { what: "policy".to_owned(), why: "no policy has been applied".to_owned() });
         }
         all.extend(self.failed.iter().cloned());
+        all.extend(self.damage.not_enforced());
         all.extend(self.placement.not_enforced.iter().cloned());
         if let Some(desired) = &self.desired {
             let uplinks = &self.settings.uplinks;

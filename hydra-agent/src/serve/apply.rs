@@ -35,7 +35,7 @@ struct Ready {
 impl Agent {
     /// Applies a text over a fresh look at the world, or only says what it would do.
     pub async fn apply(&mut self, asked: Asked, snapshot: Snapshot) -> Result<ApplyReport, ApplyError> {
-        self.look(snapshot, None);
+        self.look(snapshot);
         let Ready { policy, numbers, placed, report } =
             self.prepare(&asked).await.map_err(ApplyError::Refused)?;
         if asked.dry_run {

@@ -177,7 +177,6 @@ mod tests {
     }
 
     #[test]
-<<<<<<< ours
     fn a_flow_to_a_published_port_is_the_container_s_behind_it() {
         let mut scene = Scene::usual();
         scene.container("pg", &[(101, 20, "back", &["10.2.0.5"])]);
@@ -212,7 +211,9 @@ mod tests {
             said("  - { name: a, from: apps, to: host }\n"),
             ["10.2.0.1 -> pg tcp/5432", "web -> pg tcp/5432"]
         );
-=======
+    }
+
+    #[test]
     fn what_closes_a_container_cuts_its_flows() {
         let mut scene = Scene::usual();
         scene.container("both", &[(101, 20, "back", &["10.2.0.6"]), (102, 10, "front", &["10.1.0.6"])]);
@@ -231,6 +232,5 @@ mod tests {
         };
         assert_eq!(said("warn"), [""; 0]);
         assert_eq!(said("deny"), ["web -> 10.1.0.6 tcp/80"]);
->>>>>>> theirs
     }
 }

@@ -1,4 +1,4 @@
-//! How long a port waits for its programs: from the message that tells of it to the moment both are attached.
+//! How long a port waits for its programs: from the kernel's first message of it to the moment both are attached.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
@@ -15,12 +15,15 @@ pub struct Times {
 }
 
 impl Times {
-    /// These interfaces are there; those that were not at the last look appeared at `since`. With `None` they were there before the
-    /// agent.
-    pub fn seen(&mut self, interfaces: impl IntoIterator<Item = u32>, since: Option<Instant>) {
+    /// These interfaces are there; `appeared` knows since when, of those that came while somebody listened.
+    pub fn seen(
+        &mut self,
+        interfaces: impl IntoIterator<Item = u32>,
+        appeared: impl Fn(u32) -> Option<Instant>,
+    ) {
         let now: BTreeSet<u32> = interfaces.into_iter().collect();
-        if let Some(since) = since {
-            for new in now.difference(&self.known) {
+        for new in now.difference(&self.known) {
+            if let Some(since) = appeared(*new) {
                 self.waiting.insert(*new, since);
             }
         }
@@ -50,17 +53,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_ports_that_appeared_while_watching_count_and_once() {
+    fn only_ports_that_appeared_while_listening_count_and_once() {
         let start = Instant::now();
         let mut times = Times::default();
-        times.seen([1, 2], None);
+        times.seen([1, 2], |_| None);
         times.attached(2, start);
-        times.seen([1, 2, 3], Some(start));
+        times.seen([1, 2, 3], |_| Some(start));
+        times.attached(1, start + Duration::from_millis(5));
         times.attached(3, start + Duration::from_millis(5));
         times.attached(3, start + Duration::from_millis(9));
         assert_eq!(times.seconds(), [0.005]);
-        times.seen([1, 2], Some(start));
-        times.seen([1, 2, 3], Some(start + Duration::from_secs(1)));
+        times.seen([1, 2], |_| Some(start));
+        times.seen([1, 2, 3], |_| Some(start + Duration::from_secs(1)));
         times.attached(3, start + Duration::from_secs(3));
         assert_eq!(times.seconds(), [0.005, 2.0]);
     }

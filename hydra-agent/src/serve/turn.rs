@@ -9,12 +9,14 @@ use tokio::time::MissedTickBehavior;
 use super::agent::Agent;
 use super::apply::Asked;
 use super::{RunError, file, systemd};
+use crate::inventory::Inventory;
 use crate::inventory::snapshot::Snapshot;
-use crate::inventory::{self, Inventory};
 use crate::published::{ApplyError, ApplyReport, Command, NotEnforced};
 
-/// How often the kernel's tables and hooks are looked at.
-const VERIFY: Duration = Duration::from_secs(2);
+/// How often the kernel's tables and hooks are looked at: what somebody else changes is to be put right within two seconds.
+const VERIFY: Duration = Duration::from_millis(500);
+/// Every fourth look takes silent flows out of the table and keeps numbers on disk.
+const UPKEEP: u32 = 4;
 /// The first wait after the kernel refused something; doubled up to [`LONGEST_WAIT`]. New containers wait with it, closed.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -52,17 +54,18 @@ pub(super) struct Loop {
     wait: Duration,
     retry: Option<Instant>,
     ready: bool,
+    ticks: u32,
 }
 
 impl Loop {
     pub fn new(agent: Agent, inventory: Inventory, queue: mpsc::Receiver<Command>) -> Self {
-        Self { agent, inventory, queue, wait: FIRST_WAIT, retry: None, ready: false }
+        Self { agent, inventory, queue, wait: FIRST_WAIT, retry: None, ready: false, ticks: 0 }
     }
 
     /// The policy in force, then the policy file if it has to be taken over. Only without any policy in force is a refusal the end.
     pub async fn first(&mut self, snapshot: Snapshot, file: Option<Asked>) -> Result<(), RunError> {
         let alone = self.agent.policy.is_none();
-        let held = alone || self.pass(snapshot, None).await;
+        let held = alone || self.pass(snapshot).await;
         let taken = match file {
             None => {
                 self.agent.publish();
@@ -99,25 +102,22 @@ impl Loop {
                 // Before everything that can come without end: the sign of life must not wait for silence.
                 _ = tick.tick() => self.tick().await,
                 Some(command) = self.queue.recv() => self.command(command).await,
-                () = tokio::time::sleep_until(retry.into()), if self.retry.is_some() => self.look(None).await,
-                // Before the burst that it waits out, the port was there.
-                () = self.inventory.changed(), if self.retry.is_none() => {
-                    self.look(Instant::now().checked_sub(inventory::BURST)).await;
-                }
+                () = tokio::time::sleep_until(retry.into()), if self.retry.is_some() => self.look().await,
+                () = self.inventory.changed(), if self.retry.is_none() => self.look().await,
             }
         }
     }
 
-    async fn look(&mut self, since: Option<Instant>) {
+    async fn look(&mut self) {
         let snapshot = self.inventory.observe().await;
-        if self.pass(snapshot, since).await {
+        if self.pass(snapshot).await {
             self.settled();
         }
     }
 
     /// `false`: the kernel did not take it, and is asked again after a while.
-    async fn pass(&mut self, snapshot: Snapshot, since: Option<Instant>) -> bool {
-        let done = self.agent.pass(snapshot, since).await.is_ok();
+    async fn pass(&mut self, snapshot: Snapshot) -> bool {
+        let done = self.agent.pass(snapshot).await.is_ok();
         if !done {
             self.retry = Some(Instant::now() + self.wait);
             self.wait = (self.wait * 2).min(LONGEST_WAIT);
@@ -144,11 +144,14 @@ impl Loop {
     /// The regular look at the kernel's side. The sign of life comes after it: a loop that hangs in the kernel is not alive.
     async fn tick(&mut self) {
         if self.retry.is_none() && self.agent.verify().await {
-            self.look(None).await;
+            self.look().await;
             self.agent.verify_mended().await;
         }
-        self.agent.kernel.collect().await;
-        self.agent.flush();
+        self.ticks = self.ticks.wrapping_add(1);
+        if self.ticks.is_multiple_of(UPKEEP) {
+            self.agent.kernel.collect().await;
+            self.agent.flush();
+        }
         systemd::alive();
     }
 

@@ -2,7 +2,7 @@
 
 use aya::EbpfLoader;
 use aya::programs::tc::{NlOptions, TcAttachOptions, TcHandle, qdisc_add_clsact};
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use aya::programs::{LinkOrder, ProgramInfo, SchedClassifier, TcAttachType};
 use hydra_agent::datapath::{Datapath, Mechanism, OBJECT, purge};
 use hydra_common::names;
 use hydra_common::tables::{self};
@@ -71,17 +71,22 @@ fn a_foreign_program_in_front_is_reported_and_passed() {
         program
             .attach_with_options("hya", TcAttachType::Ingress, TcAttachOptions::TcxOrder(LinkOrder::first()))
             .unwrap();
+        let other_id = program.info().unwrap().id();
         let complaints = datapath.verify(&desired);
         assert_eq!(complaints.len(), 1, "{complaints:?}");
         assert_eq!(
             (complaints[0].what.as_str(), complaints[0].why.as_str()),
-            ("hya", "1 programs run before hydra's at port-in")
+            ("hya", format!("others run before hydra's at port-in: program {other_id}").as_str())
         );
         let report = datapath.sync(&desired).unwrap();
         assert_eq!(report.mended, [(a, Hook::PortIn)]);
+        assert_eq!(report.repaired, complaints);
         assert_eq!(datapath.verify(&desired), Vec::new());
         let (_, chain) = SchedClassifier::query_tcx("hya", TcAttachType::Ingress).unwrap();
-        assert_eq!(chain.len(), 2, "the other one is still there, and nothing of the move is left");
+        let chain: Vec<u32> = chain.iter().map(ProgramInfo::id).collect();
+        let ours =
+            datapath.hooks().iter().find(|h| h.ifindex == a && h.hook == "port-in").unwrap().program_id;
+        assert_eq!(chain, [ours, other_id], "the other one is still there, and nothing of the move is left");
     });
 }
 
@@ -152,12 +157,84 @@ fn a_pin_that_was_removed_by_hand_is_made_again() {
     });
 }
 
+#[test]
+fn pins_of_maps_and_programs_are_made_again() {
+    apart(|bpffs| {
+        let (desired, ..) = two_containers();
+        let mut datapath = open(bpffs);
+        datapath.sync(&desired).unwrap();
+        let (maps, hooks) = (map_ids(bpffs), ids(&datapath));
+        for name in names::MAPS {
+            std::fs::remove_file(root(bpffs).join("maps").join(name)).unwrap();
+        }
+        let programs =
+            std::fs::read_dir(root(bpffs).join("programs")).unwrap().next().unwrap().unwrap().path();
+        std::fs::remove_dir_all(&programs).unwrap();
+        let complaints = datapath.verify(&desired);
+        assert_eq!(complaints.len(), 1, "{complaints:?}");
+        assert!(
+            complaints[0].why.contains(names::GENERATION) && complaints[0].why.contains(names::PROGRAMS[3])
+        );
+        assert_eq!(datapath.sync(&desired).unwrap().repaired, complaints);
+        assert_eq!(datapath.verify(&desired), Vec::new());
+        drop(datapath);
+        let mut datapath = open(bpffs);
+        let report = datapath.sync(&desired).unwrap();
+        assert!(!report.flipped && report.attached.is_empty() && report.mended.is_empty(), "{report:?}");
+        assert_eq!((map_ids(bpffs), ids(&datapath)), (maps, hooks), "the same ones");
+    });
+}
+
+#[test]
+fn a_foreign_filter_in_front_is_passed_and_one_of_another_protocol_reported() {
+    apart(|bpffs| {
+        let (desired, a, _) = two_containers();
+        let mut datapath = Datapath::open(bpffs, Mechanism::Clsact).unwrap();
+        datapath.sync(&desired).unwrap();
+        let mut other = foreign();
+        let program: &mut SchedClassifier =
+            other.program_mut(names::PROGRAMS[0]).unwrap().try_into().unwrap();
+        let before = |handle| NlOptions { priority: 1, handle: TcHandle::new(0, handle), classid: None };
+        for handle in 1..4 {
+            let options = TcAttachOptions::Netlink(before(handle));
+            program.attach_with_options("hya", TcAttachType::Ingress, options).unwrap();
+            let complaints = datapath.verify(&desired);
+            assert_eq!(complaints.len(), 1, "{complaints:?}");
+            let report = datapath.sync(&desired).unwrap();
+            assert_eq!((report.mended, report.repaired), (vec![(a, Hook::PortIn)], complaints));
+            assert_eq!(datapath.verify(&desired), Vec::new());
+            assert_eq!(filters("hya", "ingress"), 1 + usize::from(handle), "theirs stay, one of ours");
+        }
+        // The whole qdisc goes, and a filter of another protocol has our priority before we are back: it can't be shared then.
+        let (pin, id) = (bpffs.with_file_name("other"), program.info().unwrap().id());
+        program.pin(&pin).unwrap();
+        tc("qdisc del dev hya clsact");
+        tc("qdisc add dev hya clsact");
+        tc(&format!("filter add dev hya ingress pref 1 protocol ip bpf da object-pinned {}", pin.display()));
+        assert_eq!(datapath.verify(&desired).len(), 2);
+        datapath.sync(&desired).unwrap();
+        let left = datapath.verify(&desired);
+        assert_eq!(left.len(), 1, "{left:?}");
+        assert_eq!(left[0].why, format!("others run before hydra's at port-in: program {id}"));
+        datapath.sync(&desired).unwrap();
+        assert_eq!(datapath.verify(&desired), left);
+        tc("filter del dev hya ingress pref 1");
+        assert_eq!(datapath.verify(&desired), Vec::new());
+        std::fs::remove_file(pin).unwrap();
+    });
+}
+
 /// Somebody else's program: ours under another loader, with maps of its own.
 fn foreign() -> aya::Ebpf {
     let mut ebpf = EbpfLoader::new().load(OBJECT).unwrap();
     let program: &mut SchedClassifier = ebpf.program_mut(names::PROGRAMS[0]).unwrap().try_into().unwrap();
     program.load().unwrap();
     ebpf
+}
+
+fn tc(arguments: &str) {
+    let output = Command::new("tc").args(arguments.split_whitespace()).output().unwrap();
+    assert!(output.status.success(), "tc {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn filters(interface: &str, side: &str) -> usize {

@@ -62,6 +62,11 @@ impl Map {
         Ok(Self { fd, info, value_size })
     }
 
+    /// Its descriptor.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
     /// What the kernel says of it.
     pub fn info(&self) -> &MapInfo {
         &self.info
@@ -251,6 +256,20 @@ impl GracePeriod {
     pub fn wait(&self) -> io::Result<()> {
         self.outer.put(&0u32.to_ne_bytes(), &self.inner.as_raw_fd().to_ne_bytes())
     }
+}
+
+/// An array of programs with one place.
+pub fn program_array() -> io::Result<Map> {
+    const PROGRAM_ARRAY: u32 = 3;
+    let spec = MapSpec {
+        kind: PROGRAM_ARRAY,
+        key_size: 4,
+        value_size: 4,
+        max_entries: 1,
+        name: *b"hydra_stand_in\0\0",
+        ..MapSpec::default()
+    };
+    Map::new(map_create(spec, None)?)
 }
 
 #[cfg(test)]

@@ -1,0 +1,116 @@
+//! Requests to the kernel's `rtnetlink` that block: what classifiers and XDP programs are asked about and made with.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+};
+
+// Numbers of `linux/netlink.h`.
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+const REQUEST: u16 = 1;
+/// Flags of a request: an answer, a list, only if it is not there, make it.
+pub const ACK: u16 = 4;
+pub const DUMP: u16 = 0x300;
+pub const EXCLUSIVE: u16 = 0x200;
+pub const CREATE: u16 = 0x400;
+
+/// Bytes of `nlmsghdr`.
+const HEADER: usize = 16;
+
+/// The word of four bytes there.
+pub fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn half(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+/// Numbers and values of the attributes in these bytes, as far as they are whole.
+pub fn attributes(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
+    let mut all = Vec::new();
+    while let (Some(length), Some(kind)) = (half(bytes, 0), half(bytes, 2)) {
+        let length = usize::from(length);
+        let Some(value) = bytes.get(4..length) else { break };
+        // The two highest bits are flags.
+        all.push((kind & 0x3fff, value));
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    all
+}
+
+/// Appends an attribute.
+pub fn attribute(into: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    into.extend(((value.len() + 4) as u16).to_ne_bytes());
+    into.extend(kind.to_ne_bytes());
+    into.extend(value);
+    into.resize(into.len().next_multiple_of(4), 0);
+}
+
+/// A message: `nlmsghdr`, a head of the kind's own, attributes.
+#[derive(Debug)]
+pub struct Request {
+    bytes: Vec<u8>,
+}
+
+impl Request {
+    /// One of this kind with these flags and this head.
+    pub fn new(kind: u16, flags: u16, head: &[u8]) -> Self {
+        let mut bytes = vec![0; 4];
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend((flags | REQUEST).to_ne_bytes());
+        bytes.extend([0; 8]);
+        bytes.extend(head);
+        Self { bytes }
+    }
+
+    /// Appends an attribute.
+    pub fn attribute(&mut self, kind: u16, value: &[u8]) {
+        attribute(&mut self.bytes, kind, value);
+    }
+
+    /// What follows `nlmsghdr`.
+    #[cfg(test)]
+    pub fn body(&self) -> &[u8] {
+        &self.bytes[HEADER..]
+    }
+
+    /// Sends it and gives the answers' bodies.
+    pub fn send(mut self) -> io::Result<Vec<Vec<u8>>> {
+        let length = self.bytes.len() as u32;
+        self.bytes[..4].copy_from_slice(&length.to_ne_bytes());
+        let socket: OwnedFd = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkRoute,
+        )?;
+        sendto(socket.as_raw_fd(), &self.bytes, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        let mut answers = Vec::new();
+        let mut buffer = vec![0u8; 65_536];
+        loop {
+            let got = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            let mut rest = &buffer[..got];
+            while let (Some(length), Some(kind)) = (word(rest, 0), half(rest, 4)) {
+                let length = length as usize;
+                let Some(body) = rest.get(HEADER..length) else {
+                    return Err(io::ErrorKind::InvalidData.into());
+                };
+                match kind {
+                    ERROR => {
+                        return match word(body, 0).map_or(libc::EBADMSG, |n| n.cast_signed().wrapping_neg()) {
+                            0 => Ok(answers),
+                            errno => Err(io::Error::from_raw_os_error(errno)),
+                        };
+                    }
+                    DONE => return Ok(answers),
+                    _ => answers.push(body.to_vec()),
+                }
+                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            }
+        }
+    }
+}
