@@ -211,6 +211,20 @@ impl Engine {
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
+    /// Runs a program of the engine's own folder on its host, as whoever administers it would; an error where it failed.
+    pub fn tool(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        let mut command = self.inside(Command::new("nsenter"), &["--mount"]);
+        command.arg(program).args(arguments);
+        let output = self.world.output(HOST, command)?;
+        ensure!(
+            output.status.success(),
+            "`{program} {}` failed: {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// Starts the daemon and waits until it answers.
     pub fn start_daemon(&self) -> Result<()> {
         let log = fs::File::options().create(true).append(true).open(self.log_path())?;

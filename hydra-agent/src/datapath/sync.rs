@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use hydra_common::address::Address;
 use hydra_common::tables::{Endpoint, Link, Publish, PublishKey};
@@ -73,6 +73,8 @@ pub struct SyncReport {
     pub rows: usize,
     /// Hooks that were attached.
     pub attached: Vec<(u32, Hook)>,
+    /// When ports that were attached had both of their programs.
+    pub covered: Vec<(u32, Instant)>,
     /// Hooks that were taken away.
     pub detached: Vec<(u32, Hook)>,
     /// Hooks that got another program, or were moved to the front of their chain.
@@ -194,7 +196,13 @@ impl Datapath {
             }
             match done {
                 Done::Kept => {}
-                Done::Attached => report.attached.push((*ifindex, *hook)),
+                Done::Attached => {
+                    report.attached.push((*ifindex, *hook));
+                    // The hooks are in order: a port's second one.
+                    if *hook == Hook::PortOut {
+                        report.covered.push((*ifindex, Instant::now()));
+                    }
+                }
                 Done::Replaced(_) | Done::MovedFirst(_) => report.mended.push((*ifindex, *hook)),
             }
             live.insert((*ifindex, *hook));

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
 
 use hydra_common::id::Container;
 use hydra_common::verdict::Hook;
@@ -177,12 +176,12 @@ impl Agent {
     }
 
     fn take(&mut self, report: SyncReport) {
-        let now = Instant::now();
         let SyncReport {
             generation,
             flipped,
             rows,
             attached,
+            covered,
             detached,
             mended,
             repaired,
@@ -190,10 +189,8 @@ impl Agent {
             not_enforced,
         } = report;
         self.damage.repaired(repaired);
-        for (index, hook) in &attached {
-            if *hook == Hook::PortOut {
-                self.times.attached(*index, now);
-            }
+        for (index, at) in covered {
+            self.times.attached(index, at);
         }
         if flipped || !attached.is_empty() || !detached.is_empty() || !mended.is_empty() {
             let (attached, detached, mended) = (attached.len(), detached.len(), mended.len());
