@@ -5,6 +5,7 @@ mod cage;
 pub mod container;
 pub mod demo;
 pub mod everything;
+pub mod firewalls;
 pub mod folder;
 pub mod hydra;
 pub mod stage;

@@ -10,6 +10,8 @@ use nix::fcntl::{Flock, FlockArg};
 
 /// Packages of the image of the real servers and clients.
 const SERVICES: &str = "postgresql,postgresql-client,redis-server,redis-tools,nginx-light,curl,iproute2,iputils-ping,netcat-openbsd";
+/// Packages of the folder of firewalls.
+const FIREWALLS: &str = "ufw,firewalld,nftables,iptables,dbus,kmod";
 /// Finishes the image of the servers.
 const FINISH: &str = include_str!("services.sh");
 /// Counts up when this file makes something else of the same packages.
@@ -23,6 +25,11 @@ pub fn cache() -> PathBuf {
 /// A folder with these packages of a suite in it.
 pub fn root(suite: &str, packages: &str) -> Result<PathBuf> {
     once(&format!("engine-{suite}"), packages, |part| debian(suite, packages, &[], part))
+}
+
+/// A folder with the firewalls that hosts usually have.
+pub fn firewalls() -> Result<PathBuf> {
+    once("firewalls", FIREWALLS, |part| debian("bookworm", FIREWALLS, &[], part))
 }
 
 /// A tar of the image with the servers and clients.
