@@ -129,7 +129,7 @@ impl Course {
     /// Lets so many containers race; what of it arrived, as `RACER TARGET`.
     fn run(&self, state: &str, racers: usize) -> Result<BTreeSet<String>> {
         let names: Vec<String> = (0..racers).map(|index| format!("{state}-{index}")).collect();
-        self.halves(&names, |name| {
+        halves(&names, |name| {
             let [near, gateway] = &self.macs;
             let arguments = [
                 "create",
@@ -154,7 +154,7 @@ impl Course {
         let sniffers = ["near", "far"].map(|place| Sniffer::start(world, place));
         let sent = Sniffer::start(world, HOST)?;
         let begun = Instant::now();
-        self.halves(&names, |name| self.engine.docker(&["start", name]).map(drop))?;
+        halves(&names, |name| self.engine.docker(&["start", name]).map(drop))?;
         let took = begun.elapsed();
         let wait: Vec<&str> = ["wait"].into_iter().chain(names.iter().map(String::as_str)).collect();
         let ended = self.engine.docker(&wait)?;
@@ -172,17 +172,6 @@ impl Course {
         self.engine.docker(&remove)?;
         println!("{state}: {racers} containers in {took:?}, {} of {} arrived", arrived.len(), all.len());
         Ok(arrived)
-    }
-
-    /// Does something with all of them, two at a time.
-    fn halves(&self, names: &[String], what: impl Fn(&str) -> Result<()> + Sync) -> Result<()> {
-        let (even, odd) = names.split_at(names.len() / 2);
-        let all = |half: &[String]| half.iter().try_for_each(|name| what(name));
-        thread::scope(|scope| {
-            let other = scope.spawn(|| all(odd));
-            let own = all(even);
-            other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).and(own)
-        })
     }
 
     /// Applies one policy after the other until told to stop.
@@ -203,6 +192,17 @@ impl Course {
         println!("{when}: seconds until ports had their programs: {}", lines.collect::<Vec<_>>().join(", "));
         Ok(())
     }
+}
+
+/// Does something with all of them, two at a time.
+fn halves(names: &[String], what: impl Fn(&str) -> Result<()> + Sync) -> Result<()> {
+    let (first, second) = names.split_at(names.len() / 2);
+    let all = |half: &[String]| half.iter().try_for_each(|name| what(name));
+    thread::scope(|scope| {
+        let other = scope.spawn(|| all(second));
+        let own = all(first);
+        other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).and(own)
+    })
 }
 
 /// The different marks among the frames that were seen.

@@ -83,7 +83,7 @@ impl Datapath {
         }
         match self.store.published.all() {
             Ok(rows)
-                if rows.iter().copied().collect::<std::collections::BTreeMap<_, _>>()
+                if rows.iter().copied().collect::<BTreeMap<_, _>>()
                     == self.held.published => {}
             Ok(_) => wrong.push("the rows of published ports were changed by somebody else".to_owned()),
             Err(e) => wrong.push(format!("the rows of published ports could not be read: {e}")),
