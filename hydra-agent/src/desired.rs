@@ -25,6 +25,8 @@ pub struct Desired {
     pub published: BTreeMap<PublishKey, Publish>,
     /// Which programs sit where: interface index and hook.
     pub hooks: BTreeSet<(u32, Hook)>,
+    /// How long TCP connections from before protection are taken up from their middle, in seconds; 0: never.
+    pub pickup: u32,
 }
 
 /// A [`hydra_common::tables::Endpoint`] before it has a bank; same words, same units.

@@ -42,6 +42,8 @@ pub struct Published {
     pub history: Vec<RevisionView>,
     /// Flow table size in entries.
     pub flow_capacity: u32,
+    /// Seconds of the monotonic clock until which TCP connections are taken up from their middle.
+    pub pickup_until: u32,
     /// Seconds from a port's appearance to its programs, newest last, at most 1,024.
     pub attach_seconds: Vec<f64>,
     /// Changes of somebody else to the kernel's side that were undone since the agent started.

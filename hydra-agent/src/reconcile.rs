@@ -48,7 +48,7 @@ pub fn desired(
     let links = links(compiled, placement, snapshot, &declared);
     let published = published::rows(compiled, placement, &declared);
     hooks.extend(published::hooks(&links, snapshot, uplinks));
-    Desired { revision, compiled: compiled.clone(), endpoints, links, published, hooks }
+    Desired { revision, compiled: compiled.clone(), endpoints, links, published, hooks, ..Desired::default() }
 }
 
 fn hooks(placement: &Placement, snapshot: &Snapshot, declared: &BTreeSet<usize>) -> BTreeSet<(u32, Hook)> {

@@ -89,9 +89,48 @@ pub struct Flags {
     /// Let the label `hydra.tier=NAME` place a container [default: false]
     #[arg(long, value_name = "true|false", env = "HYDRA_LABELS", action = clap::ArgAction::Set)]
     pub labels: Option<bool>,
+    /// How long TCP connections from before hydra are taken up from their middle; `0` for never [default: 1h]
+    #[arg(long, value_name = "DURATION", env = "HYDRA_PICKUP")]
+    pub pickup: Option<Pickup>,
     /// What is logged: a level, or a tracing filter [default: info]
     #[arg(long, value_name = "FILTER", env = "HYDRA_LOG")]
     pub log: Option<String>,
+}
+
+/// How long TCP connections from before hydra are taken up from their middle, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pickup(pub u32);
+
+impl Default for Pickup {
+    fn default() -> Self {
+        Self(3600)
+    }
+}
+
+impl FromStr for Pickup {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const WANTED: &str =
+            "expected `0`, or a number with `s`, `m`, `h` or `d`, as in `30m`, of 365 days at most";
+        let (number, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
+            None if text == "0" => (text, 1),
+            None => return Err(WANTED.into()),
+            Some(at) => {
+                let (number, unit) = text.split_at(at);
+                let seconds = match unit {
+                    "s" => 1,
+                    "m" => 60,
+                    "h" => 3600,
+                    "d" => 86_400,
+                    _ => return Err(WANTED.into()),
+                };
+                (number, seconds)
+            }
+        };
+        let seconds = number.parse::<u32>().ok().and_then(|n| n.checked_mul(unit));
+        seconds.filter(|n| *n <= 365 * 86_400).map(Self).ok_or_else(|| WANTED.into())
+    }
 }
 
 /// Which engine is asked for containers.
@@ -202,6 +241,9 @@ pub struct File {
     pub uplinks: Option<Uplinks>,
     /// As `--labels`.
     pub labels: Option<bool>,
+    /// As `--pickup`.
+    #[serde(deserialize_with = "parsed")]
+    pub pickup: Option<Pickup>,
     /// As `--log`.
     pub log: Option<String>,
 }
@@ -264,6 +306,8 @@ pub struct Settings {
     pub uplinks: Uplinks,
     /// Labels place containers.
     pub labels: bool,
+    /// How long connections from before are taken up.
+    pub pickup: Pickup,
     /// What is logged.
     pub log: String,
 }
@@ -332,6 +376,7 @@ impl Settings {
             attach,
             uplinks,
             labels,
+            pickup,
             log,
         } = flags;
         let policy = policy.or(file.policy);
@@ -357,6 +402,7 @@ impl Settings {
             attach: attach.or(file.attach).unwrap_or_default(),
             uplinks: uplinks.or(file.uplinks).unwrap_or_default(),
             labels: labels.or(file.labels).unwrap_or(false),
+            pickup: pickup.or(file.pickup).unwrap_or_default(),
             log: log.or(file.log).unwrap_or_else(|| "info".into()),
         })
     }

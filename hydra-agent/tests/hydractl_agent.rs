@@ -180,6 +180,7 @@ fn published() -> Published {
             },
         ],
         flow_capacity: 65_536,
+        pickup_until: 0,
         attach_seconds: Vec::new(),
         repairs: 0,
         applied: Some(Arc::new(applied)),

@@ -51,8 +51,8 @@ fn every_way_of_not_reaching_an_agent() {
         b"HTTP/1.1 200 OK\r\nhydra-abi: 99\r\nhydra-version: 7.1.0\r\ncontent-length: 2\r\n\r\n{}",
     );
     answering(&at("hangs-up"), b"");
-    answering(&at("halfway"), b"HTTP/1.1 200 OK\r\nhydra-abi: 1\r\ncontent-length: 200\r\n\r\n{");
-    answering(&at("other-answer"), b"HTTP/1.1 200 OK\r\nhydra-abi: 1\r\ncontent-length: 2\r\n\r\n{}");
+    answering(&at("halfway"), b"HTTP/1.1 200 OK\r\nhydra-abi: 2\r\ncontent-length: 200\r\n\r\n{");
+    answering(&at("other-answer"), b"HTTP/1.1 200 OK\r\nhydra-abi: 2\r\ncontent-length: 2\r\n\r\n{}");
     let mut all = String::new();
     for name in ["absent", "file", "dead", "garbage", "web", "newer", "hangs-up", "halfway", "other-answer"] {
         let output = hydractl().arg("--socket").arg(at(name)).arg("status").output().unwrap();

@@ -410,7 +410,7 @@ pub struct FragmentKey {
     pub destination: Address,
     /// Identification: 16 bits of IPv4, 32 of IPv6.
     pub id: u32,
-    /// IP protocol of the header; for IPv6 that behind the fragment header is the first piece's word alone, so 0 here.
+    /// IP protocol of IPv4's header; 0 for IPv6, where only the first piece says it (RFC 8200, 4.5).
     pub protocol: u8,
     /// Zero: a key is compared byte by byte.
     pub zero: [u8; 3],
@@ -424,8 +424,6 @@ pub struct Fragment {
     pub seen: u64,
     /// Whose it was.
     pub container: Container,
-    /// The generation under which it passed.
-    pub generation: u32,
     /// Where the first piece ended in the datagram, in bytes: no later one may begin before.
     pub end: u32,
     /// As in [`crate::packet::Packet`], host order.
@@ -438,10 +436,8 @@ pub struct Fragment {
     pub icmp_type: u8,
     /// 1 for an ICMP reply.
     pub icmp_reply: u8,
-    /// Who sent it, see [`crate::flow::Far`].
-    pub far: u8,
     /// Zero.
-    pub zero: [u8; 4],
+    pub zero: u8,
 }
 
 /// How many new flows a source address may open: one in `interval`, and `burst` of them at once.
@@ -603,4 +599,6 @@ pub trait Tables {
     fn decision(&self, bank: u32, index: u32) -> Option<&Decision>;
     /// By canonical key.
     fn flow(&self, key: &FlowKey) -> Option<Self::Flow<'_>>;
+    /// The first piece of a datagram.
+    fn fragment(&self, key: &FragmentKey) -> Option<&Fragment>;
 }

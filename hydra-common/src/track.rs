@@ -1,6 +1,11 @@
 //! How far a conversation has come, and how long it may be silent.
+//!
+//! Of TCP each side's [`Flow::flags`] hold what it has sent that belongs to the connection, and [`Flow::next`] and [`Flow::acked`]
+//! how far it is (RFC 9293, 3.3.1). What does not belong changes nothing here and passes to the other end, which judges by itself:
+//! a reset that one end would obey and hydra would drop leaves a connection that is dead at one side.
 
-use crate::flow::Flow;
+use crate::flow::{Flow, Side};
+use crate::packet::{Packet, Piece};
 
 /// TCP flags (RFC 9293, 3.1).
 pub mod tcp {
@@ -12,6 +17,17 @@ pub mod tcp {
     pub const RST: u8 = 4;
     /// Acknowledges.
     pub const ACK: u8 = 16;
+    /// The urgent pointer counts.
+    pub const URG: u8 = 32;
+
+    /// Whether a well-behaved end sends these flags together (RFC 9293, 3.10; those that Linux's conntrack takes). PSH and the bits
+    /// of RFC 3168 go with all of them.
+    #[inline(always)]
+    pub const fn sensible(flags: u8) -> bool {
+        matches!(flags & (FIN | SYN | RST), SYN | RST) && flags & URG == 0
+            || flags & (SYN | RST | ACK) == ACK
+            || flags & (FIN | SYN | RST | ACK) == SYN
+    }
 }
 
 /// IP protocol numbers (IANA) that hydra knows more of than the number.
@@ -40,29 +56,23 @@ pub enum State {
 }
 
 impl State {
-    /// Of a flow.
+    /// Of a flow. TCP is established when the opener has acknowledged what the other end answered to its SYN: the SYNs and answers
+    /// of a connection that never comes to be keep no entry alive. Of a connection to a published port only the opener is seen.
     #[inline(always)]
     pub fn of(flow: &Flow, protocol: u8) -> Self {
         let (a, b) = (flow.flags[0], flow.flags[1]);
-        // What the called container answers may have another key: here the opener's word, who has seen an answer, counts.
-        let answered =
-            flow.marks & Flow::PUBLISHED != 0 && protocol == protocol::TCP && (a | b) & tcp::ACK != 0;
-        if protocol == protocol::TCP && (a | b) & (tcp::FIN | tcp::RST) != 0 {
-            Self::Closing
-        } else if answered || (a != 0 && b != 0) {
-            Self::Established
-        } else {
-            Self::New
+        if protocol == protocol::TCP {
+            let opener = if flow.opener == Side::A as u8 { a } else { b };
+            let alone = flow.marks & Flow::PUBLISHED != 0 && opener & tcp::ACK != 0;
+            return if (a | b) & (tcp::FIN | tcp::RST) != 0 {
+                Self::Closing
+            } else if a & b & tcp::ACK != 0 || alone {
+                Self::Established
+            } else {
+                Self::New
+            };
         }
-    }
-
-    /// The word that operators see.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::New => "new",
-            Self::Established => "established",
-            Self::Closing => "closing",
-        }
+        if a != 0 && b != 0 { Self::Established } else { Self::New }
     }
 }
 
@@ -89,8 +99,133 @@ pub fn expired(flow: &Flow, protocol: u8, now: u64) -> bool {
     now.saturating_sub(flow.seen) > timeout(protocol, State::of(flow, protocol))
 }
 
-/// What a packet adds to its sender's [`Flow::flags`].
+/// What is kept of one side: its part of [`Flow::flags`], [`Flow::next`] and [`Flow::acked`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stand {
+    /// What it has sent.
+    pub flags: u8,
+    /// TCP: the sequence number behind that.
+    pub next: u32,
+    /// TCP: what it has acknowledged.
+    pub acked: u32,
+}
+
+/// Bytes beyond the expected ones that may still belong: what a window without scaling holds (RFC 9293, 3.1). Between the frames
+/// that hydra sees some may be lost.
+const NEAR: u32 = 65_535;
+
+/// Where the opener stands after the packet that makes an entry.
 #[inline(always)]
-pub const fn mark(protocol: u8, tcp_flags: u8) -> u8 {
-    if protocol == protocol::TCP { tcp_flags } else { 1 }
+pub fn begin(packet: &Packet) -> Stand {
+    if packet.protocol != protocol::TCP {
+        return Stand { flags: 1, next: 0, acked: 0 };
+    }
+    // Without a SYN it is a connection from before: what it says of itself is all there is.
+    let flags = packet.tcp_flags & (tcp::FIN | tcp::SYN | tcp::RST | tcp::ACK);
+    Stand { flags, next: end(packet), acked: packet.acknowledgment }
+}
+
+/// Where a packet's sender stands after it.
+#[inline(always)]
+pub fn follow(flow: &Flow, packet: &Packet) -> Stand {
+    let side = packet.side().index();
+    let stand = Stand { flags: flow.flags[side], next: flow.next[side], acked: flow.acked[side] };
+    if packet.protocol != protocol::TCP {
+        return Stand { flags: 1, ..stand };
+    }
+    // A later piece has no header of its own.
+    if matches!(packet.piece, Piece::Later) {
+        return stand;
+    }
+    match packet.tcp_flags & (tcp::SYN | tcp::RST) {
+        0 => acknowledged(flow, packet, stand),
+        tcp::SYN => opening(flow, packet, stand),
+        _ => reset(flow, packet, stand),
+    }
+}
+
+/// SYN: of the opener as long as nothing is established, with an acknowledgment of the other end as an answer to it.
+#[inline(always)]
+fn opening(flow: &Flow, packet: &Packet, stand: Stand) -> Stand {
+    let opener = flow.opener == packet.sender;
+    let answer = packet.tcp_flags & tcp::ACK != 0;
+    let other = flow.flags[packet.side().other().index()];
+    let called = other & (tcp::SYN | tcp::ACK) == tcp::SYN;
+    let new = Stand {
+        flags: packet.tcp_flags & (tcp::SYN | tcp::ACK),
+        next: end(packet),
+        acked: packet.acknowledgment,
+    };
+    let counts = if opener { !answer && stand.flags & tcp::ACK == 0 } else { answer && called };
+    if counts { new } else { stand }
+}
+
+/// RST (RFC 9293, 3.10.7.3; RFC 5961, 3.2): exactly the number that the other end waits for, or has still to see; in answer to a
+/// SYN by what it acknowledges.
+#[inline(always)]
+fn reset(flow: &Flow, packet: &Packet, stand: Stand) -> Stand {
+    let other = packet.side().other().index();
+    let told = flow.flags[other] & tcp::ACK != 0;
+    let belongs = if stand.flags == 0 && !told {
+        packet.tcp_flags & tcp::ACK != 0 && packet.acknowledgment == flow.next[other]
+    } else {
+        (stand.flags != 0 && packet.sequence == stand.next) || (told && packet.sequence == flow.acked[other])
+    };
+    Stand { flags: if belongs { stand.flags | tcp::RST } else { stand.flags }, ..stand }
+}
+
+/// Data, acknowledgment, FIN.
+#[inline(always)]
+fn acknowledged(flow: &Flow, packet: &Packet, stand: Stand) -> Stand {
+    let other = packet.side().other().index();
+    let told = flow.flags[other] & tcp::ACK != 0;
+    let end = end(packet);
+    if stand.flags == 0 {
+        // Before its answer to a SYN the other end has nothing to say; of a connection from before it is believed.
+        if flow.flags[other] & tcp::SYN != 0 {
+            return stand;
+        }
+        return Stand {
+            flags: packet.tcp_flags & (tcp::FIN | tcp::ACK),
+            next: end,
+            acked: packet.acknowledgment,
+        };
+    }
+    let mut expected = stand.next;
+    if told && after(flow.acked[other], expected) {
+        expected = flow.acked[other];
+    }
+    let begins = packet.sequence.wrapping_sub(expected) <= NEAR;
+    let covers = expected.wrapping_sub(packet.sequence) <= end.wrapping_sub(packet.sequence);
+    if !begins && !covers {
+        return stand;
+    }
+    let first = stand.flags & tcp::ACK == 0;
+    let published = flow.marks & Flow::PUBLISHED != 0;
+    if first && !published && (!told || after(packet.acknowledgment, flow.next[other])) {
+        return stand;
+    }
+    Stand {
+        flags: stand.flags | (packet.tcp_flags & (tcp::FIN | tcp::ACK)),
+        next: if after(end, stand.next) { end } else { stand.next },
+        acked: if first || after(packet.acknowledgment, stand.acked) {
+            packet.acknowledgment
+        } else {
+            stand.acked
+        },
+    }
+}
+
+/// The sequence number behind a segment: SYN and FIN count as one byte each (RFC 9293, 3.4).
+#[inline(always)]
+fn end(packet: &Packet) -> u32 {
+    let flags = packet.tcp_flags;
+    let ends = u32::from(flags & tcp::SYN != 0) + u32::from(flags & tcp::FIN != 0);
+    packet.sequence.wrapping_add(packet.end.wrapping_sub(u32::from(packet.payload))).wrapping_add(ends)
+}
+
+/// Whether one sequence number is behind another (RFC 9293, 3.4).
+#[inline(always)]
+const fn after(a: u32, b: u32) -> bool {
+    a.wrapping_sub(b).cast_signed() > 0
 }

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{
-    APP, DB, GENERATION, Plain, at, ethernet, frame, ip, judge, mac, network, pass, tcp, udp, world,
+    APP, DB, GENERATION, Plain, at, ethernet, frame, ip, judge, mac, network, pass, segment, tcp, udp, world,
 };
 use hydra_common::decide::{Step, Way};
 use hydra_common::id::{Container, Identity};
@@ -195,7 +195,7 @@ fn a_port_that_was_refused_and_opens_again_is_a_new_conversation() {
     let mut t = open();
     let ask = frame(11, 10, "10.1.0.11", "10.2.0.21", 6, &tcp(4000, 5432, SYN));
     let _ = pass(&mut t, &ask, &at(Hook::PortIn, 11, 0));
-    let refused = frame(21, 20, "10.2.0.21", "10.1.0.11", 6, &tcp(5432, 4000, RST_ACK));
+    let refused = frame(21, 20, "10.2.0.21", "10.1.0.11", 6, &segment(5432, 4000, RST_ACK, 0, 1, 0));
     let _ = pass(&mut t, &refused, &at(Hook::PortIn, 21, 0));
     let o = judge(&t, &ask, &at(Hook::PortIn, 11, 0)).1;
     assert_eq!((o.verdict, o.reason, o.step), (Verdict::Allowed, Reason::Rule, Step::Create));

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{ethernet, frame, ip, mac, network, parse, tcp, udp};
-use hydra_common::packet::Kind;
+use hydra_common::packet::{Kind, Piece};
 use hydra_common::verdict::Reason;
 
 fn v4(protocol: u8, payload: &[u8]) -> Vec<u8> {
@@ -102,19 +102,72 @@ fn harmless_options_pass_and_source_routes_do_not() {
     assert_eq!(parse(&with_options(&[1; 16])).1, Err(Reason::HeaderChain));
 }
 
+/// With IPv4's field of flags and offset.
+fn piece(payload: &[u8], field: u16) -> Vec<u8> {
+    let mut f = v4(17, payload);
+    f[20..22].copy_from_slice(&field.to_be_bytes());
+    f
+}
+
 #[test]
-fn fragments_are_refused_with_their_addresses_known() {
-    for bits in [[0x20, 0], [0, 1], [0x3f, 0xff]] {
-        let mut f = v4(17, &udp(1, 2));
-        f[20..22].copy_from_slice(&bits);
-        let (p, parsed) = parse(&f);
-        assert_eq!(parsed, Err(Reason::Fragment));
-        assert_eq!(p.destination, ip("10.2.0.21"));
+fn of_a_datagram_in_pieces_the_first_has_the_ports() {
+    let long = [&udp(1000, 53)[..], &[0; 24]].concat();
+    let (p, parsed) = parse(&piece(&long, 0x2000));
+    assert_eq!((parsed, p.kind, p.piece), (Ok(()), Kind::Ip, Piece::First));
+    assert_eq!((p.piece_id, p.piece_at, p.piece_end, p.destination_port), (1, 0, 32, 53));
+    let (p, parsed) = parse(&piece(&[0; 16], 4));
+    assert_eq!((parsed, p.kind, p.piece), (Ok(()), Kind::Piece, Piece::Later));
+    assert_eq!((p.piece_at, p.piece_end, p.destination_port), (32, 48, 0));
+
+    let v6 = |field: u16, payload: &[u8]| {
+        let f = field.to_be_bytes();
+        v6(44, &[&[17, 0, f[0], f[1], 0, 0, 0x12, 0x34][..], payload].concat())
+    };
+    let (p, parsed) = parse(&v6(1, &long));
+    assert_eq!((parsed, p.kind, p.piece), (Ok(()), Kind::Ip, Piece::First));
+    assert_eq!((p.piece_id, p.piece_at, p.piece_end, p.destination_port), (0x1234, 0, 32, 53));
+    let (p, parsed) = parse(&v6(32, &[0; 16]));
+    assert_eq!((parsed, p.kind, p.piece, p.piece_at), (Ok(()), Kind::Piece, Piece::Later, 32));
+    // One that is all of it (RFC 6946).
+    let (p, parsed) = parse(&v6(0, &udp(1000, 53)));
+    assert_eq!((parsed, p.piece, p.destination_port), (Ok(()), Piece::Whole, 53));
+}
+
+#[test]
+fn pieces_that_leave_a_doubt_are_refused() {
+    let long = [&udp(1000, 53)[..], &[0; 24]].concat();
+    for (name, frame) in [
+        ("a first one without the whole header", piece(&udp(1, 2)[..7], 0x2000)),
+        ("a first one that is no multiple of 8 bytes", piece(&long[..31], 0x2000)),
+        ("a later one that is no multiple of 8 bytes", piece(&[0; 15], 0x2001)),
+        ("an empty one", piece(&[], 4)),
+        ("one that ends behind 65,535", piece(&[0; 16], 0x1fff)),
+        (
+            "two headers",
+            v6(44, &[&[44, 0, 0, 0, 0, 0, 0, 1][..], &[17, 0, 0, 1, 0, 0, 0, 1], &long].concat()),
+        ),
+        ("a chain that goes on in the next", v6(44, &[60, 0, 0, 1, 0, 0, 0, 1, 17, 4, 0, 0, 0, 0, 0, 0])),
+        ("neighbour discovery", {
+            let advert = [&[136, 0, 0, 0, 0, 0, 0, 0][..], &ip("fd00:1::11").octets()].concat();
+            let mut f = v6(44, &[&[58, 0, 0, 1, 0, 0, 0, 1][..], &advert].concat());
+            f[14 + 7] = 255;
+            f
+        }),
+    ] {
+        let (p, parsed) = parse(&frame);
+        assert_eq!(parsed, Err(Reason::Fragment), "{name}");
+        assert!(p.destination == ip("10.2.0.21") || p.destination == ip("fd00:2::21"), "{name}");
     }
-    assert_eq!(
-        parse(&v6(44, &[&[17, 0, 0, 0, 0, 0, 0, 1][..], &udp(1, 2)].concat())).1,
-        Err(Reason::Fragment)
-    );
+}
+
+#[test]
+fn flags_that_nobody_sends_are_refused() {
+    for flags in [0, 1, 3, 5, 6, 7, 8, 0x20, 0x29, 0x3f, 0x13, 0x15, 0x16, 0x32, 0x24] {
+        assert_eq!(parse(&v4(6, &tcp(1, 2, flags))).1, Err(Reason::Malformed), "{flags:#x}");
+    }
+    for flags in [0x02, 0x12, 0x10, 0x11, 0x04, 0x14, 0x18, 0x19, 0x30, 0x31, 0xc2, 0x52, 0x1c] {
+        assert_eq!(parse(&v4(6, &tcp(1, 2, flags))).1, Ok(()), "{flags:#x}");
+    }
 }
 
 #[test]
@@ -212,6 +265,26 @@ fn an_icmp_error_has_the_key_of_what_it_quotes() {
     let (p, parsed) = parse(&frame(21, 20, "10.2.0.21", "10.1.0.11", 1, &error));
     let (original, _) = parse(&v4(6, &tcp(4000, 5432, 2)));
     assert_eq!((parsed, p.kind, p.key), (Ok(()), Kind::IcmpError, original.key));
+    // Of pieces the first one says whose it was.
+    let mut first = error.clone();
+    first[8 + 6] = 0x20;
+    assert_eq!(parse(&frame(21, 20, "10.2.0.21", "10.1.0.11", 1, &first)).0.key, original.key);
+    first[8 + 7] = 1;
+    assert_eq!(parse(&frame(21, 20, "10.2.0.21", "10.1.0.11", 1, &first)).1, Err(Reason::UnmatchedError));
+    for (headers, expected) in [
+        (&[17, 0, 0, 1, 0, 0, 0, 9][..], Ok(())),
+        (&[17, 0, 0, 8, 0, 0, 0, 9], Err(Reason::UnmatchedError)),
+        (&[60, 0, 0, 1, 0, 0, 0, 9, 17, 0, 1, 4, 0, 0, 0, 0], Ok(())),
+        (&[60, 0, 0, 1, 0, 0, 0, 9, 17, 9, 1, 4, 0, 0, 0, 0], Err(Reason::Malformed)),
+    ] {
+        let quoted = network("fd00:1::11", "fd00:2::21", 44, &[headers, &udp(1000, 53)].concat());
+        let error = [&[2, 0, 0, 0, 0, 0, 5, 0][..], &quoted].concat();
+        let (p, parsed) = parse(&frame(21, 20, "fd00:2::21", "fd00:1::11", 58, &error));
+        assert_eq!(parsed, expected, "{headers:?}");
+        if parsed.is_ok() {
+            assert_eq!(p.key, parse(&v6(17, &udp(1000, 53))).0.key);
+        }
+    }
     assert_eq!(p.side(), original.side());
     // It goes to somebody who did not send what it quotes.
     assert_eq!(parse(&frame(21, 20, "10.2.0.21", "10.1.0.12", 1, &error)).1, Err(Reason::UnmatchedError));

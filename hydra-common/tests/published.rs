@@ -331,10 +331,14 @@ fn an_uplink_sees_nothing_but_published_ports() {
     let page = from_user("198.51.100.1", &tcp(4000, 8081, SYN), 6);
     let answer = from_user("198.51.100.1", &tcp(443, 8081, ACK), 6);
     let mut piece = from_user("198.51.100.1", &udp(4000, 8081), 17);
-    piece[20] = 0x20;
+    // What has no ports is nothing without its first piece, which is judged by them.
+    piece[21] = 2;
     for shot in [&ssh, &through, &answer, &piece, &vec![0; 60], &vec![0; 5]] {
         assert!(unseen(&t, shot), "{shot:?}");
     }
+    let mut first = piece.clone();
+    (first[20], first[21]) = (0x20, 0);
+    assert_eq!(says(&judge(&t, &first, &at(Hook::UplinkIn, 2, 2)).1), NO_RULE);
     let (_, o) = judge(&t, &page, &at(Hook::UplinkIn, 2, 2));
     assert_eq!((says(&o), o.source, o.destination), (NO_RULE, Identity::EXTERNAL, DB));
     // A tag of priority alone, or of a VLAN whose interface asks again.

@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::{APP, DB, NOW, Plain, at, ethernet, frame, ip, judge, mac, network, pass, tcp, udp, world};
+use common::{
+    APP, DB, NOW, Plain, at, ethernet, frame, ip, judge, mac, network, pass, segment, tcp, udp, world,
+};
 use hydra_common::decide::{Step, Way};
 use hydra_common::flow::Path;
 use hydra_common::id::{Container, Identity};
@@ -513,7 +515,7 @@ fn a_port_that_was_closed_and_opened_again_is_a_new_conversation() {
     let _ = pass(&mut t, &syn("10.1.0.11", "10.2.0.21"), &at(Hook::PortIn, 11, 0));
     let _ = pass(
         &mut t,
-        &frame(11, 10, "10.1.0.11", "10.2.0.21", 6, &tcp(4000, 5432, 0x11)),
+        &frame(11, 10, "10.1.0.11", "10.2.0.21", 6, &segment(4000, 5432, 4, 1, 0, 0)),
         &at(Hook::PortIn, 11, 0),
     );
     let o = judge(&t, &syn("10.1.0.11", "10.2.0.21"), &at(Hook::PortIn, 11, 0)).1;

@@ -5,7 +5,7 @@ use aya_ebpf::helpers::{
     bpf_ktime_get_coarse_ns, bpf_l3_csum_replace, bpf_redirect_peer, bpf_skb_change_type, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
-use hydra_common::decide::{At, Hop, Outcome, Step, Way, decide, entry};
+use hydra_common::decide::{At, Hop, Outcome, Step, Way, decide, entry, fragment};
 use hydra_common::flow::Flow;
 use hydra_common::names::{MARK_CARRIED, MARK_CHECKED, MARK_IDENTITY, MARK_JUDGED, MARK_MASK, carried};
 use hydra_common::packet::{Bytes as _, Chunk, Packet};
@@ -46,7 +46,7 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     let count = frame.wire(packet.payload);
     if matches!(outcome.verdict, Verdict::Allowed | Verdict::Audited) {
         match (outcome.step, live) {
-            (Step::Nothing, _) => {}
+            (Step::Nothing | Step::End, _) => {}
             (Step::Create, _) => create(packet, outcome, fresh, &count, now),
             (Step::Count, Some(flow)) => tally(packet, outcome, flow, &count, now),
             (Step::Renew, Some(flow)) => {
@@ -55,6 +55,13 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
             }
             (Step::Count | Step::Renew, None) => outcome.verdict = Verdict::Denied,
         }
+    } else if matches!(outcome.step, Step::End) {
+        maps::end_flow(&packet.key);
+    }
+    if matches!(outcome.verdict, Verdict::Allowed | Verdict::Audited)
+        && fragment::begins(packet, &at, outcome)
+    {
+        remember(packet, outcome, now);
     }
     if matches!(outcome.verdict, Verdict::Denied) || !outcome.elsewhere {
         report::report(&Seen { packet, outcome, hook, ifindex, count, now });
@@ -120,6 +127,13 @@ fn create(packet: &Packet, outcome: &mut Outcome, fresh: &mut Flow, count: &Coun
     }
 }
 
+/// Notes the first piece of a datagram for those that follow.
+#[inline(never)]
+fn remember(packet: &Packet, outcome: &Outcome, now: u64) {
+    let (key, row) = fragment::first(packet, outcome, now);
+    maps::put_fragment(&key, &row);
+}
+
 /// Counts a packet on its flow: exact, also from two CPUs at once.
 #[inline(always)]
 fn tally(packet: &Packet, outcome: &Outcome, flow: LiveFlow, count: &Count, now: u64) {
@@ -129,21 +143,33 @@ fn tally(packet: &Packet, outcome: &Outcome, flow: LiveFlow, count: &Count, now:
     let side = packet.side().index();
     let live = flow.pointer();
     // SAFETY: the entry lives until the program ends, and its fields are aligned. Counters are only ever added to, atomically;
-    // of two stores to `seen`, `flags` or `ends` at once either is true enough.
+    // of two stores to the other fields at once either is true enough.
     unsafe {
         add_atomic(&raw mut (*live).packets[side], count.packets);
         add_atomic(&raw mut (*live).bytes[side], count.bytes);
         core::ptr::write_volatile(&raw mut (*live).seen, now);
-        let flags = &raw mut (*live).flags[side];
-        let seen = *flags | track::mark(packet.protocol, packet.tcp_flags);
-        if seen != *flags {
-            core::ptr::write_volatile(flags, seen);
-        }
         // The first answer of an end that is no container.
         let end = &raw mut (*live).ends[side];
         if *end == 0 {
             core::ptr::write_volatile(end, outcome.near() as u8);
         }
+    }
+    advance(packet, flow);
+}
+
+/// Notes how far the sender is. A function of its own in the object, for one copy of its code.
+#[inline(never)]
+fn advance(packet: &Packet, flow: LiveFlow) {
+    let stand = track::follow(&flow, packet);
+    let side = packet.side().index();
+    let live = flow.pointer();
+    // SAFETY: as in `tally`.
+    unsafe {
+        if stand.flags != (*live).flags[side] {
+            core::ptr::write_volatile(&raw mut (*live).flags[side], stand.flags);
+        }
+        core::ptr::write_volatile(&raw mut (*live).next[side], stand.next);
+        core::ptr::write_volatile(&raw mut (*live).acked[side], stand.acked);
     }
 }
 

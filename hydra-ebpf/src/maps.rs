@@ -177,6 +177,13 @@ impl Tables for Maps {
     fn flow(&self, key: &FlowKey) -> Option<LiveFlow> {
         HYDRA_FLOWS.get_ptr_mut(key).and_then(NonNull::new).map(LiveFlow)
     }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<&Fragment> {
+        // SAFETY: a row is only ever replaced whole; one that the kernel reuses for another datagram meanwhile is of the same shape,
+        // and what it says is judged like any packet.
+        unsafe { HYDRA_FRAGS.get(key) }
+    }
 }
 
 /// A function of its own in the object: it is asked for at many places.
@@ -209,6 +216,19 @@ pub fn new_flow(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
 #[inline(always)]
 pub fn put_flow(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
     HYDRA_FLOWS.insert(key, flow, 0)
+}
+
+/// Takes an entry away.
+#[inline(always)]
+pub fn end_flow(key: &FlowKey) {
+    // Another CPU may have done so.
+    let _ = HYDRA_FLOWS.remove(key);
+}
+
+/// Notes the first piece of a datagram. Where there is no room the others are denied.
+#[inline(always)]
+pub fn put_fragment(key: &FragmentKey, first: &Fragment) {
+    let _ = HYDRA_FRAGS.insert(key, first, 0);
 }
 
 /// A cell of the traffic counters of this CPU.

@@ -174,6 +174,8 @@ pub struct Packet {
     pub ttl: u8,
     /// IPv4 options; padded to a multiple of 4.
     pub options: Vec<u8>,
+    /// IPv4 identification.
+    pub id: u16,
     /// IPv4 fragment offset in units of 8 bytes, and whether more come.
     pub fragment: (u16, bool),
     /// IPv6 extension headers in their order.
@@ -190,6 +192,7 @@ impl Packet {
             destination: destination.into(),
             ttl: 64,
             options: Vec::new(),
+            id: 1,
             fragment: (0, false),
             extensions: Vec::new(),
             transport,
@@ -249,6 +252,27 @@ impl Packet {
         self
     }
 
+    /// The same in pieces of one datagram, cut at these offsets, multiples of 8 bytes.
+    #[must_use]
+    pub fn pieces(&self, id: u16, cuts: &[usize]) -> Vec<Self> {
+        let (number, bytes) = self.transport_bytes();
+        let ends = cuts.iter().copied().chain([bytes.len()]);
+        let begins = [0].into_iter().chain(cuts.iter().copied());
+        begins
+            .zip(ends)
+            .map(|(begin, end)| {
+                let mut piece = self.clone();
+                piece.transport = Transport::Raw(number, bytes[begin..end].to_vec());
+                let (offset, more) = ((begin / 8) as u16, end < bytes.len());
+                if self.source.is_ipv6() {
+                    piece.extension(Extension::Fragment(offset, more, id.into()))
+                } else {
+                    Self { id, ..piece.fragment(offset, more) }
+                }
+            })
+            .collect()
+    }
+
     /// With one more IPv6 extension header after those that are there.
     #[must_use]
     pub fn extension(mut self, extension: Extension) -> Self {
@@ -279,7 +303,7 @@ impl Packet {
         let fragment = offset | if more { 0x2000 } else { 0 };
         let mut bytes = vec![0x40 | (length / 4) as u8, 0];
         bytes.extend(total.to_be_bytes());
-        bytes.extend([0, 1]);
+        bytes.extend(self.id.to_be_bytes());
         bytes.extend(fragment.to_be_bytes());
         bytes.extend([self.ttl, number, 0, 0]);
         bytes.extend(source.octets());

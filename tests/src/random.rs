@@ -166,8 +166,8 @@ pub fn packet(random: &mut Random, from: IpAddr, to: IpAddr, what: What) -> Pack
     let source_port = 20_000 + random.below(20_000) as u16;
     let id = source_port.to_be_bytes();
     let transport = match what {
-        What::Tcp(port) => Transport::Tcp(source_port, port, flags::SYN, vec![]),
-        What::Udp(port) => Transport::Udp(source_port, port, b"hydra".to_vec()),
+        What::Tcp(port) => Transport::Tcp(source_port, port, flags::SYN, vec![0; 4]),
+        What::Udp(port) => Transport::Udp(source_port, port, b"datagram".to_vec()),
         What::Sctp(port) => Transport::Sctp(source_port, port, 1),
         What::Icmp(kind) | What::Icmpv6(kind) => Transport::Icmp(kind, 0, [id[0], id[1], 0, 1], vec![0; 16]),
         What::Other(number) => Transport::Raw(number, vec![0; 16]),
@@ -183,6 +183,14 @@ pub fn packet(random: &mut Random, from: IpAddr, to: IpAddr, what: What) -> Pack
             let harmless: [&[u8]; 3] = [&[1, 1, 1, 1], &[7, 7, 4, 0, 0, 0, 0], &[148, 4, 0, 0]];
             packet = packet.options(harmless[random.below(harmless.len())]);
         }
+    }
+    // The first piece of a datagram, or an IPv6 packet that says it is one and is all of it: judged like the whole.
+    if random.one_in(6) {
+        packet = if from.is_ipv6() {
+            packet.extension(Extension::Fragment(0, random.one_in(2), 77))
+        } else {
+            packet.fragment(0, true)
+        };
     }
     packet
 }

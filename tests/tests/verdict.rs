@@ -266,12 +266,12 @@ fn what_is_not_understood_is_denied() {
             &denied(Reason::Malformed, None),
         );
         b.expect(
-            "a first fragment",
+            "a first piece that is no multiple of 8 bytes",
             &b.sent("shop", &syn.clone().fragment(0, true)),
             &denied(Reason::Fragment, None),
         );
         b.expect(
-            "a later fragment",
+            "a later piece without a first one",
             &b.sent("shop", &syn.clone().fragment(100, false)),
             &denied(Reason::Fragment, None),
         );
@@ -335,11 +335,7 @@ fn what_is_not_understood_is_denied() {
             &with(&[Extension::Fragment(0, true, 9)]),
             &denied(Reason::Fragment, None),
         );
-        b.expect(
-            "an atomic IPv6 fragment",
-            &with(&[Extension::Fragment(0, false, 9)]),
-            &denied(Reason::Fragment, None),
-        );
+        b.expect("an atomic IPv6 fragment", &with(&[Extension::Fragment(0, false, 9)]), &fine);
         let long = vec![Extension::Destination(vec![]); 40];
         b.expect("a chain without end", &with(&long), &denied(Reason::HeaderChain, None));
         let beyond = Packet::new(
@@ -426,6 +422,72 @@ fn replies_pass_and_nothing_else_does() {
                 &denied(Reason::UnmatchedError, None),
             );
         }
+    });
+}
+
+#[test]
+fn tcp_opens_with_a_syn_and_goes_on_with_what_it_opened() {
+    Bench::run(|b| {
+        for family in [false, true] {
+            let (s, d) = (b.address("shop", family), b.address("api", family));
+            let tcp = |flags, data: &[u8]| {
+                let packet = Packet::new(s, d, Transport::Tcp(40_000, 8000, flags, data.to_vec()));
+                b.sent("shop", &packet)
+            };
+            let unknown = denied(Reason::NoConnection, None);
+            for first in [flags::ACK, flags::FIN | flags::ACK, flags::RST, flags::SYN | flags::ACK] {
+                b.expect(&format!("flags {first:#x} first"), &tcp(first, b"x"), &unknown);
+            }
+            for bogus in [0, flags::FIN, flags::FIN | flags::PSH | 32, flags::SYN | flags::FIN, 0x3f] {
+                b.expect(&format!("flags {bogus:#x}"), &tcp(bogus, b""), &denied(Reason::Malformed, None));
+            }
+            let open = [tcp(flags::SYN, b"")];
+            let reply = allowed(Reason::Reply, Some("shop-api"));
+            b.expect_after("an ACK after a SYN", &open, &tcp(flags::ACK, b""), &reply);
+            b.expect_after("a RST after a SYN", &open, &tcp(flags::RST, b""), &reply);
+            let again = allowed(Reason::Rule, Some("shop-api"));
+            b.expect_after("a SYN again", &open, &tcp(flags::SYN, b""), &again);
+            let denied_port = Packet::new(s, d, Transport::Tcp(40_000, 22, flags::ACK, vec![]));
+            let sent = b.sent("shop", &denied_port);
+            b.expect("the policy's reason comes first", &sent, &denied(Reason::NoRule, None));
+        }
+    });
+}
+
+#[test]
+fn pieces_of_a_datagram_follow_the_first() {
+    Bench::run(|b| {
+        for family in [false, true] {
+            let (s, d) = (b.address("shop", family), b.address("db", family));
+            let piece = |transport, offset, more| {
+                let packet = Packet::new(s, d, transport);
+                if family {
+                    packet.extension(Extension::Fragment(offset, more, 9))
+                } else {
+                    packet.fragment(offset, more)
+                }
+            };
+            let first = |port| {
+                let bytes = Packet::new(s, d, Transport::Udp(40_000, port, vec![0; 1000])).bytes();
+                let header = if family { 40 } else { 20 };
+                b.sent(
+                    "shop",
+                    &piece(Transport::Raw(protocol::UDP, bytes[header..header + 32].to_vec()), 0, true),
+                )
+            };
+            let later =
+                |offset| b.sent("shop", &piece(Transport::Raw(protocol::UDP, vec![7; 16]), offset, false));
+            let watched = audited(Reason::NoRule, Some("watched"));
+            b.expect("a first piece", &first(53), &watched);
+            b.expect_after("what follows it", &[first(53)], &later(4), &watched);
+            b.expect_after("far behind it", &[first(53)], &later(500), &watched);
+            b.expect_after("over it", &[first(53)], &later(3), &denied(Reason::Fragment, None));
+            b.expect_after("beyond the end", &[first(53)], &later(8191), &denied(Reason::Fragment, None));
+        }
+        // Nothing is left of the datagrams above: another identification has no first piece.
+        let (s, d) = (b.address("shop", false), b.address("db", false));
+        let tiny = Packet::new(s, d, Transport::Raw(protocol::TCP, vec![0; 8])).fragment(0, true);
+        b.expect("a first piece without its header", &b.sent("shop", &tiny), &denied(Reason::Fragment, None));
     });
 }
 

@@ -83,7 +83,12 @@ impl App {
 
 async fn status(State(app): State<Arc<App>>) -> Json<Status> {
     let state = app.state();
-    let read = app.tables(|r| Ok((r.flows()?.len() as u64, r.counters()?.gauge(Gauge::EventsLost)))).await;
+    let read = app
+        .tables(|r| {
+            let second = u32::try_from(r.clocks().0 / 1_000_000_000).unwrap_or(u32::MAX);
+            Ok((r.flows()?.len() as u64, r.counters()?.gauge(Gauge::EventsLost), second))
+        })
+        .await;
     let mut not_enforced: Vec<_> = state
         .not_enforced
         .iter()
@@ -93,9 +98,9 @@ async fn status(State(app): State<Arc<App>>) -> Json<Status> {
         let why = "none has been applied: nothing is managed";
         not_enforced.push(NotEnforcedRow { what: "policy".into(), why: why.into() });
     }
-    let (flows, events_lost) = read.unwrap_or_else(|refusal| {
+    let (flows, events_lost, second) = read.unwrap_or_else(|refusal| {
         not_enforced.push(NotEnforcedRow { what: "tables".into(), why: refusal.text().into() });
-        (0, 0)
+        (0, 0, u32::MAX)
     });
     let applied = state.applied.as_deref();
     Json(Status {
@@ -126,6 +131,7 @@ async fn status(State(app): State<Arc<App>>) -> Json<Status> {
         endpoints: state.endpoints.len() as u64,
         flows,
         flow_capacity: state.flow_capacity.into(),
+        pickup_seconds: state.pickup_until.saturating_sub(second),
         events_lost,
     })
 }

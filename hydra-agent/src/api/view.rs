@@ -9,7 +9,7 @@ use hydra_common::event::Event;
 use hydra_common::flow::{Flow, FlowKey, Path, Side};
 use hydra_common::id::{Container, Identity, Tier};
 use hydra_common::tables::DropKey;
-use hydra_common::track;
+use hydra_common::track::{State, tcp};
 use hydra_common::verdict::{Hook, Reason, Verdict};
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
@@ -231,26 +231,15 @@ fn via(flow: &Flow) -> &'static str {
     }
 }
 
-/// What the flags seen so far say.
+/// How far a flow has come; of one that ends, how.
 fn state(protocol: u8, flow: &Flow) -> &'static str {
-    const FIN: u8 = 1;
-    const RST: u8 = 4;
-    let flags = flow.flags;
-    let both = |bit: u8| flags[0] & bit != 0 && flags[1] & bit != 0;
-    let either = |bit: u8| (flags[0] | flags[1]) & bit != 0;
-    if protocol != 6 {
-        return if flags[0] != 0 && flags[1] != 0 { "established" } else { "half-open" };
-    }
-    if either(RST) {
-        "reset"
-    } else if both(FIN) {
-        "closed"
-    } else if either(FIN) {
-        "closing"
-    } else if track::State::of(flow, protocol) == track::State::Established {
-        "established"
-    } else {
-        "half-open"
+    let [a, b] = flow.flags;
+    match State::of(flow, protocol) {
+        State::New => "half-open",
+        State::Established => "established",
+        State::Closing if (a | b) & tcp::RST != 0 => "reset",
+        State::Closing if a & b & tcp::FIN != 0 => "closed",
+        State::Closing => "closing",
     }
 }
 

@@ -45,6 +45,9 @@ pub struct Status {
     pub flows: u64,
     /// Room for flows.
     pub flow_capacity: u64,
+    /// Seconds for which TCP connections from before are still taken up from their middle.
+    #[serde(default)]
+    pub pickup_seconds: u32,
     /// Events that the kernel could not hand over; the counters hold them all the same.
     pub events_lost: u64,
 }

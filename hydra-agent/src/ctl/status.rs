@@ -33,6 +33,10 @@ fn for_people(status: &Status) -> String {
     row("docker", docker(&status.docker));
     row("endpoints", status.endpoints.to_string());
     row("flows", format!("{} of {}", status.flows, status.flow_capacity));
+    if status.pickup_seconds > 0 {
+        let minutes = status.pickup_seconds.div_ceil(60);
+        row("pickup", format!("TCP connections from before are taken up, for {minutes} min more"));
+    }
     let mut hooks: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     for hook in &status.hooks {
         *hooks.entry((&hook.hook, &hook.mechanism)).or_default() += 1;

@@ -52,6 +52,8 @@ pub struct Held {
     pub generation: u32,
     /// The revision of the policy in force.
     pub revision: u32,
+    /// See [`hydra_common::tables::Head::pickup_until`].
+    pub pickup_until: u32,
     /// By address.
     pub endpoints: BTreeMap<Address, Endpoint>,
     /// By interface index.
@@ -69,6 +71,8 @@ pub struct SyncReport {
     pub generation: u32,
     /// Whether it is a new one: every live flow is decided again at its next packet.
     pub flipped: bool,
+    /// See [`hydra_common::tables::Head::pickup_until`].
+    pub pickup_until: u32,
     /// Rows of endpoints, interfaces and published ports written or removed.
     pub rows: usize,
     /// Hooks that were attached.
@@ -171,6 +175,7 @@ impl Datapath {
         }
         report.repaired.append(&mut self.damage);
         report.generation = self.held.generation;
+        report.pickup_until = self.held.pickup_until;
         let hooks = self.attacher.views().unwrap_or_default();
         self.seated = hooks.iter().map(|(at, view)| (*at, view.link_id)).collect();
         report.hooks = hooks.into_values().collect();
@@ -224,7 +229,14 @@ impl Datapath {
         }
         // Set until everything below is done.
         self.doubt = true;
-        let mut new = Bank::new(desired.revision, &desired.compiled, clocks());
+        let clocks = clocks();
+        let mut new = Bank::new(desired.revision, &desired.compiled, clocks);
+        let opens = self.held.generation == 0
+            || (desired.revision != self.held.revision
+                && tables::newly_protected(&self.held.links, &desired.links));
+        let second = u32::try_from(clocks.monotonic / 1_000_000_000).unwrap_or(u32::MAX);
+        let pickup_until = tables::pickup_until(self.held.pickup_until, opens, desired.pickup, second);
+        new.head.pickup_until = pickup_until;
         tables::check_room(&new, desired)?;
         let endpoints = tables::without_unattached(&desired.endpoints, attached);
         let bank = (self.held.generation & 1) as usize;
@@ -257,6 +269,7 @@ impl Datapath {
         if flip {
             self.store.flip(next)?;
             (self.held.generation, self.held.revision) = (next, desired.revision);
+            self.held.pickup_until = pickup_until;
             report.flipped = true;
         }
         // The new rows are in force. What follows only tidies up: a failure there is no failure to apply.
@@ -310,9 +323,11 @@ impl Datapath {
     /// Reads what the kernel holds.
     fn refresh(&mut self) -> Result<(), DatapathError> {
         let generation = self.store.generation()?;
+        let head = self.store.head(generation & 1)?;
         self.held = Held {
             generation,
-            revision: self.store.head(generation & 1)?.revision,
+            revision: head.revision,
+            pickup_until: head.pickup_until,
             endpoints: self.store.endpoints.all().map_err(table("read", "endpoints"))?.into_iter().collect(),
             links: self.store.links.all().map_err(table("read", "interfaces"))?.into_iter().collect(),
             published: self

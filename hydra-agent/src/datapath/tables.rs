@@ -7,9 +7,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use hydra_common::address::Address;
 use hydra_common::id::{Container, Identity, MAX_IDENTITIES};
 use hydra_common::tables::{
-    Cell, Decision, Endpoint, Head, IdentityRow, Interval, Link, MAX_DECISIONS, MAX_ENDPOINTS, MAX_INTERVALS,
-    MAX_LINKS, MAX_PREFIXES, MAX_PUBLISHED, MAX_RULE_SETS, PrefixData, PrefixRow, Publish, PublishKey,
-    RuleSet,
+    Cell, Decision, Endpoint, Head, IdentityRow, Interval, Link, LinkKind, MAX_DECISIONS, MAX_ENDPOINTS,
+    MAX_INTERVALS, MAX_LINKS, MAX_PREFIXES, MAX_PUBLISHED, MAX_RULE_SETS, PrefixData, PrefixRow, Publish,
+    PublishKey, RuleSet,
 };
 use ipnet::{IpNet, Ipv4Net};
 
@@ -143,7 +143,7 @@ impl Bank {
                 generation: 0,
                 revision,
                 flags: if compiled.audit { Head::AUDIT } else { 0 },
-                pickup_until: u32::MAX,
+                pickup_until: 0,
             },
             identities,
             cells,
@@ -161,7 +161,7 @@ impl Bank {
                 && a.until.abs_diff(b.until) <= CLOCK_SLACK
                 && Decision { until: 0, ..*a } == Decision { until: 0, ..*b }
         };
-        let head = |h: &Head| (h.revision, h.flags);
+        let head = |h: &Head| (h.revision, h.flags, h.pickup_until);
         head(&self.head) == head(&other.head)
             && self.identities == other.identities
             && self.cells == other.cells
@@ -342,6 +342,20 @@ pub fn reopened<K: Ord, R: Row>(held: &BTreeMap<K, R>, wanted: &BTreeMap<K, R::W
     })
 }
 
+/// Whether ports are protected now that were there before without protection: connections may live behind them that nobody saw
+/// open.
+pub fn newly_protected(held: &BTreeMap<u32, Link>, wanted: &BTreeMap<u32, desired::Link>) -> bool {
+    wanted.iter().any(|(index, link)| {
+        link.kind == LinkKind::Port && held.get(index).is_some_and(|row| row.kind != LinkKind::Port as u8)
+    })
+}
+
+/// [`Head::pickup_until`]: `lasts` seconds from `now` where the window opens, else what was held, but no longer than that.
+pub const fn pickup_until(held: u32, opens: bool, lasts: u32, now: u32) -> u32 {
+    let end = if lasts == 0 { 0 } else { now.saturating_add(lasts) };
+    if opens || (held > now && held > end) { end } else { held }
+}
+
 /// Whether an address appears that was the outside's, an open network's or a block's before: flows to it may have been judged so.
 pub fn claimed(
     held: &BTreeMap<Address, Endpoint>,
@@ -516,7 +530,7 @@ mod tests {
             identity: Identity::UNKNOWN,
             container: Container::NONE,
             bridge: 3,
-            kind: hydra_common::tables::LinkKind::Port,
+            kind: LinkKind::Port,
             flags: 0,
             mac: hydra_common::address::Mac::ZERO,
             gateway_mac: hydra_common::address::Mac::ZERO,
@@ -524,7 +538,7 @@ mod tests {
         let before = BTreeMap::from([(9u32, Link::make(&closed, [Identity::UNKNOWN; 2]))]);
         let known = desired::Link { identity: Identity(4), container: Container(7), ..closed };
         assert!(!reopened(&before, &BTreeMap::from([(9, known)]), OLD));
-        let other_kind = desired::Link { kind: hydra_common::tables::LinkKind::Uplink, ..closed };
+        let other_kind = desired::Link { kind: LinkKind::Uplink, ..closed };
         assert!(reopened(&before, &BTreeMap::from([(9, other_kind)]), OLD));
     }
 
@@ -620,6 +634,34 @@ mod tests {
         assert_eq!(clocks.second(990), 90);
         assert_eq!(clocks.second(0), 1, "long past, and not `never`");
         assert_eq!(clocks.second(i64::MAX / 2), u32::MAX);
+    }
+
+    #[test]
+    fn connections_are_taken_up_for_a_time_and_only_when_something_becomes_protected() {
+        // Opened, kept by later passes, and over.
+        assert_eq!(pickup_until(0, true, 3600, 100), 3700);
+        assert_eq!(pickup_until(3700, false, 3600, 200), 3700);
+        assert_eq!(pickup_until(3700, false, 3600, 9000), 3700);
+        // A shorter setting holds at once, a longer one when the window opens next.
+        assert_eq!(pickup_until(3700, false, 60, 200), 260);
+        assert_eq!(pickup_until(3700, false, 0, 200), 0);
+        assert_eq!(pickup_until(3700, false, 7200, 200), 3700);
+        assert_eq!(pickup_until(3700, true, 0, 200), 0);
+        let link = |kind| desired::Link {
+            identity: Identity(4),
+            container: Container(7),
+            bridge: 1,
+            kind,
+            flags: 0,
+            mac: hydra_common::address::Mac::ZERO,
+            gateway_mac: hydra_common::address::Mac::ZERO,
+        };
+        let held = |kind| BTreeMap::from([(9u32, Link::make(&link(kind), [Identity(4); 2]))]);
+        let wanted = BTreeMap::from([(9, link(LinkKind::Port))]);
+        assert!(newly_protected(&held(LinkKind::Unmanaged), &wanted));
+        assert!(!newly_protected(&held(LinkKind::Port), &wanted));
+        assert!(!newly_protected(&BTreeMap::new(), &wanted), "it was not there before");
+        assert!(!newly_protected(&held(LinkKind::Port), &BTreeMap::from([(9, link(LinkKind::Unmanaged))])));
     }
 
     #[test]

@@ -82,9 +82,7 @@ impl Datapath {
             Err(e) => wrong.push(format!("the rows of interfaces could not be read: {e}")),
         }
         match self.store.published.all() {
-            Ok(rows)
-                if rows.iter().copied().collect::<BTreeMap<_, _>>()
-                    == self.held.published => {}
+            Ok(rows) if rows.iter().copied().collect::<BTreeMap<_, _>>() == self.held.published => {}
             Ok(_) => wrong.push("the rows of published ports were changed by somebody else".to_owned()),
             Err(e) => wrong.push(format!("the rows of published ports could not be read: {e}")),
         }

@@ -7,8 +7,8 @@ use hydra_common::address::Address;
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::id::Identity;
 use hydra_common::tables::{
-    Cell, Decision, Endpoint, Head, IdentityRow, Interval, Link, PrefixRow, Publish, PublishKey, RuleSet,
-    Tables,
+    Cell, Decision, Endpoint, Fragment, FragmentKey, Head, IdentityRow, Interval, Link, PrefixRow, Publish,
+    PublishKey, RuleSet, Tables,
 };
 use ipnet::IpNet;
 
@@ -105,6 +105,9 @@ impl Tables for PolicyTables<'_> {
         self.decisions.get(index as usize)
     }
     fn flow(&self, _: &FlowKey) -> Option<NoFlow<'_>> {
+        None
+    }
+    fn fragment(&self, _: &FragmentKey) -> Option<&Fragment> {
         None
     }
 }

@@ -64,6 +64,7 @@ pub(super) struct Agent {
     hooks: Vec<HookView>,
     generation: u32,
     flow_capacity: u32,
+    pickup_until: u32,
     /// What the last pass could not do.
     failed: Vec<NotEnforced>,
     damage: Damage,
@@ -97,6 +98,7 @@ impl Agent {
             hooks: Vec::new(),
             generation: 0,
             flow_capacity,
+            pickup_until: 0,
             failed: Vec::new(),
             damage: Damage::default(),
             warned: BTreeSet::new(),
@@ -160,7 +162,7 @@ impl Agent {
             &self.snapshot,
             &self.settings.uplinks,
         );
-        let desired = Arc::new(desired);
+        let desired = Arc::new(Desired { pickup: self.settings.pickup.0, ..desired });
         let report = self.kernel.sync(desired.clone()).await?;
         self.placement = placement;
         self.desired = Some(desired);
@@ -179,6 +181,7 @@ impl Agent {
         let SyncReport {
             generation,
             flipped,
+            pickup_until,
             rows,
             attached,
             covered,
@@ -196,7 +199,7 @@ impl Agent {
             let (attached, detached, mended) = (attached.len(), detached.len(), mended.len());
             tracing::info!(generation, flipped, rows, attached, detached, mended, "the kernel is up to date");
         }
-        (self.generation, self.hooks) = (generation, hooks);
+        (self.generation, self.hooks, self.pickup_until) = (generation, hooks, pickup_until);
         self.failed.extend(not_enforced);
     }
 
@@ -234,6 +237,7 @@ impl Agent {
             warnings: self.placement.warnings.clone(),
             history: self.state.history().to_vec(),
             flow_capacity: self.flow_capacity,
+            pickup_until: self.pickup_until,
             attach_seconds: self.times.seconds(),
             repairs: self.damage.repairs(),
         };

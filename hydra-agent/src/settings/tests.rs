@@ -26,6 +26,7 @@ fn defaults_are_the_documented_ones() {
     assert!(s.routes);
     assert_eq!(s.attach, Attach::Auto);
     assert!(!s.labels, "a container must not choose its own rights");
+    assert_eq!(s.pickup, Pickup(3600));
     assert_eq!(s.log, "info");
 }
 
@@ -49,11 +50,15 @@ fn the_example_file_holds_the_defaults() {
         attach,
         uplinks,
         labels,
+        pickup,
         log,
     } = example;
     assert!(policy.is_some() && docker.is_some() && state_dir.is_some() && run_dir.is_some());
     assert!(bpffs.is_some() && listen.is_some() && netns_dir.is_some() && routes.is_some());
-    assert!(attach.is_some() && uplinks.is_some() && labels.is_some() && log.is_some(), "every key is shown");
+    assert!(
+        attach.is_some() && uplinks.is_some() && labels.is_some() && pickup.is_some() && log.is_some(),
+        "every key is shown"
+    );
 }
 
 #[test]
@@ -69,14 +74,26 @@ fn a_flag_stands_above_the_file() {
 #[test]
 fn every_key_of_the_file_is_read() {
     let text = "policy: /p\ndocker: none\nstate-dir: /s\nrun-dir: /r\nbpffs: /b\nlisten: '[::1]:1'\n\
-        netns-dir: /n\nroutes: false\nattach: clsact\nuplinks: [eth0, wg0]\nlabels: true\nlog: debug\n";
+        netns-dir: /n\nroutes: false\nattach: clsact\nuplinks: [eth0, wg0]\nlabels: true\npickup: 0\nlog: debug\n";
     let s = Settings::merge(Flags::default(), file(text).unwrap()).unwrap();
     assert_eq!(s.policy, PolicyFile { path: "/p".into(), named: true });
     assert_eq!(s.docker, Docker::None);
     assert_eq!(s.listen, Some("[::1]:1".parse().unwrap()));
     assert_eq!((s.routes, s.labels, s.attach), (false, true, Attach::Clsact));
     assert_eq!(s.uplinks, Uplinks::Named(["eth0".into(), "wg0".into()].into()));
-    assert_eq!(s.log, "debug");
+    assert_eq!((s.pickup, s.log.as_str()), (Pickup(0), "debug"));
+}
+
+#[test]
+fn a_duration_has_its_unit() {
+    for (text, seconds) in
+        [("0", 0), ("0s", 0), ("90s", 90), ("30m", 1800), ("2h", 7200), ("365d", 31_536_000)]
+    {
+        assert_eq!(text.parse(), Ok(Pickup(seconds)), "{text}");
+    }
+    for text in ["", "1", "h", "-1h", "1.5h", "1h30m", "1w", "366d", "99999999999s", " 1h"] {
+        assert!(text.parse::<Pickup>().is_err(), "{text}");
+    }
 }
 
 #[test]
@@ -93,6 +110,7 @@ fn unknown_and_doubled_keys_and_wrong_values_are_refused_with_their_place() {
         ("uplinks: { eth0: true }\n", "agent.yaml:1:10", "`auto`, `none` or a list of names of interfaces"),
         ("uplink: auto\n", "agent.yaml:1:1", "uplink"),
         ("attach: xdp\n", "agent.yaml:1:9", "`auto`, `tcx` or `clsact`"),
+        ("pickup: 60\n", "agent.yaml:1:9", "as in `30m`"),
     ] {
         let error = file(text).unwrap_err();
         assert!(error.contains(place) && error.contains(what), "{text:?}: {error}");

@@ -132,7 +132,7 @@ pub fn named<T: Tables>(
         Kind::DhcpClient => (Reason::Dhcp, Reason::SpoofedAddress),
         // A container is nobody's DHCP server, and nobody's answer comes through a router: judged like any packet.
         Kind::DhcpServer if matches!(out.sender, Sender::Host) => (Reason::Dhcp, Reason::SpoofedAddress),
-        Kind::DhcpServer | Kind::Ip | Kind::IcmpError | Kind::Unknown => return Ok(false),
+        Kind::DhcpServer | Kind::Ip | Kind::Piece | Kind::IcmpError | Kind::Unknown => return Ok(false),
     };
     let claims = !matches!(packet.kind, Kind::Router | Kind::DhcpServer);
     if claims && !claims_truly(tables, packet, at, out, link) {

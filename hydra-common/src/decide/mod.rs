@@ -7,8 +7,10 @@
 //! memory is one state to the verifier, where registers would be many.
 
 mod ends;
+pub mod fragment;
 mod outcome;
 mod published;
+mod related;
 mod ruling;
 
 pub use outcome::{Hop, Outcome, Step, Way};
@@ -17,7 +19,7 @@ pub use ruling::{Ruling, ruling};
 use self::ends::Sender;
 use crate::flow::{Flow, Path, Side};
 use crate::id::Identity;
-use crate::names::{MARK_CHECKED, MARK_MASK};
+use crate::names::{MARK_CHECKED, MARK_MASK, carrier};
 use crate::packet::{Kind, Packet};
 use crate::tables::{Endpoint, Head, IdentityRow, Link, Tables};
 use crate::track::{self, protocol, tcp};
@@ -45,12 +47,12 @@ impl At {
     }
 }
 
-/// Judges one frame. `parsed` is what [`Packet::parse`] said of it. Returns the live flow that [`Step::Count`] and [`Step::Renew`]
-/// are about.
+/// Judges one frame. `parsed` is what [`Packet::parse`] said of it; a later piece of a datagram gets its ports here. Returns the live
+/// flow that [`Step::Count`], [`Step::Renew`] and [`Step::End`] are about.
 #[inline(always)]
 pub fn decide<'t, T: Tables>(
     tables: &'t T,
-    packet: &Packet,
+    packet: &mut Packet,
     parsed: Result<(), Reason>,
     at: &At,
     out: &mut Outcome,
@@ -70,6 +72,9 @@ pub fn decide<'t, T: Tables>(
         return None;
     }
     out.revision = head.revision;
+    out.audit = head.flags & Head::AUDIT != 0;
+    // What passes anyway is known when enforcing begins.
+    out.pickup = out.audit || at.seconds() < head.pickup_until;
     let live = match enter(tables, packet, parsed, at, out) {
         Ok(live) => live,
         Err(reason) => {
@@ -83,7 +88,7 @@ pub fn decide<'t, T: Tables>(
         }
     };
     // The one place where the mode of the whole policy is applied.
-    if matches!(out.verdict, Verdict::Denied) && head.flags & Head::AUDIT != 0 {
+    if matches!(out.verdict, Verdict::Denied) && out.audit {
         out.verdict = Verdict::Audited;
     }
     live
@@ -93,7 +98,7 @@ pub fn decide<'t, T: Tables>(
 #[inline(always)]
 fn enter<'t, T: Tables>(
     tables: &'t T,
-    packet: &Packet,
+    packet: &mut Packet,
     parsed: Result<(), Reason>,
     at: &At,
     out: &mut Outcome,
@@ -115,8 +120,13 @@ fn enter<'t, T: Tables>(
     parsed?;
     match packet.kind {
         Kind::Ip => {}
+        Kind::Piece => {
+            if !fragment::resolve(tables, packet, at, out)? {
+                return Ok(None);
+            }
+        }
         Kind::IcmpError => {
-            related(tables, packet, at, out, link)?;
+            related::related(tables, packet, at, out, link)?;
             return Ok(None);
         }
         Kind::Arp
@@ -164,10 +174,8 @@ fn established(packet: &Packet, at: &At, out: &mut Outcome, flow: &Flow) -> bool
     if !fresh || !ends::same(flow, side, out) {
         return false;
     }
-    // A new conversation between the same ports: the other end opens, or this one opens again after either has ended it.
-    if opens(packet)
-        && (flow.opener != side as u8 || (flow.flags[0] | flow.flags[1]) & (tcp::FIN | tcp::RST) != 0)
-    {
+    // Whoever opens is judged by what holds now: the other end, the same one again between the same ports, a SYN sent again.
+    if opens(packet) {
         return false;
     }
     out.verdict = Verdict::from_row(flow.verdict);
@@ -233,13 +241,17 @@ fn open<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome, live
     if let Some(flow) = live {
         let opener = Side::from_row(flow.opener);
         let reply = opener as u8 != side as u8;
+        let other = side.other().index();
         if !ends::same(flow, side, out) {
-            // Somebody else with the same addresses: judged by his own right, and not on that entry. But a port that NAT has given
-            // to another conversation is that one's now.
-            if matches!(out.sender, Sender::Carried) {
+            // Somebody else with the same addresses: judged by his own right, and not on that entry, which is his once it is old. But a
+            // port that NAT has given to another conversation is that one's now.
+            if flow.generation != out.generation || matches!(out.sender, Sender::Carried) {
                 out.step = Step::Create;
             }
-        } else if opens(packet) && track::State::of(flow, packet.protocol) == track::State::Closing {
+        } else if opens(packet)
+            && (track::State::of(flow, packet.protocol) == track::State::Closing
+                || (!reply && flow.containers[other] != out.destination_container))
+        {
             out.step = Step::Create;
         } else {
             out.step = Step::Renew;
@@ -256,10 +268,18 @@ fn open<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome, live
     } else if !packet.is_group() && !packet.icmp_reply {
         out.step = Step::Create;
     }
-    let said = ruling(tables, out.bank(), out.source, out.destination, selector, at.seconds());
-    out.take(said);
+    judge(tables, out, selector, at);
     if packet.is_group() && matches!(at.hook, Hook::BridgeIn) {
         published::strictest(tables, packet, at, out);
+    }
+    if matches!((out.verdict, out.step), (Verdict::Denied, Step::Renew)) {
+        refused(tables, packet, at, out);
+    }
+    if matches!(out.verdict, Verdict::Allowed) && !known(packet, at, out) {
+        out.verdict = Verdict::Denied;
+        out.reason = Reason::NoConnection;
+        out.rule = 0;
+        out.step = Step::Nothing;
     }
     if matches!(out.step, Step::Create) {
         ends::answerer(tables, out);
@@ -271,47 +291,51 @@ fn open<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome, live
     }
 }
 
-/// An ICMP error passes with the flow that it is about, to the end that the quoted packet came from: from the flow's other end, or
-/// from a router on the way, which no container is.
+/// What the tables say of the outcome's ends.
+#[inline(always)]
+fn judge<T: Tables>(tables: &T, out: &mut Outcome, selector: u32, at: &At) {
+    let said = ruling(tables, out.bank(), out.source, out.destination, selector, at.seconds());
+    out.take(said);
+}
+
+/// A flow that the tables no longer allow its opener. Without connections its other end may open one by its own right; of TCP the
+/// entry stays while packets from the middle of a connection may make one, or the other end would take it over.
 #[inline(never)]
-fn related<T: Tables>(
-    tables: &T,
-    packet: &Packet,
-    at: &At,
-    out: &mut Outcome,
-    link: Option<&Link>,
-) -> Result<(), Reason> {
+fn refused<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome) {
     let side = packet.side();
-    let live = tables.flow(&packet.key);
-    let end = packet.source == packet.key.address(side.other());
-    out.answers = end && live.is_some();
-    ends::source(tables, packet, out, link)?;
-    if packet.is_group() {
-        return Err(Reason::UnmatchedError);
+    let tcp = packet.protocol == protocol::TCP;
+    let stays = out.audit || (tcp && out.pickup);
+    if !stays {
+        out.step = Step::End;
     }
-    if matches!(at.hook, Hook::BridgeOut) && left_to_port(tables, packet, false) {
-        out.not_judged(Way::Leave);
-        return Ok(());
+    // Of a published port's flow the ends are not who the addresses say.
+    let led = out.marks & (Flow::PUBLISHED | Flow::CARRIED) != 0;
+    if tcp || packet.icmp_reply || led || out.opener as u8 == side as u8 {
+        return;
     }
-    let Some(flow) = live else { return Err(Reason::UnmatchedError) };
-    if flow.generation != out.generation || track::expired(&flow, packet.key.protocol, at.now) {
-        return Err(Reason::UnmatchedError);
+    let (source, destination) = (out.destination, out.source);
+    let own = ruling(tables, out.bank(), source, destination, packet.selector(), at.seconds());
+    if matches!(own.verdict, Verdict::Denied) {
+        return;
     }
-    let meddles = match out.sender {
-        Sender::Port => flow.containers[side.other().index()] != out.source_container,
-        Sender::Unmanaged => !end,
-        Sender::Host | Sender::Outside | Sender::Carried => false,
-    };
-    if meddles {
-        return Err(Reason::UnmatchedError);
-    }
-    out.destination = if flow.opener == side as u8 { flow.source } else { flow.destination };
-    out.destination_container = flow.containers[side.index()];
-    out.verdict = Verdict::Allowed;
-    out.reason = Reason::Related;
-    // A router on the way is no end of the flow: its errors take the stack.
-    out.path = if flow.path == Path::Peer as u8 { path(tables, packet) } else { Path::Stack };
-    way(tables, packet, at, out, link)
+    (out.source, out.destination) = (source, destination);
+    out.opener = side;
+    out.marks = 0;
+    out.path = Path::Stack;
+    out.step = Step::Create;
+    out.take(own);
+}
+
+/// Whether a packet opens, or belongs to a connection that did: of TCP only a SYN opens (line 2). What is for a group or stays on its
+/// link has no entries.
+#[inline(always)]
+fn known(packet: &Packet, at: &At, out: &Outcome) -> bool {
+    packet.protocol != protocol::TCP
+        || opens(packet)
+        || matches!(out.step, Step::Count | Step::Renew)
+        || out.pickup
+        || packet.is_group()
+        || carrier(at.mark).is_some()
 }
 
 /// A packet that opens a TCP connection.
@@ -401,7 +425,10 @@ pub fn entry(packet: &Packet, out: &Outcome, traffic: u32, now: u64, flow: &mut 
     };
     flow.containers[side.index()] = out.source_container;
     flow.containers[side.other().index()] = out.destination_container;
-    flow.flags[side.index()] = track::mark(packet.protocol, packet.tcp_flags);
+    let stand = track::begin(packet);
+    flow.flags[side.index()] = stand.flags;
+    flow.next[side.index()] = stand.next;
+    flow.acked[side.index()] = stand.acked;
     flow.ends[side.index()] = out.near() as u8;
     flow.ends[side.other().index()] = out.beyond as u8;
 }

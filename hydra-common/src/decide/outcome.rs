@@ -20,6 +20,8 @@ pub enum Step {
     Renew,
     /// Write a new entry.
     Create,
+    /// Take the live entry away: nobody may use it any more. Comes with a denial.
+    End,
 }
 
 /// How a packet that passes goes on.
@@ -97,6 +99,10 @@ pub struct Outcome {
     pub(super) sender: Sender,
     /// A live flow has called the packet's source.
     pub(super) answers: bool,
+    /// A packet from the middle of a connection makes an entry.
+    pub(super) pickup: bool,
+    /// [`crate::tables::Head::AUDIT`].
+    pub(super) audit: bool,
 }
 
 impl Outcome {
@@ -123,6 +129,8 @@ impl Outcome {
         beyond: Far::Unset,
         sender: Sender::Outside,
         answers: false,
+        pickup: false,
+        audit: false,
     };
 
     /// Which of the two banks decided.

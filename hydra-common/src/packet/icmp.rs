@@ -7,6 +7,8 @@ use crate::verdict::Reason;
 
 /// Neighbour discovery options that are walked.
 const MAX_ND_OPTIONS: usize = 3;
+/// Extension headers of a quoted packet that are walked.
+const MAX_QUOTED: usize = 3;
 
 impl Packet {
     #[inline(never)]
@@ -95,7 +97,7 @@ impl Packet {
             self.key.a = Address::v6(h.part::<8, 16>());
             self.key.b = Address::v6(h.part::<24, 16>());
             self.key.protocol = h.0[6];
-            at + 40
+            self.quoted_chain(bytes, at + 40)?
         };
         match self.key.protocol {
             protocol::TCP | protocol::UDP | protocol::SCTP => {
@@ -112,6 +114,25 @@ impl Packet {
             _ => {}
         }
         if self.key.a == self.destination { Ok(()) } else { Err(Reason::UnmatchedError) }
+    }
+
+    /// Where the transport header of a quoted IPv6 packet begins.
+    #[inline(always)]
+    fn quoted_chain<B: Bytes>(&mut self, bytes: &B, mut here: usize) -> Result<usize, Reason> {
+        for _ in 0..MAX_QUOTED {
+            let kind = self.key.protocol;
+            if !matches!(kind, 0 | 43 | 44 | 60) {
+                break;
+            }
+            let h = load_within::<8, B>(bytes, here, self.end as usize)?;
+            // Whose port a later piece was for it does not say.
+            if kind == 44 && h.number::<2>() & 0xfff8 != 0 {
+                return Err(Reason::UnmatchedError);
+            }
+            self.key.protocol = h.0[0];
+            here += if kind == 44 { 8 } else { (usize::from(h.0[1]) + 1) * 8 };
+        }
+        Ok(here)
     }
 }
 

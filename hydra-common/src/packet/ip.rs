@@ -1,6 +1,6 @@
 //! IPv4 with its options, IPv6 with its extension headers.
 
-use super::{Bytes, Chunk, Packet};
+use super::{Bytes, Chunk, Packet, Piece};
 use crate::address::Address;
 use crate::verdict::Reason;
 
@@ -29,8 +29,26 @@ impl Packet {
             self.ipv4_options(bytes)?;
         }
         // More fragments, or an offset.
-        let piece = h.number::<6>() & 0x3fff;
-        if piece == 0 { Ok(()) } else { Err(Reason::Fragment) }
+        let field = h.number::<6>();
+        let (at, more) = (field << 3, field & 0x2000 != 0);
+        if at == 0 && !more {
+            return Ok(());
+        }
+        self.piece(u32::from(h.number::<4>()), at, more)
+    }
+
+    /// Notes which part of which datagram follows the headers so far. `at` in bytes.
+    #[inline(always)]
+    fn piece(&mut self, id: u32, at: u16, more: bool) -> Result<(), Reason> {
+        let length = self.end - u32::from(self.transport);
+        self.piece = if at == 0 { Piece::First } else { Piece::Later };
+        self.piece_id = id;
+        self.piece_at = u32::from(at);
+        self.piece_end = self.piece_at + length;
+        // Pieces that others follow are multiples of 8 bytes: what a receiver cuts off (Linux, `ip_frag_queue`) would be room for
+        // another one.
+        let odd = more && length & 7 != 0;
+        if odd || length == 0 || self.piece_end > 65_535 { Err(Reason::Fragment) } else { Ok(()) }
     }
 
     /// Takes the packet's length from its header, or from the frame where a super-packet's does not fit there and says `jumbo`.
@@ -94,12 +112,31 @@ impl Packet {
     /// Walks the extension headers (RFC 8200, 4).
     #[inline(never)]
     fn ipv6_chain<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
+        let mut fragment = false;
         for n in 0..MAX_HEADERS {
             let here = usize::from(self.transport);
             let length = match self.protocol {
                 // Hop-by-hop options come first or not at all (RFC 8200, 4.1).
                 0 if n > 0 => return Err(Reason::HeaderChain),
-                44 => return Err(Reason::Fragment),
+                44 if fragment => return Err(Reason::Fragment),
+                44 => {
+                    let h = bytes.load::<8>(here).ok_or(Reason::Malformed)?;
+                    let field = h.number::<2>();
+                    fragment = true;
+                    self.protocol = h.0[0];
+                    self.transport = (here + 8) as u16;
+                    if u32::from(self.transport) > self.end {
+                        return Err(Reason::Malformed);
+                    }
+                    // Without an offset and without more to come it is a whole packet (RFC 6946).
+                    if field & 0xfff9 != 0 {
+                        self.piece(h.long::<4>(), field & 0xfff8, field & 1 != 0)?;
+                    }
+                    if matches!(self.piece, Piece::Later) {
+                        return Ok(());
+                    }
+                    continue;
+                }
                 kind @ (0 | 43 | 51 | 60) => {
                     let Chunk([next, units, routing, left]) =
                         bytes.load::<4>(here).ok_or(Reason::Malformed)?;

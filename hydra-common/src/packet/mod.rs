@@ -1,14 +1,16 @@
 //! From the bytes of a frame to what the verdict needs to know of it. Bounded walks over VLAN tags, IPv4 options and IPv6
 //! extension headers; what is cut short, contradicts itself or is not understood is a [`Reason`], never a guess.
 //!
-//! Fragments (RFC 791, RFC 8200 4.5) are refused whole, first ones included: a port rule cannot be held against the others.
+//! Of a fragmented datagram (RFC 791, RFC 8200 4.5) the first piece is read like a whole packet; what the later ones belong to is
+//! found by [`crate::decide`].
 
 mod icmp;
 mod ip;
 
 use crate::address::{Address, Mac};
 use crate::flow::{FlowKey, Side};
-use crate::track::protocol;
+use crate::tables::Fragment;
+use crate::track::{protocol, tcp};
 use crate::verdict::Reason;
 
 /// VLAN tags that are walked.
@@ -46,6 +48,12 @@ impl<const N: usize> Chunk<N> {
     fn number<const AT: usize>(&self) -> u16 {
         u16::from_be_bytes(self.part::<AT, 2>())
     }
+
+    /// Four of the bytes as a number in network order.
+    #[inline(always)]
+    fn long<const AT: usize>(&self) -> u32 {
+        u32::from_be_bytes(self.part::<AT, 4>())
+    }
 }
 
 /// What a frame is, beside its addresses.
@@ -71,6 +79,21 @@ pub enum Kind {
     DhcpServer,
     /// An ICMP error; `key` and `side` are those of the packet that it is about.
     IcmpError,
+    /// A later piece of a datagram: its ports are in the first one.
+    Piece,
+}
+
+/// What part of a datagram a packet holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Piece {
+    /// All of it.
+    #[default]
+    Whole,
+    /// Its begin, with the transport header.
+    First,
+    /// What comes after.
+    Later,
 }
 
 /// A frame, understood.
@@ -103,6 +126,18 @@ pub struct Packet {
     pub icmp_reply: bool,
     /// TCP flags.
     pub tcp_flags: u8,
+    /// TCP sequence number.
+    pub sequence: u32,
+    /// TCP acknowledgment number.
+    pub acknowledgment: u32,
+    /// What part of a datagram it holds.
+    pub piece: Piece,
+    /// Of a piece: the datagram's identification.
+    pub piece_id: u32,
+    /// Of a piece: where it begins in the datagram, in bytes behind the headers that every piece has.
+    pub piece_at: u32,
+    /// Of a piece: where it ends, likewise.
+    pub piece_end: u32,
     /// Offset of the IP header.
     pub network: u16,
     /// Offset of what follows it and its extension headers.
@@ -172,12 +207,17 @@ impl Packet {
     #[inline(always)]
     fn network_header<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
         match self.ethertype {
-            0x0800 => self.ipv4(bytes)?,
-            0x86dd => self.ipv6(bytes)?,
+            0x0800 => self.ipv4(bytes),
+            0x86dd => self.ipv6(bytes),
             0x0806 => return self.arp(bytes),
             _ => return Err(Reason::EtherType),
         }
-        self.transport_header(bytes)
+        .and_then(|()| self.transport_header(bytes))
+        .map_err(|reason| match (reason, self.piece) {
+            // All headers are in the first piece (RFC 7112; RFC 1858, 3, for IPv4).
+            (Reason::Malformed, Piece::First) => Reason::Fragment,
+            (reason, _) => reason,
+        })
     }
 
     #[inline(never)]
@@ -199,9 +239,15 @@ impl Packet {
 
     #[inline(never)]
     fn transport_header<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
-        self.kind = Kind::Ip;
         let (at, end) = (usize::from(self.transport), self.end as usize);
+        if matches!(self.piece, Piece::Later) {
+            self.kind = Kind::Piece;
+            self.payload = self.transport;
+            return Ok(());
+        }
+        self.kind = Kind::Ip;
         let v4 = self.ethertype == 0x0800;
+        let whole = matches!(self.piece, Piece::Whole);
         let mut header = 0;
         match self.protocol {
             protocol::TCP => {
@@ -212,17 +258,24 @@ impl Packet {
                 }
                 self.ports(&h);
                 self.tcp_flags = h.0[13];
+                self.sequence = h.long::<4>();
+                self.acknowledgment = h.long::<8>();
+                if !tcp::sensible(self.tcp_flags) {
+                    return Err(Reason::Malformed);
+                }
             }
             protocol::UDP => {
                 let h = load_within::<8, B>(bytes, at, end)?;
                 let length = usize::from(h.number::<4>());
                 // 0 in a jumbogram (RFC 2675, 4).
-                if length != 0 && (length < 8 || at + length > end) {
+                if length != 0 && (length < 8 || (whole && at + length > end)) {
                     return Err(Reason::Malformed);
                 }
                 header = 8;
                 self.ports(&h);
-                self.dhcp();
+                if whole {
+                    self.dhcp();
+                }
             }
             protocol::SCTP => {
                 let h = load_within::<12, B>(bytes, at, end)?;
@@ -235,6 +288,10 @@ impl Packet {
                 }
                 header = 8;
                 self.icmp(bytes)?;
+                // Nothing that an error quotes and no neighbour discovery (RFC 6980) needs more than one packet.
+                if !whole && !matches!(self.kind, Kind::Ip) {
+                    return Err(Reason::Fragment);
+                }
                 if matches!(self.kind, Kind::IcmpError) {
                     return Ok(());
                 }
@@ -242,12 +299,31 @@ impl Packet {
             _ => {}
         }
         self.payload = (at + header) as u16;
+        self.fill_key();
+        Ok(())
+    }
+
+    /// The key of what the packet says of itself, not yet canonical.
+    #[inline(always)]
+    fn fill_key(&mut self) {
         self.key.a = self.source;
         self.key.b = self.destination;
         self.key.port_a = self.source_port.to_be_bytes();
         self.key.port_b = self.destination_port.to_be_bytes();
         self.key.protocol = self.protocol;
-        Ok(())
+    }
+
+    /// Gives a later piece what the first one says of both.
+    #[inline(always)]
+    pub(crate) fn complete(&mut self, first: &Fragment) {
+        self.kind = Kind::Ip;
+        self.protocol = first.protocol;
+        self.source_port = first.source_port;
+        self.destination_port = first.destination_port;
+        self.icmp_type = first.icmp_type;
+        self.icmp_reply = first.icmp_reply != 0;
+        self.fill_key();
+        self.sender = self.key.canonical() as u8;
     }
 
     #[inline(always)]

@@ -22,7 +22,7 @@ pub const NOW: u64 = 1_000_000_000_000;
 pub const APP: Identity = Identity(4);
 pub const DB: Identity = Identity(5);
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Plain {
     pub generation: u32,
     pub heads: [Head; 2],
@@ -36,6 +36,7 @@ pub struct Plain {
     pub decisions: Vec<Decision>,
     pub published: HashMap<PublishKey, Publish>,
     pub flows: HashMap<FlowKey, Flow>,
+    pub fragments: HashMap<FragmentKey, Fragment>,
 }
 
 impl Tables for Plain {
@@ -81,6 +82,9 @@ impl Tables for Plain {
     }
     fn flow(&self, key: &FlowKey) -> Option<&Flow> {
         self.flows.get(key)
+    }
+    fn fragment(&self, key: &FragmentKey) -> Option<&Fragment> {
+        self.fragments.get(key)
     }
 }
 
@@ -216,9 +220,25 @@ pub fn network(from: &str, to: &str, protocol: u8, payload: &[u8]) -> Vec<u8> {
     }
 }
 
+/// TCP: the SYN has the number 0, what comes after it 1.
 pub fn tcp(source: u16, destination: u16, flags: u8) -> Vec<u8> {
+    use hydra_common::track::tcp::{ACK, SYN};
+    let (sequence, acknowledgment) = (u32::from(flags & SYN == 0), u32::from(flags & ACK != 0));
+    segment(source, destination, flags, sequence, acknowledgment, 0)
+}
+
+/// TCP with its numbers and this many bytes of data.
+pub fn segment(
+    source: u16,
+    destination: u16,
+    flags: u8,
+    sequence: u32,
+    acknowledgment: u32,
+    data: usize,
+) -> Vec<u8> {
     let (s, d) = (source.to_be_bytes(), destination.to_be_bytes());
-    [&s[..], &d[..], &[0; 8], &[0x50, flags, 0, 0, 0, 0, 0, 0]].concat()
+    let (n, a) = (sequence.to_be_bytes(), acknowledgment.to_be_bytes());
+    [&s[..], &d[..], &n, &a, &[0x50, flags, 0, 0, 0, 0, 0, 0], &vec![0; data]].concat()
 }
 
 pub fn udp(source: u16, destination: u16) -> Vec<u8> {
@@ -244,43 +264,44 @@ pub fn at(hook: Hook, ifindex: u32, ingress: u32) -> At {
 
 /// Judges a frame.
 pub fn judge(tables: &Plain, frame: &[u8], at: &At) -> (Packet, Outcome) {
-    let (packet, parsed) = parse(frame);
+    let (mut packet, parsed) = parse(frame);
     let mut outcome = Outcome::CLOSED;
-    let _ = decide(tables, &packet, parsed, at, &mut outcome);
+    let _ = decide(tables, &mut packet, parsed, at, &mut outcome);
     (packet, outcome)
 }
 
 /// Judges a frame, and writes the flow table as the kernel would.
 pub fn pass(tables: &mut Plain, frame: &[u8], at: &At) -> Outcome {
-    use hydra_common::decide::{Step, entry};
+    use hydra_common::decide::{Step, entry, fragment};
+    use hydra_common::track;
     let (packet, outcome) = judge(tables, frame, at);
     if outcome.verdict == Verdict::Denied {
+        if outcome.step == Step::End {
+            tables.flows.remove(&packet.key);
+        }
         return outcome;
     }
+    if fragment::begins(&packet, at, &outcome) {
+        tables.fragments.extend([fragment::first(&packet, &outcome, at.now)]);
+    }
+    let mut flow = Flow::default();
+    entry(&packet, &outcome, 0, at.now, &mut flow);
     match outcome.step {
-        Step::Nothing => {}
-        Step::Create | Step::Renew => {
-            let mut flow = Flow::default();
-            entry(&packet, &outcome, 0, at.now, &mut flow);
-            if let Some(old) = tables.flows.get(&packet.key)
-                && outcome.step == Step::Renew
-            {
-                flow.flags = old.flags;
-                flow.ends = old.ends;
+        Step::Nothing | Step::End => return outcome,
+        Step::Create => {}
+        Step::Count | Step::Renew => {
+            let old = tables.flows[&packet.key];
+            if outcome.step == Step::Count {
+                flow = Flow { seen: at.now, ..old };
             }
-            let side = packet.side().index();
-            flow.flags[side] |= hydra_common::track::mark(packet.protocol, packet.tcp_flags);
-            tables.flows.insert(packet.key, flow);
-        }
-        Step::Count => {
-            let flow = tables.flows.get_mut(&packet.key).expect("a flow to count on");
-            flow.seen = at.now;
-            let end = &mut flow.ends[packet.side().index()];
-            if *end == 0 {
-                *end = outcome.near() as u8;
+            (flow.flags, flow.next, flow.acked, flow.ends) = (old.flags, old.next, old.acked, old.ends);
+            let (side, stand) = (packet.side().index(), track::follow(&old, &packet));
+            (flow.flags[side], flow.next[side], flow.acked[side]) = (stand.flags, stand.next, stand.acked);
+            if flow.ends[side] == 0 {
+                flow.ends[side] = outcome.near() as u8;
             }
-            flow.flags[packet.side().index()] |= hydra_common::track::mark(packet.protocol, packet.tcp_flags);
         }
     }
+    tables.flows.insert(packet.key, flow);
     outcome
 }

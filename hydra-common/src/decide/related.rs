@@ -1,0 +1,83 @@
+//! ICMP errors: they belong to the flow that they quote, or to nothing.
+
+use super::ends::{self, Sender};
+use super::{At, Outcome, Way, left_to_port, path, ruling, way};
+use crate::flow::{Flow, Path, Side};
+use crate::id::Identity;
+use crate::packet::Packet;
+use crate::tables::{Link, Tables};
+use crate::track;
+use crate::verdict::{Hook, Reason, Verdict};
+
+/// An ICMP error passes with the flow that it is about, to the end that the quoted packet came from: from the flow's other end, or
+/// from a router on the way, which no container is.
+#[inline(never)]
+pub(super) fn related<T: Tables>(
+    tables: &T,
+    packet: &Packet,
+    at: &At,
+    out: &mut Outcome,
+    link: Option<&Link>,
+) -> Result<(), Reason> {
+    let side = packet.side();
+    let live = tables.flow(&packet.key);
+    let end = packet.source == packet.key.address(side.other());
+    out.answers = end && live.is_some();
+    ends::source(tables, packet, out, link)?;
+    if packet.is_group() {
+        return Err(Reason::UnmatchedError);
+    }
+    if matches!(at.hook, Hook::BridgeOut) && left_to_port(tables, packet, false) {
+        out.not_judged(Way::Leave);
+        return Ok(());
+    }
+    let Some(flow) = live else { return Err(Reason::UnmatchedError) };
+    if track::expired(&flow, packet.key.protocol, at.now) || !stands(tables, packet, at, out, &flow) {
+        return Err(Reason::UnmatchedError);
+    }
+    let meddles = match out.sender {
+        Sender::Port => flow.containers[side.other().index()] != out.source_container,
+        Sender::Unmanaged => !end,
+        Sender::Host | Sender::Outside | Sender::Carried => false,
+    };
+    if meddles {
+        return Err(Reason::UnmatchedError);
+    }
+    out.destination = if flow.opener == side as u8 { flow.source } else { flow.destination };
+    out.destination_container = flow.containers[side.index()];
+    out.verdict = Verdict::Allowed;
+    out.reason = Reason::Related;
+    // A router on the way is no end of the flow: its errors take the stack.
+    out.path = if flow.path == Path::Peer as u8 { path(tables, packet) } else { Path::Stack };
+    way(tables, packet, at, out, link)
+}
+
+/// Whether the tables still allow the flow that an error is about. Until its next packet an entry may be of an older generation.
+#[inline(never)]
+fn stands<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &Outcome, flow: &Flow) -> bool {
+    if flow.generation == out.generation {
+        return flow.until == 0 || at.seconds() < flow.until;
+    }
+    let opener = Side::from_row(flow.opener);
+    let (key, called) = (&packet.key, opener.other());
+    let same = |side: Side, identity| {
+        let address = &key.address(side);
+        match tables.endpoint(address) {
+            Some(e) => {
+                e.identity[(out.bank() & 1) as usize] == identity
+                    && e.container == flow.containers[side.index()]
+            }
+            None => match tables.prefix(out.bank(), address) {
+                Some(row) => row.identity == identity,
+                None => matches!(identity, Identity::EXTERNAL | Identity::UNMANAGED),
+            },
+        }
+    };
+    let selector = crate::tables::selector(key.protocol, key.port(called));
+    same(opener, flow.source)
+        && same(called, flow.destination)
+        && matches!(
+            ruling(tables, out.bank(), flow.source, flow.destination, selector, at.seconds()).verdict,
+            Verdict::Allowed
+        )
+}
