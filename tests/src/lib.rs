@@ -5,6 +5,7 @@
 //! however it ends.
 
 pub mod agent;
+pub mod attack;
 pub mod binary;
 pub mod demo;
 pub mod deployment;

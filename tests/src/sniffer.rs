@@ -13,6 +13,9 @@ use anyhow::{Context, Result};
 use crate::ready::Ready;
 use crate::world::World;
 
+/// What [`Sniffer::behind_programs`] listens to.
+pub const BEHIND: [i32; 3] = [libc::ETH_P_IP, libc::ETH_P_IPV6, libc::ETH_P_ARP];
+
 /// A frame that was received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
@@ -31,11 +34,25 @@ pub struct Sniffer {
 }
 
 impl Sniffer {
-    /// Starts: what arrives after this call returned is seen.
+    /// Starts: what arrives after this call returned is seen, also what a program at the interface's ingress then drops.
     pub fn start(world: &World, place: &str) -> Result<Self> {
-        let fd = world.enter(place, packet_socket)?.with_context(|| format!("cannot listen in {place}"))?;
+        Self::of(world, place, &[libc::ETH_P_ALL])
+    }
+
+    /// The same behind the programs at the interfaces' ingress, and for what is of IPv4, IPv6 or ARP alone: what the place's own stack
+    /// gets. (`__netif_receive_skb_core` serves sockets of all protocols before TC, those of one protocol after it.)
+    pub fn behind_programs(world: &World, place: &str) -> Result<Self> {
+        Self::of(world, place, &BEHIND)
+    }
+
+    fn of(world: &World, place: &str, protocols: &[i32]) -> Result<Self> {
+        let fds: Vec<OwnedFd> = world
+            .enter(place, || protocols.iter().map(|&p| packet_socket(p)).collect::<io::Result<_>>())?
+            .with_context(|| format!("cannot listen in {place}"))?;
         let mut ready = Ready::new()?;
-        ready.add(fd.as_raw_fd(), 0)?;
+        for (number, fd) in fds.iter().enumerate() {
+            ready.add(fd.as_raw_fd(), number)?;
+        }
         let (seen, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let (log, end) = (Arc::clone(&seen), Arc::clone(&stop));
         let thread = thread::Builder::new().name("hy-sniffer".into()).spawn(move || {
@@ -43,8 +60,10 @@ impl Sniffer {
                 if ready.wait(20).is_err() {
                     return;
                 }
-                while let Ok(frame) = receive(&fd) {
-                    log.lock().unwrap_or_else(PoisonError::into_inner).extend(frame);
+                for fd in &fds {
+                    while let Ok(frame) = receive(fd) {
+                        log.lock().unwrap_or_else(PoisonError::into_inner).extend(frame);
+                    }
                 }
             }
         })?;
@@ -89,7 +108,7 @@ pub fn send_frames(world: &World, place: &str, interface: &str, frames: &[Vec<u8
     world
         .enter(place, || -> Result<()> {
             let index = nix::net::if_::if_nametoindex(interface)?;
-            let fd = packet_socket()?;
+            let fd = packet_socket(libc::ETH_P_ALL)?;
             let mut to = link_address();
             to.sll_ifindex = i32::try_from(index)?;
             for frame in frames {
@@ -113,8 +132,8 @@ pub fn send_frames(world: &World, place: &str, interface: &str, frames: &[Vec<u8
         .with_context(|| format!("from {interface} of {place}"))
 }
 
-fn packet_socket() -> io::Result<OwnedFd> {
-    let protocol = i32::from((libc::ETH_P_ALL as u16).to_be());
+fn packet_socket(protocol: i32) -> io::Result<OwnedFd> {
+    let protocol = i32::from((protocol as u16).to_be());
     let flags = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: no pointers.
     let fd = unsafe { libc::socket(libc::AF_PACKET, flags, protocol) };
