@@ -147,6 +147,23 @@ fn neighbour_discovery_does_not_leave_the_link() {
 }
 
 #[test]
+fn an_answer_about_its_own_address_is_not_sent_from_anothers() {
+    let t = world();
+    let message = |from: &str| {
+        let icmp = [&[136, 0, 0, 0, 0, 0, 0, 0][..], &ip("fd00:1::11").octets()].concat();
+        hops(frame(11, 10, from, "ff02::1", 58, &icmp), 255)
+    };
+    for from in ["fd00:1::11", "fe80::ff:fe00:b"] {
+        let said = says(&t, &message(from), Hook::PortIn, 11, 0);
+        assert_eq!(said, (Verdict::Allowed, Reason::Neighbour), "{from}");
+    }
+    for from in ["fd00:1::1", "fd00:2::21", "fe80::1", "2001:db8::1"] {
+        let said = says(&t, &message(from), Hook::PortIn, 11, 0);
+        assert_eq!(said, (Verdict::Denied, Reason::SpoofedNeighbour), "{from}");
+    }
+}
+
+#[test]
 fn dhcp_is_for_everybody_on_the_link_from_nobody_or_a_true_address_and_answered_by_the_host() {
     let t = world();
     let ask = |from: &str, to: &str| frame(11, 10, from, to, 17, &udp(68, 67));

@@ -78,6 +78,8 @@ pub struct Runner {
     drops: PerCpuHashMap<MapData, DropKey, Count>,
     reasons: PerCpuArray<MapData, Count>,
     counted: Vec<u64>,
+    /// The flow table was seen empty: looking through it costs more than a frame does.
+    empty: bool,
     datapath: Datapath,
 }
 
@@ -104,6 +106,7 @@ impl Runner {
             drops: map(DROPS)?.try_into()?,
             reasons: map(REASONS)?.try_into()?,
             counted: Vec::new(),
+            empty: false,
             datapath,
         };
         runner.counted = runner.counts()?;
@@ -135,6 +138,9 @@ impl Runner {
 
     /// Forgets all flows.
     pub fn forget(&mut self) -> Result<()> {
+        if self.empty {
+            return Ok(());
+        }
         let keys: Vec<FlowKey> = self.flows.keys().collect::<Result<_, _>>()?;
         for key in keys {
             self.flows.remove(&key)?;
@@ -171,7 +177,9 @@ impl Runner {
         self.counted = counts;
         let drops: Vec<DropKey> = self.drops.keys().collect::<Result<_, _>>()?;
         let mut flows = self.flows.iter();
-        let flow = match (flows.next(), flows.next()) {
+        let first = flows.next();
+        self.empty = first.is_none();
+        let flow = match (first, if self.empty { None } else { flows.next() }) {
             (Some(only), None) => Some(only?),
             _ => None,
         };
@@ -179,15 +187,16 @@ impl Runner {
             action: result.return_value.cast_signed(),
             mark,
             frame,
-            reason: changed.map(|n| Reason::from_row(n as u8)),
+            reason: changed.and_then(|n| Reason::ALL.get(n).copied()),
             drop: drops.first().map(|key| (Verdict::from_row(key.verdict), key.rule)),
             flow,
         })
     }
 
     fn counts(&self) -> Result<Vec<u64>> {
-        let last = Reason::ALL.iter().map(|r| *r as u32).max().unwrap_or(0);
-        (0..=last).map(|n| Ok(self.reasons.get(&n, 0)?.iter().map(|c| c.packets).sum())).collect()
+        let of =
+            |reason: &Reason| Ok(self.reasons.get(&(*reason as u32), 0)?.iter().map(|c| c.packets).sum());
+        Reason::ALL.iter().map(of).collect()
     }
 }
 

@@ -135,7 +135,12 @@ pub fn named<T: Tables>(
         Kind::DhcpServer | Kind::Ip | Kind::Piece | Kind::IcmpError | Kind::Unknown => return Ok(false),
     };
     let claims = !matches!(packet.kind, Kind::Router | Kind::DhcpServer);
-    if claims && !claims_truly(tables, packet, at, out, link) {
+    // An answer of neighbour discovery claims its target, and is sent from an address as well.
+    if claims
+        && ![&packet.claim, &packet.source]
+            .into_iter()
+            .all(|a| claims_truly(tables, packet, a, at, out, link))
+    {
         return Err(forged);
     }
     if matches!(packet.kind, Kind::Neighbour) && !on_link(tables, packet, out, link) {
@@ -181,10 +186,16 @@ pub fn beyond<T: Tables>(tables: &T, packet: &Packet, out: &Outcome, link: &Link
     open && tables.endpoint(&Address::link_local_of(&packet.destination_mac)).is_none()
 }
 
-/// Whether the address that one of the named messages claims is its sender's.
+/// Whether an address that one of the named messages claims is its sender's.
 #[inline(always)]
-fn claims_truly<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &Outcome, link: Option<&Link>) -> bool {
-    let address = &packet.claim;
+fn claims_truly<T: Tables>(
+    tables: &T,
+    packet: &Packet,
+    address: &Address,
+    at: &At,
+    out: &Outcome,
+    link: Option<&Link>,
+) -> bool {
     // A probe (RFC 5227) and duplicate address detection (RFC 4862) claim nothing.
     if address.is_unspecified() || matches!(out.sender, Sender::Host) {
         return true;

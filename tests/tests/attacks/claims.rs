@@ -273,6 +273,15 @@ fn neighbour_discovery_poisons_nobody() {
         let shop = v6(lab.address("shop", true).unwrap());
         let packet = marked(&scene, neighbour_advertisement(cache, shop, cache, own));
         scene.add("an answer to another network", &Frame::ip(own, gateway_mac, &packet), forged, &["shop"]);
+        for (whose, from) in [
+            ("the gateway's", gateway),
+            ("a neighbour's", db),
+            ("an outside", "2001:db8:51::2".parse().unwrap()),
+        ] {
+            let packet = marked(&scene, neighbour_advertisement(from, db, cache, own));
+            let frame = Frame::ip(own, db_mac, &packet);
+            scene.add(format!("the truth from {whose} address"), &frame, forged, &["db"]);
+        }
         let mut packet = neighbour_solicitation(none, own, db);
         packet.destination = db.into();
         let Transport::Icmp(_, _, _, data) = &mut packet.transport else { panic!("no ICMP") };
