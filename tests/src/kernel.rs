@@ -80,7 +80,8 @@ pub struct Runner {
     counted: Vec<u64>,
     /// The flow table was seen empty: looking through it costs more than a frame does.
     empty: bool,
-    datapath: Datapath,
+    /// What writes the tables; none where an agent does.
+    datapath: Option<Datapath>,
 }
 
 impl Runner {
@@ -89,6 +90,11 @@ impl Runner {
         let mut datapath = Datapath::open(bpffs, Mechanism::Auto)?;
         let report = datapath.sync(desired)?;
         ensure!(report.not_enforced.is_empty(), "{:?}", report.not_enforced);
+        Ok(Self { datapath: Some(datapath), ..Self::beside(bpffs)? })
+    }
+
+    /// The programs and tables of the agent that has these pins.
+    pub fn beside(bpffs: &Path) -> Result<Self> {
         let root = bpffs.join(format!("v{ABI}"));
         let directory =
             std::fs::read_dir(root.join("programs"))?.next().context("no program is pinned")??.path();
@@ -107,7 +113,7 @@ impl Runner {
             reasons: map(REASONS)?.try_into()?,
             counted: Vec::new(),
             empty: false,
-            datapath,
+            datapath: None,
         };
         runner.counted = runner.counts()?;
         Ok(runner)
@@ -115,7 +121,8 @@ impl Runner {
 
     /// Makes the tables hold something else.
     pub fn sync(&mut self, desired: &Desired) -> Result<()> {
-        let report = self.datapath.sync(desired)?;
+        let datapath = self.datapath.as_mut().context("these tables are an agent's")?;
+        let report = datapath.sync(desired)?;
         ensure!(report.not_enforced.is_empty(), "{:?}", report.not_enforced);
         Ok(())
     }

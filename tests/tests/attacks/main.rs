@@ -10,6 +10,7 @@ mod claims;
 mod errors;
 mod groups;
 mod link;
+mod reuse;
 
 use hydra_tests::attack::Attack;
 use hydra_tests::lab::Lab;
