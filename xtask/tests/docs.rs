@@ -77,3 +77,41 @@ fn every_verb_that_is_named_exists() {
         }
     }
 }
+
+/// Every source in the folders that hold tests.
+fn sources(folder: &Path, found: &mut String) {
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            found.push_str(&std::fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn every_bug_of_others_has_its_line_and_every_test_that_is_named_exists() {
+    let text = std::fs::read_to_string(root().join("docs/attacks.md")).unwrap();
+    let lines: Vec<&str> = text.lines().filter(|l| l.starts_with("| ")).collect();
+    let numbers: Vec<&str> = lines.iter().filter_map(|l| l.split(" | ").next()?.strip_prefix("| ")).collect();
+    for number in 1..=119 {
+        let count = numbers.iter().filter(|n| **n == number.to_string()).count();
+        assert_eq!(count, 1, "number {number}");
+    }
+    let mut code = String::new();
+    for folder in ["tests/tests", "hydra-common/tests", "hydra-agent/tests", "hydra-agent/src"] {
+        sources(&root().join(folder), &mut code);
+    }
+    let mut missing = Vec::new();
+    for line in lines {
+        for name in line.rsplit(" | ").next().unwrap().split('`').skip(1).step_by(2) {
+            let name = name.rsplit("::").next().unwrap();
+            let is_test = name.matches('_').count() >= 2 || line.contains(&format!("::{name}`"));
+            if is_test && !code.contains(&format!("fn {name}(")) {
+                missing.push(name);
+            }
+        }
+    }
+    assert!(missing.is_empty(), "no such test: {missing:#?}");
+}
