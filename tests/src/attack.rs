@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use ipnet::IpNet;
+
 use crate::agent::Agent;
+use crate::deployment::Deployment;
 use crate::lab::{Lab, eventually};
 use crate::packets::{Frame, Packet, Transport};
 use crate::sniffer::{BEHIND, Sniffer, send_frames};
@@ -122,7 +125,7 @@ impl<'a> Scene<'a> {
         let topology = &self.lab.deployment.topology;
         let near = self.near(place).and_then(|index| {
             let container = topology.containers.iter().find(|c| c.name == place)?;
-            container.ports.get(index)?.addresses.iter().map(|a| a.addr()).find(|a| a.is_ipv6() == v6)
+            container.ports.get(index)?.addresses.iter().map(IpNet::addr).find(|a| a.is_ipv6() == v6)
         });
         let unspecified = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
         near.or_else(|| self.lab.address(place, v6).ok()).unwrap_or(unspecified)
@@ -134,7 +137,7 @@ impl<'a> Scene<'a> {
         let bridge = self.bridge().and_then(|name| topology.bridges.iter().find(|b| b.name == name));
         let unspecified = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
         bridge
-            .and_then(|b| b.addresses.iter().map(|a| a.addr()).find(|a| a.is_ipv6() == v6))
+            .and_then(|b| b.addresses.iter().map(IpNet::addr).find(|a| a.is_ipv6() == v6))
             .unwrap_or(unspecified)
     }
 
@@ -164,30 +167,33 @@ pub fn play(policy: &str, scene: impl Fn(&Lab) -> Vec<Attack>) -> Result<Vec<Str
 /// The same in a world that is changed first: `shape` is given what would be built.
 pub fn play_in(
     policy: &str,
-    shape: impl Fn(&mut crate::deployment::Deployment),
+    shape: impl Fn(&mut Deployment),
     scene: impl Fn(&Lab) -> Vec<Attack>,
 ) -> Result<Vec<String>> {
-    let build = || -> Result<Lab> {
-        let mut deployment = crate::deployment::Deployment::of(policy)?;
-        shape(&mut deployment);
-        let world = World::build(&deployment.topology)?;
-        // Where the bridge's netfilter is loaded it drops some of this itself, and cuts off what is behind a packet's end.
-        for family in ["iptables", "ip6tables", "arptables"] {
-            let switch = format!("net.bridge.bridge-nf-call-{family}");
-            if Path::new("/proc/sys").join(switch.replace('.', "/")).exists() {
-                world.sysctl(HOST, &switch, "0")?;
-            }
-        }
-        Ok(Lab { world, deployment })
-    };
-    let mut wrong = {
-        let lab = build()?;
-        without_hydra(&lab, &scene(&lab))?
-    };
-    let lab = build()?;
+    let control = quiet(policy, &shape, None)?;
+    let mut wrong = without_hydra(&control, &scene(&control))?;
+    let lab = quiet(policy, &shape, Some(&control))?;
     let agent = Agent::start(&lab.world, policy)?;
     wrong.extend(with_hydra(&lab, &agent, &scene(&lab))?);
     Ok(wrong)
+}
+
+/// The world of a policy, changed by `shape`, where nothing but hydra stands in the way; in the turn of another where that is there.
+pub fn quiet(policy: &str, shape: impl Fn(&mut Deployment), beside: Option<&Lab>) -> Result<Lab> {
+    let mut deployment = Deployment::of(policy)?;
+    shape(&mut deployment);
+    let world = match beside {
+        None => World::build(&deployment.topology)?,
+        Some(_) => World::beside(&deployment.topology)?,
+    };
+    // Where the bridge's netfilter is loaded it drops some of this itself, and cuts off what is behind a packet's end.
+    for family in ["iptables", "ip6tables", "arptables"] {
+        let switch = format!("net.bridge.bridge-nf-call-{family}");
+        if Path::new("/proc/sys").join(switch.replace('.', "/")).exists() {
+            world.sysctl(HOST, &switch, "0")?;
+        }
+    }
+    Ok(Lab { world, deployment })
 }
 
 /// The control run: every attack works where hydra is not.
@@ -197,13 +203,14 @@ pub fn without_hydra(lab: &Lab, attacks: &[Attack]) -> Result<Vec<String>> {
     for attack in attacks {
         send(lab, attack)?;
         let start = Instant::now();
-        let patience = if attack.reaches.is_empty() { SILENCE } else { PATIENCE };
+        let dropped = attack.reaches.is_empty();
+        let patience = if dropped { SILENCE } else { PATIENCE };
         let mut seen = ears.heard(&attack.mark);
-        while start.elapsed() < patience && !(attack.arrived(&seen) && !attack.reaches.is_empty()) {
+        while start.elapsed() < patience && (dropped || !attack.arrived(&seen)) {
             thread::sleep(Duration::from_millis(2));
             seen = ears.heard(&attack.mark);
         }
-        if attack.reaches.is_empty() && !seen.is_empty() {
+        if dropped && !seen.is_empty() {
             wrong.push(format!("without hydra: {}: nobody should get it, but {seen:?} did", attack.name));
         } else if !attack.arrived(&seen) {
             let Attack { name, reaches, .. } = attack;

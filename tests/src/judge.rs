@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use hydra_common::verdict::{Reason, Verdict};
+use ipnet::IpNet;
 
 use crate::oracle::{Answer, End, Who};
 use crate::reading::{Said, read};
@@ -63,10 +64,7 @@ pub fn judge(stage: &Stage, container: &str, frame: &[u8], now: i64) -> Result<M
     }
     let link_local = |ip: IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
     let mine = |ip: IpAddr| topology.addresses(container).contains(&ip) || ip == IpAddr::V6(eui64(own));
-    let said = match reading.said {
-        None => return Ok(Must::Denied(faults)),
-        Some(said) => said,
-    };
+    let Some(said) = reading.said else { return Ok(Must::Denied(faults)) };
     let claims = |ip: IpAddr| ip.is_unspecified() || mine(ip);
     let (from, to, what) = match said {
         Said::Arp(sender) => {
@@ -77,7 +75,7 @@ pub fn judge(stage: &Stage, container: &str, frame: &[u8], now: i64) -> Result<M
             let bridge = &home.ports.first().context("a container without a port")?.bridge;
             let neighbours =
                 topology.containers.iter().flat_map(|c| &c.ports).filter(|p| p.bridge == *bridge);
-            let near: Vec<IpAddr> = neighbours.flat_map(|p| &p.addresses).map(|a| a.addr()).collect();
+            let near: Vec<IpAddr> = neighbours.flat_map(|p| &p.addresses).map(IpNet::addr).collect();
             // The host's addresses all lead to the host, which answers for none but those of this link.
             let on_link = reading.to.first().is_some_and(|b| b & 1 == 1)
                 || to.is_multicast()

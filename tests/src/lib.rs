@@ -11,6 +11,7 @@ pub mod demo;
 pub mod deployment;
 pub mod engine;
 pub mod foreign;
+pub mod frames;
 pub mod judge;
 pub mod kernel;
 pub mod lab;

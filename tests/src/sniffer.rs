@@ -133,7 +133,7 @@ pub fn send_frames(world: &World, place: &str, interface: &str, frames: &[Vec<u8
 }
 
 fn packet_socket(protocol: i32) -> io::Result<OwnedFd> {
-    let protocol = i32::from((protocol as u16).to_be());
+    let protocol = i32::from(u16::try_from(protocol).map_err(io::Error::other)?.to_be());
     let flags = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: no pointers.
     let fd = unsafe { libc::socket(libc::AF_PACKET, flags, protocol) };

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use hydra_tests::agent::Agent;
-use hydra_tests::attack::{Attack, Scene, with_hydra};
+use hydra_tests::attack::{Attack, Scene, with_hydra, without_hydra};
 use hydra_tests::lab::Lab;
 use hydra_tests::packets::{Frame, Packet, Transport, flags, protocol};
 use hydra_tests::probe::{Echo, Kind, Stream};
@@ -186,35 +186,47 @@ fn an_error_about_nothing_reaches_nobody() {
     play(about_nothing);
 }
 
-/// A meddler on the same bridge, with the true tuple of a live flow of two others: he can neither end it nor make its packets small.
+/// By a meddler on the same bridge, with the true tuple of a live connection of two others.
+fn about_a_live_flow(lab: &Lab, stream: &Stream, six: bool) -> Vec<Attack> {
+    let (local, db) = (stream.local().unwrap(), lab.address("db", six).unwrap());
+    let mut scene = Scene::new(lab, "cache");
+    let (own, api_mac, db_mac) = (scene.own(), scene.mac("api"), scene.mac("db"));
+    let cache = scene.address("cache", six);
+    for &(name, kind, code) in kinds(six) {
+        let call = Packet::new(local.ip(), db, Transport::Tcp(local.port(), 5432, flags::ACK, vec![]));
+        let answer = Packet::new(db, local.ip(), Transport::Tcp(5432, local.port(), flags::ACK, vec![]));
+        for (who, mac, victim, about) in [("api", api_mac, local.ip(), call), ("db", db_mac, db, answer)] {
+            let packet = error(&scene, cache, victim, (kind, code), &quoted(&about));
+            let frame = Frame::ip(own, mac, &packet);
+            scene.add(format!("{name} to {who}"), &frame, "unmatched-icmp-error", &[who]);
+            let peer = if victim == db { local.ip() } else { db };
+            let packet = error(&scene, peer, victim, (kind, code), &quoted(&about));
+            let frame = Frame::ip(own, mac, &packet);
+            scene.add(format!("{name} to {who} in the other's name"), &frame, "spoofed-address", &[who]);
+        }
+    }
+    scene.attacks
+}
+
+/// He can neither end it nor make its packets small.
 #[test]
 fn an_error_about_a_live_flow_of_two_others_reaches_nobody() {
-    let (lab, agent) = Lab::start(&sample::policy()).unwrap();
-    let _echo = Echo::start(&lab.world, &[("db".into(), Kind::Tcp(5432))]).unwrap();
-    for six in [false, true] {
-        let db = lab.address("db", six).unwrap();
-        let mut stream = Stream::open(&lab.world, "api", (db, 5432).into()).unwrap();
-        let local = stream.local().unwrap();
-        let mut scene = Scene::new(&lab, "cache");
-        let (own, api_mac, db_mac) = (scene.own(), scene.mac("api"), scene.mac("db"));
-        let cache = scene.address("cache", six);
-        for &(name, kind, code) in kinds(six) {
-            let call = Packet::new(local.ip(), db, Transport::Tcp(local.port(), 5432, flags::ACK, vec![]));
-            let answer = Packet::new(db, local.ip(), Transport::Tcp(5432, local.port(), flags::ACK, vec![]));
-            for (who, mac, victim, about) in [("api", api_mac, local.ip(), call), ("db", db_mac, db, answer)]
-            {
-                let packet = error(&scene, cache, victim, (kind, code), &quoted(&about));
-                let frame = Frame::ip(own, mac, &packet);
-                scene.add(format!("{name} to {who}"), &frame, "unmatched-icmp-error", &[]);
-                let peer = if victim == db { local.ip() } else { db };
-                let packet = error(&scene, peer, victim, (kind, code), &quoted(&about));
-                let frame = Frame::ip(own, mac, &packet);
-                scene.add(format!("{name} to {who} in the other's name"), &frame, "spoofed-address", &[]);
+    let control = hydra_tests::attack::quiet(&sample::policy(), |_| {}, None).unwrap();
+    let lab = hydra_tests::attack::quiet(&sample::policy(), |_| {}, Some(&control)).unwrap();
+    let agent = Agent::start(&lab.world, &sample::policy()).unwrap();
+    for (lab, agent) in [(&control, None), (&lab, Some(&agent))] {
+        let _echo = Echo::start(&lab.world, &[("db".into(), Kind::Tcp(5432))]).unwrap();
+        for six in [false, true] {
+            let db = lab.address("db", six).unwrap();
+            let mut stream = Stream::open(&lab.world, "api", (db, 5432).into()).unwrap();
+            let attacks = about_a_live_flow(lab, &stream, six);
+            match agent {
+                None => nothing(&without_hydra(lab, &attacks).unwrap()),
+                Some(agent) => {
+                    nothing(&with_hydra(lab, agent, &attacks).unwrap());
+                    stream.exchange(100_000, Duration::from_secs(10)).unwrap();
+                }
             }
         }
-        let attacks = scene.attacks;
-        nothing(&with_hydra(&lab, &agent, &attacks).unwrap());
-        stream.exchange(100_000, Duration::from_secs(10)).unwrap();
     }
-    drop::<Agent>(agent);
 }

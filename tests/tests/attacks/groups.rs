@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hydra_tests::attack::{Attack, Scene};
 use hydra_tests::lab::Lab;
-use hydra_tests::packets::{Frame, Packet, Transport};
+use hydra_tests::messages::listener_report;
+use hydra_tests::packets::{Frame, Packet, Transport, flags};
 use hydra_tests::sample;
 
 use super::{nothing, play};
@@ -178,6 +179,100 @@ fn loopback_addresses_are_not_believed_on_a_wire() {
             Transport::Udp(1, 2, scene.mark()),
         );
         scene.add("to a mapped address of the same tier", &Frame::ip(own, db, &packet), "malformed", &["db"]);
+        scene.attacks
+    });
+}
+
+/// DHCP and listener reports pass before any rule, but as what they are: a client's question, from nobody or a true address.
+#[test]
+fn a_rogue_server_and_a_forged_client_get_nowhere() {
+    play(|lab| {
+        let mut scene = Scene::new(lab, "cache");
+        let (own, api, gateway) = (scene.own(), scene.mac("api"), scene.gateway_mac());
+        let everybody = [0xff; 6];
+        let datagram = |scene: &Scene<'_>, from: IpAddr, to: &str, ports: (u16, u16)| {
+            let to: IpAddr = to.parse().unwrap();
+            Packet::new(from, to, Transport::Udp(ports.0, ports.1, scene.mark()))
+        };
+        let (cache, cache6) = (scene.address("cache", false), scene.address("cache", true));
+        let v4_of = |place: &str| scene.address(place, false);
+        let claimed = [
+            ("the gateway", scene.gateway(false)),
+            ("a neighbour", v4_of("db")),
+            ("another tier's", v4_of("api")),
+        ];
+        for (whose, from) in claimed {
+            let packet = datagram(&scene, from, "255.255.255.255", (68, 67));
+            let frame = Frame::ip(own, everybody, &packet);
+            scene.add(
+                format!("a DHCP question from {whose}"),
+                &frame,
+                "spoofed-address",
+                &["api", "db", "host"],
+            );
+            let packet = datagram(&scene, from, "255.255.255.255", (67, 68));
+            let frame = Frame::ip(own, everybody, &packet);
+            scene.add(
+                format!("a DHCP offer from {whose}"),
+                &frame,
+                "spoofed-address",
+                &["api", "db", "host"],
+            );
+        }
+        // From itself it is a datagram like any other: to its own tier, and to nobody else.
+        let offers = [
+            ("a DHCP offer to all", datagram(&scene, cache, "255.255.255.255", (67, 68)), everybody),
+            (
+                "a DHCPv6 reply to all",
+                datagram(&scene, cache6, "ff02::1", (547, 546)),
+                [0x33, 0x33, 0, 0, 0, 1],
+            ),
+        ];
+        for (name, mut packet, mac) in offers {
+            // The mark is that of the moment.
+            if let Transport::Udp(_, _, data) = &mut packet.transport {
+                *data = scene.mark();
+            }
+            let frame = Frame::ip(own, mac, &packet);
+            scene.partly(name, &frame, &[("no-rule", 2)], &["api", "db", "host"], &["db", "data-other"]);
+        }
+        let to = scene.address("api", false).to_string();
+        let packet = datagram(&scene, cache, &to, (67, 68));
+        scene.add("a DHCP offer to one", &Frame::ip(own, api, &packet), "no-rule", &["api"]);
+        let packet = datagram(&scene, cache, &to, (68, 67));
+        scene.add("a DHCP question to one", &Frame::ip(own, api, &packet), "no-rule", &["api"]);
+        let local = |mac: [u8; 6]| -> Ipv6Addr {
+            hydra_common::address::Address::link_local_of(&hydra_common::address::Mac(mac)).octets().into()
+        };
+        for (whose, from) in [("the gateway's", local(gateway)), ("another's", local(api))] {
+            let packet = datagram(&scene, from.into(), "ff02::1:2", (546, 547));
+            let frame = Frame::ip(own, [0x33, 0x33, 0, 1, 0, 2], &packet);
+            scene.add(
+                format!("a DHCPv6 question from {whose}"),
+                &frame,
+                "spoofed-address",
+                &["api", "db", "host"],
+            );
+            let report = listener_report(from, "ff02::fb".parse().unwrap());
+            let frame = Frame::ip(own, [0x33, 0x33, 0, 0, 0, 0x16], &report);
+            scene.add(
+                format!("a listener report from {whose}"),
+                &frame,
+                "spoofed-neighbour",
+                &["api", "db", "host"],
+            );
+        }
+        // The host's own link-local address is no way around the rule against calling it.
+        for port in [22, 9473, 2375] {
+            let transport = Transport::Tcp(40_000, port, flags::SYN, scene.mark());
+            let packet = Packet::new(cache6, local(gateway), transport);
+            scene.add(
+                format!("tcp/{port} of the host by link-local"),
+                &Frame::ip(own, gateway, &packet),
+                "no-rule",
+                &["host"],
+            );
+        }
         scene.attacks
     });
 }

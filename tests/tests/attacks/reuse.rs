@@ -155,7 +155,7 @@ fn without_hydra_whoever_has_the_address_gets_what_was_for_the_last() {
 
 #[test]
 fn an_address_in_another_tier_inherits_no_rights() {
-    let cycles = std::env::var("HYDRA_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(40);
+    let cycles = std::env::var("HYDRA_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(40_u64);
     let mut lab = world();
     let agent = Agent::start(&lab.world, POLICY).unwrap();
     let peer = Peer::start(&lab);
@@ -194,7 +194,7 @@ fn an_address_in_another_tier_inherits_no_rights() {
         end(&mut lab, "new");
     }
     assert!(ears.with(b"from the wrong one").is_empty());
-    assert!(lab.dropped(&agent, "no-rule").unwrap() >= u64::from(cycles as u32) * ENOUGH);
+    assert!(lab.dropped(&agent, "no-rule").unwrap() >= cycles * ENOUGH);
     println!(
         "{cycles} times, while the peer sent {} datagrams of each family",
         peer.sent.load(Ordering::Relaxed)
