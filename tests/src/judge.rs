@@ -96,6 +96,9 @@ pub fn judge(stage: &Stage, container: &str, frame: &[u8], now: i64) -> Result<M
     if !mine(from) {
         faults.insert(Reason::SpoofedAddress);
     }
+    if from.is_loopback() || to.is_loopback() {
+        faults.insert(Reason::Loopback);
+    }
     if !faults.is_empty() {
         return Ok(Must::Denied(faults));
     }

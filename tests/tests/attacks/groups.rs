@@ -158,7 +158,7 @@ fn loopback_addresses_are_not_believed_on_a_wire() {
                 ];
                 for (way, source, destination, mac, victim) in cases {
                     let packet = scene.udp(source, destination);
-                    let reason = if source == address { "spoofed-address" } else { "no-rule" };
+                    let reason = "loopback";
                     scene.add(
                         format!("{way} {address} to {victim}"),
                         &Frame::ip(own, mac, &packet),

@@ -233,14 +233,14 @@ fn link_local_addresses_obey_tiers_where_a_network_has_no_ipv6() {
         scene.add("TCP to another tier's container", &Frame::ip(own, api, &packet), "no-rule", &["api"]);
         let packet = scene.udp(source, link_local(api).into());
         scene.add("UDP to another tier's container", &Frame::ip(own, api, &packet), "no-rule", &["api"]);
-        // The gateway's link-local address is no endpoint's that anybody vouches for: closed.
+        // The gateway's own link-local address is the host.
         let packet = tcp(gateway, scene.mark());
-        scene.add("TCP to the host", &Frame::ip(own, gateway, &packet), "unknown-source", &["host"]);
+        scene.add("TCP to the host", &Frame::ip(own, gateway, &packet), "no-rule", &["host"]);
         let packet = scene.udp(source, "ff02::1".parse().unwrap());
         scene.partly(
             "UDP to everybody",
             &Frame::ip(own, [0x33, 0x33, 0, 0, 0, 1], &packet),
-            &[("no-rule", 1), ("unknown-source", 1)],
+            &[("no-rule", 2)],
             &["api", "db", "host"],
             &["db", "data-other"],
         );
