@@ -72,7 +72,8 @@ fn transport(random: &mut Random, v6: bool) -> Transport {
     let (from, to) = (*random.one(&ports), *random.one(&ports));
     let data = vec![0x68; random.below(20)];
     match random.below(10) {
-        0..=2 => Transport::Tcp(from, to, flags::SYN, data),
+        0 | 1 => Transport::Tcp(from, to, flags::SYN, data),
+        2 => Transport::Tcp(from, to, random.number() as u8, data),
         3 | 4 => Transport::Udp(from, to, data),
         5 => Transport::Sctp(from, to, 1),
         6 | 7 => {
@@ -106,7 +107,7 @@ fn extension(random: &mut Random) -> Extension {
         3..=5 => Extension::Destination(options(random)),
         6 => Extension::Routing(random.below(5) as u8, random.below(3) as u8),
         7 => Extension::Routing(2, 0),
-        8 => Extension::Fragment(random.below(3) as u16, random.one_in(2), 9),
+        8 => Extension::Fragment(random.below(3) as u16, random.one_in(2), random.number() as u32),
         9 | 10 => Extension::Auth(random.below(6) as u8),
         _ => Extension::Raw(
             *random.one(&[protocol::DESTINATION, protocol::AUTH, protocol::ROUTING, 135, 59]),
@@ -204,6 +205,7 @@ fn whole(random: &mut Random, stage: &Stage, sender: &str) -> Result<Frame> {
             packet = packet.options(&options(random));
         }
         if random.one_in(12) {
+            packet.id = random.number() as u16;
             packet = packet.fragment(random.below(3) as u16 * 100, random.one_in(2));
         }
     }

@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 use hydra_common::verdict::{Reason, Verdict};
 use ipnet::IpNet;
 
-use crate::oracle::{Answer, End, Who};
+use crate::oracle::{Answer, End, What, Who};
+use crate::packets::flags;
 use crate::reading::{Said, read};
 use crate::stage::Stage;
 use crate::topology::HOST;
@@ -66,7 +67,7 @@ pub fn judge(stage: &Stage, container: &str, frame: &[u8], now: i64) -> Result<M
     let mine = |ip: IpAddr| topology.addresses(container).contains(&ip) || ip == IpAddr::V6(eui64(own));
     let Some(said) = reading.said else { return Ok(Must::Denied(faults)) };
     let claims = |ip: IpAddr| ip.is_unspecified() || mine(ip);
-    let (from, to, what) = match said {
+    let (from, to, what, bits) = match said {
         Said::Arp(sender) => {
             return Ok(named(faults, claims(sender.into()), Reason::Arp, Reason::SpoofedArp));
         }
@@ -91,7 +92,7 @@ pub fn judge(stage: &Stage, container: &str, frame: &[u8], now: i64) -> Result<M
         Said::Dhcp(from) => {
             return Ok(named(faults, claims(from), Reason::Dhcp, Reason::SpoofedAddress));
         }
-        Said::Packet { from, to, what, .. } => (from, to, what),
+        Said::Packet { from, to, what, flags, .. } => (from, to, what, flags),
     };
     if !mine(from) {
         faults.insert(Reason::SpoofedAddress);
@@ -123,6 +124,10 @@ pub fn judge(stage: &Stage, container: &str, frame: &[u8], now: i64) -> Result<M
     let source = stage.deployment.owners.get(container).cloned().unwrap_or(Who::Unmanaged);
     let (source, destination) = (End { who: source, address: Some(from) }, End { who, address: Some(to) });
     let answer = stage.deployment.policy.judge(&source, &destination, what, now);
+    let opens = bits & (flags::SYN | flags::ACK | flags::RST) == flags::SYN;
+    if matches!(what, What::Tcp(_)) && answer.verdict == Verdict::Allowed && !opens {
+        return Ok(Must::Denied([Reason::NoConnection].into()));
+    }
     if answer.passes() && reading.to != gateway {
         let bridge = |name: &str| {
             let container = topology.containers.iter().find(|c| c.name == name);

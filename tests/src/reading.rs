@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use hydra_common::verdict::Reason;
 
 use crate::oracle::What;
-use crate::packets::protocol;
+use crate::packets::{flags, protocol};
 
 /// How many tags, options and extension headers are walked; ARCHITECTURE, "Stated rules".
 const TAGS: usize = 2;
@@ -141,13 +141,11 @@ fn v4(p: &[u8], mac: &[u8], faults: &mut Faults) -> Result<Said, Reason> {
             }
         }
     }
-    // More fragments, or an offset.
-    if p[6] & 0x20 != 0 || p[6] & 0x1f != 0 || p[7] != 0 {
-        return Err(Reason::Fragment);
-    }
+    let offset = usize::from(p[6] & 0x1f) * 256 + usize::from(p[7]);
+    let first = piece(p[6] & 0x20 != 0, offset * 8, total - header)?;
     let address = |at: usize| Ipv4Addr::new(p[at], p[at + 1], p[at + 2], p[at + 3]);
     let (from, to) = (address(12).into(), address(16).into());
-    payload(&Carried { number: p[9], bytes: &p[header..], from, to, hops: p[8], mac }, faults)
+    payload(&Carried { number: p[9], bytes: &p[header..], from, to, hops: p[8], mac, first }, faults)
 }
 
 /// RFC 8200.
@@ -170,6 +168,7 @@ fn v6(p: &[u8], mac: &[u8], faults: &mut Faults) -> Result<Said, Reason> {
     let mut next = p[6];
     let mut rest = rest;
     let mut walked = 0;
+    let (mut first, mut pieces) = (false, 0);
     loop {
         let extension = matches!(
             next,
@@ -186,18 +185,30 @@ fn v6(p: &[u8], mac: &[u8], faults: &mut Faults) -> Result<Said, Reason> {
             return Err(Reason::HeaderChain);
         }
         if next == protocol::FRAGMENT {
-            return Err(Reason::Fragment);
+            walked += 1;
+            pieces += 1;
+            if pieces > 1 {
+                return Err(Reason::Fragment);
+            }
+            let header = rest.get(..8).ok_or(Reason::Malformed)?;
+            next = header[0];
+            rest = &rest[8..];
+            let field = u16::from_be_bytes([header[2], header[3]]);
+            first = piece(field & 1 != 0, usize::from(field & 0xfff8), rest.len())?;
+            continue;
         }
+        // All headers are in the first piece.
+        let cut = if first { Reason::Fragment } else { Reason::Malformed };
         // What follows the packet's end in the frame is padding, and no part of a header; which of its two faults is told is all one.
         if next == protocol::ROUTING && rest.len() < 4 && behind {
             faults.insert(Reason::SourceRoute);
         }
         let whole = match next {
-            protocol::AUTH => (usize::from(*rest.get(1).ok_or(Reason::Malformed)?) + 2) * 4,
-            _ => (usize::from(*rest.get(1).ok_or(Reason::Malformed)?) + 1) * 8,
+            protocol::AUTH => (usize::from(*rest.get(1).ok_or(cut)?) + 2) * 4,
+            _ => (usize::from(*rest.get(1).ok_or(cut)?) + 1) * 8,
         };
         if next == protocol::ROUTING {
-            let (kind, left) = (rest.get(2).ok_or(Reason::Malformed)?, rest.get(3).ok_or(Reason::Malformed)?);
+            let (kind, left) = (rest.get(2).ok_or(cut)?, rest.get(3).ok_or(cut)?);
             if *kind == 0 || *left != 0 {
                 if rest.len() < whole {
                     faults.insert(Reason::Malformed);
@@ -206,10 +217,22 @@ fn v6(p: &[u8], mac: &[u8], faults: &mut Faults) -> Result<Said, Reason> {
             }
         }
         next = rest[0];
-        rest = rest.get(whole..).ok_or(Reason::Malformed)?;
+        rest = rest.get(whole..).ok_or(cut)?;
         walked += 1;
     }
-    payload(&Carried { number: next, bytes: rest, from: from.into(), to: to.into(), hops: p[7], mac }, faults)
+    payload(
+        &Carried { number: next, bytes: rest, from: from.into(), to: to.into(), hops: p[7], mac, first },
+        faults,
+    )
+}
+
+/// What part of a datagram follows: `true` for the first of several. Nobody has sent the first piece before a later one here.
+fn piece(more: bool, offset: usize, length: usize) -> Result<bool, Reason> {
+    if !more && offset == 0 {
+        return Ok(false);
+    }
+    let whole = length > 0 && offset + length <= 65_535 && (!more || length.is_multiple_of(8));
+    if whole && offset == 0 { Ok(true) } else { Err(Reason::Fragment) }
 }
 
 /// What an IP packet carries, and what its header said.
@@ -220,24 +243,37 @@ struct Carried<'a> {
     to: IpAddr,
     hops: u8,
     mac: &'a [u8],
+    first: bool,
 }
 
+/// A first piece has all headers (RFC 7112), and is of nothing that one packet is enough for (RFC 6980).
 fn payload(c: &Carried<'_>, faults: &mut Faults) -> Result<Said, Reason> {
+    let said = whole(c, faults);
+    let judged = matches!(said, Ok(Said::Packet { error: false, .. }));
+    if c.first && !judged {
+        faults.insert(Reason::Fragment);
+        faults.remove(&Reason::Malformed);
+        return if said == Err(Reason::Malformed) { Err(Reason::Fragment) } else { said };
+    }
+    said
+}
+
+fn whole(c: &Carried<'_>, faults: &mut Faults) -> Result<Said, Reason> {
     let b = c.bytes;
     let port = |at| number(b, at).ok_or(Reason::Malformed);
     let packet = |what| Said::Packet { from: c.from, to: c.to, what, error: false, flags: 0 };
     match c.number {
         protocol::TCP => {
             let header = usize::from(*b.get(12).ok_or(Reason::Malformed)? >> 4) * 4;
-            let flags = *b.get(13).ok_or(Reason::Malformed)?;
-            if header < 20 || header > b.len() {
+            let bits = *b.get(13).ok_or(Reason::Malformed)?;
+            if header < 20 || header > b.len() || !sensible(bits) {
                 return Err(Reason::Malformed);
             }
-            Ok(Said::Packet { from: c.from, to: c.to, what: What::Tcp(port(2)?), error: false, flags })
+            Ok(Said::Packet { from: c.from, to: c.to, what: What::Tcp(port(2)?), error: false, flags: bits })
         }
         protocol::UDP => {
             let length = usize::from(number(b, 4).ok_or(Reason::Malformed)?);
-            if b.len() < 8 || (length != 0 && (length < 8 || length > b.len())) {
+            if b.len() < 8 || (length != 0 && (length < 8 || (!c.first && length > b.len()))) {
                 return Err(Reason::Malformed);
             }
             let everybody = match c.to {
@@ -245,7 +281,7 @@ fn payload(c: &Carried<'_>, faults: &mut Faults) -> Result<Said, Reason> {
                 IpAddr::V6(ip) => ip.is_multicast(),
             };
             let client = matches!((port(0)?, port(2)?), (68, 67) | (546, 547));
-            Ok(if client && everybody { Said::Dhcp(c.from) } else { packet(What::Udp(port(2)?)) })
+            Ok(if client && everybody && !c.first { Said::Dhcp(c.from) } else { packet(What::Udp(port(2)?)) })
         }
         protocol::SCTP if b.len() < 12 => Err(Reason::Malformed),
         protocol::SCTP => Ok(packet(What::Sctp(port(2)?))),
@@ -271,6 +307,19 @@ fn payload(c: &Carried<'_>, faults: &mut Faults) -> Result<Said, Reason> {
     }
 }
 
+/// Whether an end sends these TCP flags together (RFC 9293, 3.10): one of SYN, RST and ACK says what it is for.
+fn sensible(bits: u8) -> bool {
+    const URG: u8 = 32;
+    let has = |flag| bits & flag != 0;
+    let (fin, syn, rst, ack) = (has(flags::FIN), has(flags::SYN), has(flags::RST), has(flags::ACK));
+    match (syn, rst) {
+        (true, true) => false,
+        (true, false) => !fin && (!ack || !has(URG)),
+        (false, true) => !fin && !has(URG),
+        (false, false) => ack,
+    }
+}
+
 /// Without a flow that it could be about, every error is denied: for what it quotes, or for quoting badly.
 fn error(c: &Carried<'_>, what: What, faults: &mut Faults) -> Said {
     let quoted = &c.bytes[8..];
@@ -278,7 +327,9 @@ fn error(c: &Carried<'_>, what: What, faults: &mut Faults) -> Said {
     let header = if c.from.is_ipv6() { 40 } else { 20 };
     let whole = quoted.len() >= header + 8 && quoted[0] >> 4 == version;
     faults.insert(Reason::UnmatchedError);
-    if !whole || (version == 4 && quoted[0] & 15 != 5) {
+    // Extension headers of what is quoted may be cut short as well.
+    let chained = version == 6 && quoted.get(6).is_some_and(|next| matches!(next, 0 | 43 | 44 | 60));
+    if !whole || chained || (version == 4 && quoted[0] & 15 != 5) {
         faults.insert(Reason::Malformed);
     }
     Said::Packet { from: c.from, to: c.to, what, error: true, flags: 0 }

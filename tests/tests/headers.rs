@@ -43,7 +43,7 @@ impl Bytes for Plain<'_> {
 
 /// The stage's rows in user space.
 fn tables(stage: &Stage) -> PolicyTables<'_> {
-    let mut tables = PolicyTables::new(&stage.desired.compiled);
+    let mut tables = PolicyTables::new(&stage.desired.compiled).strict();
     for (address, e) in &stage.desired.endpoints {
         let row = Endpoint {
             identity: [e.identity; 2],
@@ -94,7 +94,7 @@ fn opinions(
         now: now.unsigned_abs() * 1_000_000_000,
     };
     let mut outcome = Outcome::CLOSED;
-    let _ = decide(tables, &packet, parsed, &at, &mut outcome);
+    let _ = decide(tables, &mut packet, parsed, &at, &mut outcome);
     runner.forget().unwrap();
     let shot = Shot { hook: Hook::PortIn, ifindex, ingress: ifindex, mark: 0, frame: frame.to_vec() };
     let seen = runner.run(&shot).unwrap();

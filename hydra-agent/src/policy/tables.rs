@@ -41,6 +41,13 @@ impl<'c> PolicyTables<'c> {
         let head = Head { generation: Self::GENERATION, revision: 1, flags, pickup_until: u32::MAX };
         Self { compiled, head, decisions, endpoints: BTreeMap::new(), links: BTreeMap::new() }
     }
+
+    /// The same outside of the window in which any packet makes an entry ([`Head::pickup_until`]).
+    #[must_use]
+    pub fn strict(mut self) -> Self {
+        self.head.pickup_until = 0;
+        self
+    }
 }
 
 /// A moment as the rows of these tables have it: never 0, which means "never".
