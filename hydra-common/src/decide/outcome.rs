@@ -57,6 +57,7 @@ pub struct Hop {
 
 /// The verdict on one packet, and what follows from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "four answers that have nothing to do with each other")]
 pub struct Outcome {
     /// The verdict, the policy's mode applied.
     pub verdict: Verdict,
