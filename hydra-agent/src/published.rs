@@ -247,6 +247,8 @@ pub struct Counters {
     pub drops: BTreeMap<DropKey, Count>,
     /// By reason.
     pub reasons: BTreeMap<Reason, Count>,
+    /// Packets denied because a limit was used up, by the limit's number ([`hydra_common::tables::Limit::bucket`]).
+    pub limited: Vec<u64>,
     /// By gauge, in the order of [`Gauge`].
     pub gauges: [u64; hydra_common::tables::GAUGES as usize],
 }

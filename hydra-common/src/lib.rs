@@ -18,6 +18,7 @@ pub mod decide;
 pub mod event;
 pub mod flow;
 pub mod id;
+pub mod limit;
 pub mod names;
 pub mod packet;
 pub mod tables;

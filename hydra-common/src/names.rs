@@ -30,6 +30,8 @@ pub const FRAGMENTS: &str = "HYDRA_FRAGS";
 pub const LIMITS: &str = "HYDRA_LIMITS";
 /// `LruHashMap<BucketKey, u64>`: the theoretical arrival time of a source's next flow, nanoseconds of the monotonic clock.
 pub const BUCKETS: &str = "HYDRA_BUCKETS";
+/// `PerCpuArray<u64>` by [`crate::tables::Limit::bucket`]: packets that were denied because the limit was used up.
+pub const LIMITED: &str = "HYDRA_LIMITED";
 /// `LruHashMap<FlowKey, Flow>`.
 pub const FLOWS: &str = "HYDRA_FLOWS";
 /// `PerCpuArray<Count>`, see [`crate::tables::traffic_index`].
@@ -48,7 +50,7 @@ pub const EVENT_WINDOW: &str = "HYDRA_EVWIN";
 pub const SCRATCH: &str = "HYDRA_SCRATCH";
 
 /// All maps, in the order above.
-pub const MAPS: [&str; 22] = [
+pub const MAPS: [&str; 23] = [
     GENERATION,
     HEADS,
     IDENTITIES,
@@ -63,6 +65,7 @@ pub const MAPS: [&str; 22] = [
     FRAGMENTS,
     LIMITS,
     BUCKETS,
+    LIMITED,
     FLOWS,
     TRAFFIC,
     DROPS,

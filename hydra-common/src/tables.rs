@@ -34,7 +34,7 @@ pub const MAX_LIMITS: u32 = 4_096;
 pub const MAX_BUCKETS: u32 = 65_536;
 /// Halvings of an interval search: enough for `MAX_INTERVALS` in one rule set.
 pub const SEARCH_STEPS: u32 = 18;
-/// Decisions that may follow each other when rules expire.
+/// Decisions that may follow each other when rules expire or their limits are used up.
 pub const MAX_CHAIN: u32 = 8;
 
 /// What counts for a bank as a whole.
@@ -462,7 +462,7 @@ pub struct Limit {
     pub interval: u64,
     /// Flows at once.
     pub burst: u32,
-    /// The number that the rule's buckets have, the same as long as the rule has its name.
+    /// The number that the rule's buckets have, the same as long as the rule has its name; below [`MAX_LIMITS`].
     pub bucket: u32,
 }
 

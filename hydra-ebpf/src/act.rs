@@ -5,7 +5,7 @@ use aya_ebpf::helpers::{
     bpf_ktime_get_coarse_ns, bpf_l3_csum_replace, bpf_redirect_peer, bpf_skb_change_type, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
-use hydra_common::decide::{At, Hop, Outcome, Step, Way, decide, entry, fragment};
+use hydra_common::decide::{At, Hop, Outcome, Step, Way, counts, decide, entry, fragment, settle};
 use hydra_common::flow::Flow;
 use hydra_common::names::{MARK_CARRIED, MARK_CHECKED, MARK_IDENTITY, MARK_JUDGED, MARK_MASK, carried};
 use hydra_common::packet::{Bytes as _, Chunk, Packet};
@@ -43,6 +43,9 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     let live = decide(&Maps, packet, parsed, &at, outcome);
     #[cfg(feature = "log")]
     log(ctx, outcome, hook);
+    if counts(&Maps, &at, outcome) {
+        limit(packet, outcome, &at);
+    }
     let count = frame.wire(packet.payload);
     if matches!(outcome.verdict, Verdict::Allowed | Verdict::Audited) {
         match (outcome.step, live) {
@@ -95,6 +98,24 @@ fn log(ctx: &TcContext, outcome: &Outcome, hook: Hook) {
 #[inline(never)]
 fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
     packet.parse(&Frame::new(ctx))
+}
+
+/// Takes the flow that begins here from its limit. Each packet that finds all limits used up counts for the first of them.
+#[inline(never)]
+fn limit(packet: &Packet, outcome: &mut Outcome, at: &At) {
+    let bank = outcome.bank();
+    let mut first = u32::MAX;
+    settle(&Maps, at.seconds(), outcome, |index| {
+        let Some(limit) = maps::limit(bank, index) else { return false };
+        let taken = maps::take(&packet.source, limit, at.now);
+        if !taken && first == u32::MAX {
+            first = limit.bucket;
+        }
+        taken
+    });
+    if matches!(outcome.verdict, Verdict::Denied) {
+        report::one_more(maps::limited(first));
+    }
 }
 
 /// Writes a new flow. One that finds no room is denied: its replies could not return.

@@ -53,6 +53,8 @@ static HYDRA_LIMITS: Array<Limit> = Array::with_max_entries(2 * MAX_LIMITS, 0);
 #[map]
 static HYDRA_BUCKETS: LruHashMap<BucketKey, u64> = LruHashMap::with_max_entries(MAX_BUCKETS, 0);
 #[map]
+static HYDRA_LIMITED: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_LIMITS, 0);
+#[map]
 static HYDRA_FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(131_072, 0);
 #[map]
 static HYDRA_TRAFFIC: PerCpuArray<Count> = PerCpuArray::with_max_entries(TRAFFIC_CELLS, 0);
@@ -229,6 +231,68 @@ pub fn end_flow(key: &FlowKey) {
 #[inline(always)]
 pub fn put_fragment(key: &FragmentKey, first: &Fragment) {
     let _ = HYDRA_FRAGS.insert(key, first, 0);
+}
+
+/// A limit of a bank.
+#[inline(always)]
+pub fn limit(bank: u32, index: u32) -> Option<&'static Limit> {
+    HYDRA_LIMITS.get(banked(bank, index, MAX_LIMITS)?)
+}
+
+/// Another CPU that takes from the same bucket makes this one try again: so often, then it is denied. Each try that fails is a flow
+/// that another CPU let begin.
+const TRIES: u32 = 16;
+
+/// Takes one flow of a source from a limit; false where it is used up, or where there is no room to remember the source. Exact also
+/// from two CPUs at once. A function of its own in the object, for its key's room on the stack.
+#[inline(never)]
+pub fn take(source: &Address, limit: &Limit, now: u64) -> bool {
+    let key = BucketKey { source: *source, bucket: limit.bucket, zero: [0; 4] };
+    let mut bucket = HYDRA_BUCKETS.get_ptr_mut(&key);
+    if bucket.is_none() {
+        let Some(next) = hydra_common::limit::take(0, now, limit) else { return false };
+        if HYDRA_BUCKETS.insert(&key, &next, u64::from(BPF_NOEXIST)).is_ok() {
+            return true;
+        }
+        // Another CPU was first.
+        bucket = HYDRA_BUCKETS.get_ptr_mut(&key);
+    }
+    let Some(bucket) = bucket else { return false };
+    for _ in 0..TRIES {
+        // SAFETY: an aligned value of a map that lives until the program ends; every change of it is atomic.
+        let held = unsafe { core::ptr::read_volatile(bucket) };
+        let Some(next) = hydra_common::limit::take(held, now, limit) else { return false };
+        // SAFETY: as above.
+        if unsafe { compare_exchange(bucket, held, next) } == held {
+            return true;
+        }
+    }
+    false
+}
+
+/// Writes `new` where `old` is, and gives what was there: `AtomicU64::compare_exchange` does not exist for this target. Linux 5.12.
+///
+/// # Safety
+/// `p` points to an aligned `u64` of a live map value.
+#[inline(always)]
+unsafe fn compare_exchange(p: *mut u64, old: u64, new: u64) -> u64 {
+    let found;
+    // SAFETY: as promised by the caller.
+    unsafe {
+        core::arch::asm!(
+            "r0 = cmpxchg_64({p} + 0, r0, {new})",
+            p = in(reg) p,
+            new = in(reg) new,
+            inlateout("r0") old => found,
+        );
+    }
+    found
+}
+
+/// What this CPU has denied because a limit was used up, by the limit's number.
+#[inline(always)]
+pub fn limited(bucket: u32) -> Option<*mut u64> {
+    HYDRA_LIMITED.get_ptr_mut(bucket)
 }
 
 /// A cell of the traffic counters of this CPU.

@@ -71,6 +71,15 @@ pub fn count(gauge: Gauge, n: u64) {
     }
 }
 
+/// Adds one to a number of this CPU.
+#[inline(always)]
+pub fn one_more(value: Option<*mut u64>) {
+    if let Some(value) = value {
+        // SAFETY: this CPU's own value, as in `count`.
+        unsafe { *value += 1 };
+    }
+}
+
 /// Adds to a per-CPU counter.
 #[inline(always)]
 pub fn add(cell: Option<*mut Count>, count: &Count) {

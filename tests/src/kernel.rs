@@ -9,6 +9,7 @@ use aya::programs::SchedClassifier;
 use aya::programs::{TestRun as _, TestRunOptions};
 use hydra_agent::datapath::{Datapath, Mechanism};
 use hydra_agent::desired::Desired;
+use hydra_agent::published::{Counters, Reader as _};
 use hydra_common::ABI;
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::names::{DROPS, FLOWS, PROGRAMS, PUBLISHED, REASONS};
@@ -161,6 +162,40 @@ impl Runner {
         for key in old {
             self.drops.remove(&key)?;
         }
+        let Ran { action, frame, after } = self.fire(shot)?;
+        let mark = u32::from_ne_bytes([after[MARK], after[MARK + 1], after[MARK + 2], after[MARK + 3]]);
+        let counts = self.counts()?;
+        let changed = counts.iter().zip(&self.counted).position(|(now, before)| now != before);
+        self.counted = counts;
+        let drops: Vec<DropKey> = self.drops.keys().collect::<Result<_, _>>()?;
+        let mut flows = self.flows.iter();
+        let first = flows.next();
+        self.empty = first.is_none();
+        let flow = match (first, if self.empty { None } else { flows.next() }) {
+            (Some(only), None) => Some(only?),
+            _ => None,
+        };
+        Ok(Seen {
+            action,
+            mark,
+            frame,
+            reason: changed.and_then(|n| Reason::ALL.get(n).copied()),
+            drop: drops.first().map(|key| (Verdict::from_row(key.verdict), key.rule)),
+            flow,
+        })
+    }
+
+    /// Gives a frame to a program and looks only at what that returns: for many frames, and from several threads at once.
+    pub fn action(&self, shot: &Shot) -> Result<i32> {
+        Ok(self.fire(shot)?.action)
+    }
+
+    /// All counters, as the agent reads them.
+    pub fn counters(&self) -> Result<Counters> {
+        Ok(self.datapath.as_ref().context("the tables are an agent's")?.reader()?.counters()?)
+    }
+
+    fn fire(&self, shot: &Shot) -> Result<Ran> {
         let mut context = [0; CONTEXT];
         context[MARK..MARK + 4].copy_from_slice(&shot.mark.to_ne_bytes());
         context[INGRESS..INGRESS + 4].copy_from_slice(&shot.ingress.to_ne_bytes());
@@ -178,26 +213,7 @@ impl Runner {
             })
             .with_context(|| format!("cannot run {:?} on interface {}", shot.hook, shot.ifindex))?;
         frame.truncate(result.data_size_out as usize);
-        let mark = u32::from_ne_bytes([after[MARK], after[MARK + 1], after[MARK + 2], after[MARK + 3]]);
-        let counts = self.counts()?;
-        let changed = counts.iter().zip(&self.counted).position(|(now, before)| now != before);
-        self.counted = counts;
-        let drops: Vec<DropKey> = self.drops.keys().collect::<Result<_, _>>()?;
-        let mut flows = self.flows.iter();
-        let first = flows.next();
-        self.empty = first.is_none();
-        let flow = match (first, if self.empty { None } else { flows.next() }) {
-            (Some(only), None) => Some(only?),
-            _ => None,
-        };
-        Ok(Seen {
-            action: result.return_value.cast_signed(),
-            mark,
-            frame,
-            reason: changed.and_then(|n| Reason::ALL.get(n).copied()),
-            drop: drops.first().map(|key| (Verdict::from_row(key.verdict), key.rule)),
-            flow,
-        })
+        Ok(Ran { action: result.return_value.cast_signed(), frame, after })
     }
 
     fn counts(&self) -> Result<Vec<u64>> {
@@ -205,6 +221,13 @@ impl Runner {
             |reason: &Reason| Ok(self.reasons.get(&(*reason as u32), 0)?.iter().map(|c| c.packets).sum());
         Reason::ALL.iter().map(of).collect()
     }
+}
+
+/// What a program returned and left.
+struct Ran {
+    action: i32,
+    frame: Vec<u8>,
+    after: [u8; CONTEXT],
 }
 
 /// Size and offsets of `struct __sk_buff` (`include/uapi/linux/bpf.h`).

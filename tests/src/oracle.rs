@@ -77,6 +77,7 @@ struct Rule {
     to: Vec<Selector>,
     ports: Ports,
     action: String,
+    limited: bool,
     expires: Option<i64>,
 }
 
@@ -194,16 +195,26 @@ impl Policy {
         found
     }
 
-    /// Lines 3 to 7 of the precedence, and the mode of the whole policy. `now` in Unix seconds.
+    /// Names of the rules that have a limit.
+    pub fn limited(&self) -> Vec<&str> {
+        self.rules.iter().filter(|r| r.limited).map(|r| r.name.as_str()).collect()
+    }
+
+    /// Lines 3 to 7 of the precedence, and the mode of the whole policy, no limit used up. `now` in Unix seconds.
     pub fn judge(&self, from: &End, to: &End, what: What, now: i64) -> Answer {
-        let mut answer = self.enforcing(from, to, what, now);
+        self.judge_new(from, to, what, now, &[])
+    }
+
+    /// The same for a new flow, while the limits of some rules are used up.
+    pub fn judge_new(&self, from: &End, to: &End, what: What, now: i64, used_up: &[&str]) -> Answer {
+        let mut answer = self.enforcing(from, to, what, now, used_up);
         if self.audit && answer.verdict == Verdict::Denied {
             answer.verdict = Verdict::Audited;
         }
         answer
     }
 
-    fn enforcing(&self, from: &End, to: &End, what: What, now: i64) -> Answer {
+    fn enforcing(&self, from: &End, to: &End, what: What, now: i64, used_up: &[&str]) -> Answer {
         let matching: Vec<&Rule> = self
             .rules
             .iter()
@@ -213,11 +224,17 @@ impl Policy {
             .filter(|r| r.ports.contain(what))
             .collect();
         let first = |action: &str| matching.iter().find(|r| r.action == action).map(|r| r.name.clone());
-        // 3 and 4.
-        for (action, verdict) in [("deny", Verdict::Denied), ("allow", Verdict::Allowed)] {
-            if let Some(rule) = first(action) {
-                return Answer { verdict, reason: Reason::Rule, rule: Some(rule) };
-            }
+        // 3.
+        if let Some(rule) = first("deny") {
+            return Answer { verdict: Verdict::Denied, reason: Reason::Rule, rule: Some(rule) };
+        }
+        // 4.
+        let allowing: Vec<&&Rule> = matching.iter().filter(|r| r.action == "allow").collect();
+        if let Some(rule) = allowing.iter().find(|r| !used_up.contains(&r.name.as_str())) {
+            return Answer { verdict: Verdict::Allowed, reason: Reason::Rule, rule: Some(rule.name.clone()) };
+        }
+        if let Some(rule) = allowing.first() {
+            return Answer { verdict: Verdict::Denied, reason: Reason::Limit, rule: Some(rule.name.clone()) };
         }
         let otherwise = self.without_rules(from, to);
         // 5.

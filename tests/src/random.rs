@@ -94,6 +94,8 @@ const PORTS: [&str; 19] = [
     "db",
 ];
 
+const LIMITS: [&str; 3] = ["5/s", "60/min", "1/h"];
+
 /// A policy's text. Most are valid; the rest says so.
 pub fn policy(random: &mut Random) -> String {
     let mut text = String::from("version: 1\nname: random\n");
@@ -125,7 +127,11 @@ pub fn policy(random: &mut Random) -> String {
             let ports: Vec<&str> = (0..count).map(|_| *random.one(&PORTS)).collect();
             let _ = write!(text, ", ports: [{}]", ports.join(", "));
         }
-        let _ = write!(text, ", action: {}", random.one(&actions));
+        let action = random.one(&actions);
+        let _ = write!(text, ", action: {action}");
+        if *action == "allow" && random.one_in(2) {
+            let _ = write!(text, ", limit: {}", random.one(&LIMITS));
+        }
         match random.below(8) {
             0 => text.push_str(", expires: '2020-01-01T00:00:00Z'"),
             1 => text.push_str(", expires: '2099-01-01T00:00:00Z'"),

@@ -217,6 +217,15 @@ impl Stage {
 
 /// A policy's text to its model and rows, for this deployment's addresses.
 pub fn compiled(text: &str, deployment: &Deployment) -> Result<(Model, Compiled)> {
+    compiled_with(text, deployment, &mut Numbers::default())
+}
+
+/// The same with the numbers that names have already.
+pub fn compiled_with(
+    text: &str,
+    deployment: &Deployment,
+    numbers: &mut Numbers,
+) -> Result<(Model, Compiled)> {
     let (model, _) = match policy::parse(text, "policy.yaml") {
         Ok(parsed) => parsed,
         Err(problems) => anyhow::bail!("the agent refuses the policy:\n{}\n{text}", problems.render(false)),
@@ -244,7 +253,7 @@ pub fn compiled(text: &str, deployment: &Deployment) -> Result<(Model, Compiled)
         }
     }
     known.live = live;
-    let compiled = compile(&model, &known, &mut Numbers::default())?;
+    let compiled = compile(&model, &known, numbers)?;
     Ok((model, compiled))
 }
 

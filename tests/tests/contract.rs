@@ -12,7 +12,7 @@ use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::names;
 use hydra_common::tables::{
     BucketKey, Cell, Count, Decision, DropKey, Endpoint, Fragment, FragmentKey, GAUGES, Head, IdentityRow,
-    Interval, Limit, Link, PrefixData, PrefixRow, Publish, PublishKey, RuleSet, TRAFFIC_CELLS,
+    Interval, Limit, Link, MAX_LIMITS, PrefixData, PrefixRow, Publish, PublishKey, RuleSet, TRAFFIC_CELLS,
 };
 use hydra_common::verdict::Reason;
 
@@ -36,6 +36,7 @@ fn maps() -> BTreeMap<&'static str, (bpf_map_type, usize, usize)> {
         (names::FRAGMENTS, (BPF_MAP_TYPE_LRU_HASH, size_of::<FragmentKey>(), size_of::<Fragment>())),
         (names::LIMITS, (ARRAY, 4, size_of::<Limit>())),
         (names::BUCKETS, (BPF_MAP_TYPE_LRU_HASH, size_of::<BucketKey>(), 8)),
+        (names::LIMITED, (PERCPU, 4, 8)),
         (names::FLOWS, (BPF_MAP_TYPE_LRU_HASH, size_of::<FlowKey>(), size_of::<Flow>())),
         (names::TRAFFIC, (PERCPU, 4, size_of::<Count>())),
         (names::DROPS, (BPF_MAP_TYPE_PERCPU_HASH, size_of::<DropKey>(), size_of::<Count>())),
@@ -66,6 +67,7 @@ fn counters_have_room_for_everything_that_is_counted() {
     let most = Reason::ALL.iter().map(|r| *r as u32).max().unwrap();
     assert!(object.maps[names::REASONS].max_entries() > most);
     assert!(object.maps[names::GAUGES].max_entries() >= GAUGES);
+    assert!(object.maps[names::LIMITED].max_entries() >= MAX_LIMITS);
     assert!(object.maps[names::TRAFFIC].max_entries() >= TRAFFIC_CELLS);
 }
 

@@ -88,6 +88,7 @@ impl Collector for Scrape {
         if self.readable {
             self.traffic(&mut encoder)?;
             self.drops(&mut encoder)?;
+            self.limited(&mut encoder)?;
             gauge(&mut encoder, "hydra_flows", "Live flows", i64::try_from(self.flows).unwrap_or(i64::MAX))?;
             let lost = self.counters.gauge(Gauge::EventsLost);
             let help = "Events of single packets that the kernel could not hand over";
@@ -160,6 +161,19 @@ impl Scrape {
             let labels =
                 [("source_tier", from.as_str()), ("destination_tier", to.as_str()), ("reason", reason)];
             ConstCounter::new(*packets).encode(metric.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    /// Of every rule with a limit, 0 included: an alert on a series that is not there never fires.
+    fn limited(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Packets denied because the limits of all rules that allow them were used up, by the first of these";
+        let mut metric = encoder.encode_descriptor("hydra_limit_denied", help, None, MetricType::Counter)?;
+        let Some(applied) = &self.state.applied else { return Ok(()) };
+        let rules = applied.model.rules.iter().filter(|rule| rule.limit.is_some());
+        for (rule, limit) in rules.zip(&applied.compiled.limits) {
+            let packets = self.counters.limited.get(limit.bucket as usize).copied().unwrap_or(0);
+            ConstCounter::new(packets).encode(metric.encode_family(&[("rule", rule.name.as_str())])?)?;
         }
         Ok(())
     }

@@ -25,6 +25,7 @@ pub struct KernelReader {
     drops: Sums<DropKey, Count>,
     reasons: Sums<u32, Count>,
     gauges: Sums<u32, u64>,
+    limited: Sums<u32, u64>,
 }
 
 impl Datapath {
@@ -43,6 +44,7 @@ impl KernelReader {
             drops: open(pins, names::DROPS, Sums::open)?,
             reasons: open(pins, names::REASONS, Sums::open)?,
             gauges: open(pins, names::GAUGES, Sums::open)?,
+            limited: open(pins, names::LIMITED, Sums::open)?,
         })
     }
 
@@ -101,6 +103,7 @@ impl Reader for KernelReader {
             traffic: self.traffic()?,
             drops: self.drops.all()?.into_iter().collect(),
             reasons,
+            limited: self.limited.range(0, self.limited.room() as usize)?,
             gauges,
         })
     }

@@ -8,8 +8,8 @@ use hydra_common::address::Address;
 use hydra_common::id::{Identity, MAX_IDENTITIES};
 use hydra_common::names;
 use hydra_common::tables::{
-    Cell, Decision, Endpoint, Head, IdentityRow, Interval, Link, MAX_DECISIONS, MAX_INTERVALS, MAX_RULE_SETS,
-    PrefixRow, Publish, PublishKey, RuleSet, cell_index,
+    Cell, Decision, Endpoint, Head, IdentityRow, Interval, Limit, Link, MAX_DECISIONS, MAX_INTERVALS,
+    MAX_LIMITS, MAX_RULE_SETS, PrefixRow, Publish, PublishKey, RuleSet, cell_index,
 };
 
 use super::error::{DatapathError, table};
@@ -27,6 +27,7 @@ pub struct Store {
     rule_sets: Table<u32, RuleSet>,
     intervals: Table<u32, Interval>,
     decisions: Table<u32, Decision>,
+    limits: Table<u32, Limit>,
     prefixes: Table<PrefixKey, PrefixRow>,
     /// Rows of containers.
     pub endpoints: Table<Address, Endpoint>,
@@ -53,6 +54,7 @@ impl Store {
             rule_sets: open(pins, names::RULE_SETS, Table::open)?,
             intervals: open(pins, names::INTERVALS, Table::open)?,
             decisions: open(pins, names::DECISIONS, Table::open)?,
+            limits: open(pins, names::LIMITS, Table::open)?,
             prefixes: open(pins, names::PREFIXES, Table::open)?,
             endpoints: open(pins, names::ENDPOINTS, Table::open)?,
             links: open(pins, names::LINKS, Table::open)?,
@@ -114,6 +116,8 @@ impl Store {
         put(&self.intervals, "intervals", bank * MAX_INTERVALS, &new.intervals, ranges)?;
         let decisions = old.map(|old| &old.decisions);
         put(&self.decisions, "decisions", bank * MAX_DECISIONS, &new.decisions, decisions)?;
+        let limits = old.map(|old| &old.limits);
+        put(&self.limits, "limits", bank * MAX_LIMITS, &new.limits, limits)?;
         self.write_prefixes(bank, &new.prefixes)
     }
 
@@ -152,6 +156,7 @@ impl Store {
             rule_sets: get(&self.rule_sets, "rule sets", bank * MAX_RULE_SETS, like.rule_sets.len())?,
             intervals: get(&self.intervals, "intervals", bank * MAX_INTERVALS, like.intervals.len())?,
             decisions: get(&self.decisions, "decisions", bank * MAX_DECISIONS, like.decisions.len())?,
+            limits: get(&self.limits, "limits", bank * MAX_LIMITS, like.limits.len())?,
             prefixes: prefixes
                 .into_iter()
                 .filter(|(key, _)| key.bank() == bank)
@@ -170,6 +175,7 @@ impl Store {
             (found.rule_sets == wanted.rule_sets, "rule sets"),
             (found.intervals == wanted.intervals, "intervals"),
             (found.decisions == wanted.decisions, "decisions"),
+            (found.limits == wanted.limits, "limits"),
             (found.prefixes == wanted.prefixes, "address blocks"),
         ] {
             if !equal {

@@ -7,9 +7,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use hydra_common::address::Address;
 use hydra_common::id::{Container, Identity, MAX_IDENTITIES};
 use hydra_common::tables::{
-    Cell, Decision, Endpoint, Head, IdentityRow, Interval, Link, LinkKind, MAX_DECISIONS, MAX_ENDPOINTS,
-    MAX_INTERVALS, MAX_LINKS, MAX_PREFIXES, MAX_PUBLISHED, MAX_RULE_SETS, PrefixData, PrefixRow, Publish,
-    PublishKey, RuleSet,
+    Cell, Decision, Endpoint, Head, IdentityRow, Interval, Limit, Link, LinkKind, MAX_DECISIONS,
+    MAX_ENDPOINTS, MAX_INTERVALS, MAX_LIMITS, MAX_LINKS, MAX_PREFIXES, MAX_PUBLISHED, MAX_RULE_SETS,
+    PrefixData, PrefixRow, Publish, PublishKey, RuleSet,
 };
 use ipnet::{IpNet, Ipv4Net};
 
@@ -81,6 +81,8 @@ pub struct Bank {
     pub intervals: Vec<Interval>,
     /// By index, `until` in seconds of the monotonic clock.
     pub decisions: Vec<Decision>,
+    /// By index.
+    pub limits: Vec<Limit>,
     /// By block.
     pub prefixes: BTreeMap<IpNet, PrefixRow>,
 }
@@ -150,6 +152,7 @@ impl Bank {
             rule_sets: compiled.rule_sets.clone(),
             intervals: compiled.intervals.clone(),
             decisions,
+            limits: compiled.limits.clone(),
             prefixes,
         }
     }
@@ -167,6 +170,7 @@ impl Bank {
             && self.cells == other.cells
             && self.rule_sets == other.rule_sets
             && self.intervals == other.intervals
+            && self.limits == other.limits
             && self.prefixes == other.prefixes
             && self.decisions.len() == other.decisions.len()
             && self.decisions.iter().zip(&other.decisions).all(|(a, b)| close(a, b))
@@ -192,6 +196,7 @@ pub fn check_room(bank: &Bank, desired: &Desired) -> Result<(), DatapathError> {
         ("rule sets", bank.rule_sets.len(), MAX_RULE_SETS),
         ("intervals", bank.intervals.len(), MAX_INTERVALS),
         ("decisions", bank.decisions.len(), MAX_DECISIONS),
+        ("limits", bank.limits.len(), MAX_LIMITS),
         ("address blocks", bank.prefixes.len(), MAX_PREFIXES),
         ("endpoints", desired.endpoints.len(), MAX_ENDPOINTS),
         ("interfaces", desired.links.len(), MAX_LINKS),

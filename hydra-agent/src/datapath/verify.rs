@@ -8,7 +8,8 @@ use hydra_common::verdict::Hook;
 
 use super::attach;
 use super::pins;
-use super::sync::Datapath;
+use super::sync::{Datapath, clocks};
+use super::tables::CLOCK_SLACK;
 use super::xdp;
 use crate::desired::Desired;
 use crate::published::NotEnforced;
@@ -29,12 +30,27 @@ impl Datapath {
         if !tables.is_empty() {
             self.doubt = true;
         }
+        if self.ends_moved(desired) {
+            let why =
+                "the wall clock was set: rules expire at other moments of the kernel's clock".to_owned();
+            wrong.push(NotEnforced { what: "tables".to_owned(), why });
+        }
         let named = |what: &'static str| move |why| NotEnforced { what: what.to_owned(), why };
         self.damage = tables.into_iter().map(named("tables")).collect();
         self.damage.extend(self.pins_gone().into_iter().map(named("pins")));
         wrong.extend(self.damage.iter().cloned());
         wrong.sort();
         wrong
+    }
+
+    /// Whether the ends of rules, which the kernel has in its own clock, are no longer those of the wall clock.
+    fn ends_moved(&self, desired: &Desired) -> bool {
+        let now = clocks();
+        let bank = (self.held.generation & 1) as usize;
+        let ends = desired.compiled.decisions.iter().map(|(_, end)| end.map_or(0, |at| now.second(at)));
+        let held = self.held.banks[bank].iter().flat_map(|policy| &policy.decisions);
+        self.held.revision == desired.revision
+            && held.zip(ends).any(|(row, end)| row.until.abs_diff(end) > CLOCK_SLACK)
     }
 
     fn hooks_wrong(&self, desired: &Desired) -> Vec<NotEnforced> {

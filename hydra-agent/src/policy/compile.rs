@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use hydra_common::id::{Identity, MAX_IDENTITIES, MAX_TIERS, Tier};
-use hydra_common::tables::{Cell, IdentityRow, MAX_PREFIXES, PrefixRow};
+use hydra_common::tables::{Cell, IdentityRow, Limit, MAX_LIMITS, MAX_PREFIXES, PrefixRow};
 use ipnet::IpNet;
 
 use super::model::{Model, Selector};
@@ -63,7 +63,7 @@ pub fn compile(model: &Model, world: &World, numbers: &mut Numbers) -> Result<Co
     let (identities, tiers) = number(model, &classes, &regions.groups, numbers)?;
     let parts = Parts::of(&classes);
     let matrix = Matrix::new(model, &parts.classes, &regions.groups);
-    let mut rows = Rows::new(model);
+    let mut rows = Rows::new(model, limits(model, numbers)?);
     let cells = matrix.cells(model, &parts, &identities, &mut rows)?;
     let number_of: HashMap<&Class, Identity> = classes.iter().zip(identities.iter().copied()).collect();
     let prefixes = regions
@@ -98,6 +98,7 @@ pub fn compile(model: &Model, world: &World, numbers: &mut Numbers) -> Result<Co
         rule_sets: rows.rule_sets,
         intervals: rows.intervals,
         decisions: rows.decisions,
+        limits: rows.limits,
         prefixes,
         blocks: regions.groups,
         rules: model.rules.iter().map(|r| r.name.clone()).collect(),
@@ -186,6 +187,16 @@ const LONGEST_KEY: usize = 200;
 /// FNV-1a, 64 bits: the same in every version of the program, which the standard library's hashes don't promise.
 fn fingerprint(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
+}
+
+/// The limits of the rules that have one. A bucket keeps its number as long as the rule has its name, so that an apply does not
+/// fill it again.
+fn limits(model: &Model, numbers: &mut Numbers) -> Result<Vec<Limit>, CompileError> {
+    let limited = || model.rules.iter().filter_map(|r| Some((r.name.as_str(), r.limit?)));
+    let names: Vec<&str> = limited().map(|(name, _)| name).collect();
+    give(&mut numbers.limits, &names, 0, MAX_LIMITS, "limits")?;
+    let number = |name| u32::from(numbers.limits.get(name).copied().unwrap_or_default());
+    Ok(limited().map(|(name, limit)| limit.row(number(name))).collect())
 }
 
 type Numbered = (Vec<Identity>, BTreeMap<Tier, String>);

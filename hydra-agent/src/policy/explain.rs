@@ -225,10 +225,15 @@ fn notes(model: &Model, from: &Owner, to: &Owner, ruling: Ruling, verdict: Verdi
     } else if !here(from) && !here(to) {
         notes.push(format!("not enforced here: neither `{from}` nor `{to}` is on this host"));
     }
+    let rule = model.rules.get(usize::from(ruling.rule).wrapping_sub(1));
+    if let Some((rule, limit)) = rule.and_then(|r| Some((&r.name, r.limit?))) {
+        notes.push(format!(
+            "rule `{rule}` has a limit of {limit} new flows for each source address: the answer assumes that it is not used up"
+        ));
+    }
     if ruling.verdict == Verdict::Denied && verdict == Verdict::Audited {
         notes.push("the policy's `mode: audit` lets it pass: enforced, it would be denied".to_owned());
     } else if verdict == Verdict::Audited {
-        let rule = model.rules.get(usize::from(ruling.rule).wrapping_sub(1));
         let would = match (rule, ruling.reason) {
             (Some(rule), reason) => {
                 format!("rule `{}` only records: without it the answer is `{}`", rule.name, reason.as_str())

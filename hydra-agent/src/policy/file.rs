@@ -128,8 +128,8 @@ shape! {
         optional "ports" ports: List<At<Port>>,
         /// `allow` (the default), `deny` or `audit`.
         optional "action" action: At<Action>,
-        /// New flows per source address. Not supported yet.
-        optional "limit" limit: Unsupported,
+        /// New flows per source address, and as many at once: `60/s`, `60/min` or `60/h`. For `allow` rules.
+        optional "limit" limit: At<Limit>,
         /// From then on it is as if it were not there (RFC 3339).
         optional "expires" expires: At<Time>,
     }
@@ -323,6 +323,13 @@ text_leaf! {
         Ok(t) => Ok(t.unix_timestamp()),
         Err(_) => Err((format!("`{text}` is no time of RFC 3339"), Some("write `2026-12-01T00:00:00Z`".to_owned()))),
     }
+}
+
+text_leaf! {
+    /// How many flows may begin.
+    Limit(super::limit::Limit), "a number of flows in a time",
+    { "type": "string", "pattern": "^0*[1-9][0-9]{0,6}/(s|min|h)$" },
+    super::limit::Limit::parse
 }
 
 text_leaf! {

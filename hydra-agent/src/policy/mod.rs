@@ -9,6 +9,7 @@ mod doubt;
 pub mod expect;
 pub mod explain;
 pub mod file;
+pub mod limit;
 pub mod model;
 pub mod ports;
 mod precedence;

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::file::{Action, Answer, Multihome, SharedStack};
+use super::limit::Limit;
 use super::ports::{Packet, Ports};
 use super::rows::{Block, Owner};
 use super::suggest::nearest;
@@ -150,6 +151,8 @@ pub struct Rule {
     pub port_texts: Vec<String>,
     /// What it does.
     pub action: Action,
+    /// How many flows of one source address may begin; of `allow` rules alone.
+    pub limit: Option<Limit>,
     /// Unix seconds from which on it is as if it were not there.
     pub expires: Option<i64>,
     /// Where its name stands.

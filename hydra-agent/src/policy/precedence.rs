@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hydra_common::tables::{
-    Cell, Decision, Interval, MAX_CHAIN, MAX_DECISIONS, MAX_INTERVALS, MAX_RULE_SETS, RuleSet,
+    Cell, Decision, Interval, Limit, MAX_CHAIN, MAX_DECISIONS, MAX_INTERVALS, MAX_RULE_SETS, RuleSet,
 };
 use hydra_common::verdict::{Reason, Verdict};
 
@@ -20,7 +20,7 @@ pub(super) struct Otherwise {
     pub reason: Reason,
 }
 
-/// One answer, until it ends.
+/// One answer: until it ends, and for as many flows as it has a limit for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Step {
     verdict: Verdict,
@@ -28,6 +28,27 @@ struct Step {
     /// Index of the rule.
     rule: Option<usize>,
     until: Option<i64>,
+    /// Whether the rule's limit counts.
+    limited: bool,
+    /// Number of the answer after the end.
+    next: u32,
+    /// Number of the answer when the limit is used up.
+    spent: u32,
+}
+
+/// What has happened to the rules before.
+#[derive(Clone, Copy, Debug)]
+struct Past {
+    /// Rules that have ended by then are not there.
+    alive_from: i64,
+    /// The first rule whose limit is used up: from then on only rules that allow are asked.
+    spent: Option<usize>,
+    /// Answers before this one.
+    steps: u32,
+}
+
+impl Past {
+    const NOTHING: Self = Self { alive_from: i64::MIN, spent: None, steps: 0 };
 }
 
 /// The line of the precedence on which a rule of this action decides.
@@ -51,73 +72,117 @@ pub(super) fn line(action: Action) -> u8 {
 ///
 /// Under `mode: audit` of the whole policy nothing is dropped, lines 1 and 3 included. Lines 1 and 2 and that mode need the packet:
 /// `hydra_common::decide` has them. Here are lines 3 to 7: `matching` are the rules that match, in the order of their lines and within
-/// a line of the file; the first decides, until it expires, and then the first of those that live longer. `otherwise` is what
-/// [`without_rules`] says.
-fn precedence<'r>(
-    matching: impl Iterator<Item = (usize, &'r Rule)>,
+/// a line of the file; the first decides, until it expires, and then the first of those that live longer. Where its limit is used up
+/// the next that allows decides; where none is left, the flow is denied under the name of the first. `otherwise` is what
+/// [`without_rules`] says. `write` keeps an answer and gives its number; back comes that of the first.
+fn precedence<'r, I: Iterator<Item = (usize, &'r Rule)> + Clone>(
+    mut matching: I,
+    past: Past,
     otherwise: Otherwise,
-) -> Result<Vec<Step>, CompileError> {
-    let mut steps: Vec<Step> = Vec::new();
-    let mut alive_from = i64::MIN;
-    for (index, rule) in matching {
-        if rule.expires.is_some_and(|end| end <= alive_from) {
-            continue;
-        }
-        let (verdict, reason) = match rule.action {
-            Action::Deny => (Verdict::Denied, Reason::Rule),
-            Action::Allow => (Verdict::Allowed, Reason::Rule),
-            Action::Audit => (Verdict::Audited, otherwise.reason),
+    write: &mut impl FnMut(Step) -> u32,
+) -> Result<u32, CompileError> {
+    let alive = |rule: &Rule| rule.expires.is_none_or(|end| end > past.alive_from);
+    let asks = |rule: &Rule| past.spent.is_none() || rule.action == Action::Allow;
+    let Some((index, rule)) = matching.find(|(_, rule)| alive(rule) && asks(rule)) else {
+        let Otherwise { verdict, reason } = match past.spent {
+            Some(_) => Otherwise { verdict: Verdict::Denied, reason: Reason::Limit },
+            None => otherwise,
         };
-        steps.push(Step { verdict, reason, rule: Some(index), until: rule.expires });
-        match rule.expires {
-            None => return Ok(steps),
-            Some(end) => alive_from = end,
-        }
-        if steps.len() >= MAX_CHAIN as usize {
-            return Err(CompileError::TooMany {
-                what: "rules that expire one after the other on one port",
-                have: steps.len() + 1,
-                most: MAX_CHAIN as usize - 1,
-            });
-        }
+        let rule = past.spent;
+        return Ok(write(Step { verdict, reason, rule, until: None, limited: false, next: 0, spent: 0 }));
+    };
+    let steps = past.steps + 1;
+    if (rule.expires.is_some() || rule.limit.is_some()) && steps >= MAX_CHAIN {
+        return Err(CompileError::TooMany {
+            what: "rules that expire or have a limit one after the other on one port",
+            have: steps as usize,
+            most: MAX_CHAIN as usize - 1,
+        });
     }
-    steps.push(Step { verdict: otherwise.verdict, reason: otherwise.reason, rule: None, until: None });
-    Ok(steps)
+    let (verdict, reason) = match rule.action {
+        Action::Deny => (Verdict::Denied, Reason::Rule),
+        Action::Allow => (Verdict::Allowed, Reason::Rule),
+        Action::Audit => (Verdict::Audited, otherwise.reason),
+    };
+    let next = match rule.expires {
+        Some(alive_from) => {
+            precedence(matching.clone(), Past { alive_from, steps, ..past }, otherwise, write)?
+        }
+        None => 0,
+    };
+    let spent = match rule.limit {
+        Some(_) => {
+            let spent = past.spent.or(Some(index));
+            precedence(matching, Past { spent, steps, ..past }, otherwise, write)?
+        }
+        None => 0,
+    };
+    let limited = rule.limit.is_some();
+    Ok(write(Step { verdict, reason, rule: Some(index), until: rule.expires, limited, next, spent }))
 }
 
-/// What all of several answers let pass: at every moment the strictest of them counts, of equal ones the first. Where that takes more
-/// steps than the tables hold, what comes after is denied.
-fn strictest(answers: &[Vec<Step>]) -> Vec<Step> {
-    let rank = |step: &&Step| match step.verdict {
+/// What all of several answers let pass: at every moment the strictest of them counts, of equal ones the first; one with a limit is
+/// stricter than one without, and of several limits the first one is taken from. Where that takes more steps than the tables hold, what comes
+/// after is denied. `all` are the steps of all answers, `heads` their first ones; back comes the first step, which is not yet written.
+fn strictest(
+    all: &[Step],
+    heads: &[u32],
+    from: i64,
+    steps: u32,
+    write: &mut impl FnMut(Step) -> u32,
+) -> Step {
+    let step_of = |number: u32| all[number as usize];
+    let rank = |step: Step| match step.verdict {
         Verdict::Denied => 0,
         Verdict::Audited => 1,
-        Verdict::Allowed => 2,
+        Verdict::Allowed => 2 + u8::from(!step.limited),
     };
-    let mut steps: Vec<Step> = Vec::new();
-    let mut from = i64::MIN;
-    loop {
-        let alive =
-            |answer: &'_ Vec<Step>| answer.iter().find(|s| s.until.is_none_or(|end| end > from)).copied();
-        let now: Vec<Step> = answers.iter().filter_map(alive).collect();
-        let Some(step) = now.iter().min_by_key(rank) else { return steps };
-        let until = now.iter().filter_map(|s| s.until).min();
-        let last_one = steps.len() + 1 >= MAX_CHAIN as usize;
-        match steps.last_mut() {
-            Some(last) if Step { until: None, ..*last } == Step { until: None, ..*step } => {
-                last.until = until;
-            }
-            Some(_) if last_one && until.is_some() => {
-                let (verdict, reason) = (Verdict::Denied, Reason::NoRule);
-                steps.push(Step { verdict, reason, rule: None, until: None });
-                return steps;
-            }
-            Some(_) | None => steps.push(Step { until, ..*step }),
+    let alive = |mut number: u32, from: i64| {
+        while step_of(number).until.is_some_and(|end| end <= from) {
+            number = step_of(number).next;
         }
-        match until {
-            Some(end) => from = end,
-            None => return steps,
-        }
+        number
+    };
+    let at = |from: i64| -> Vec<u32> { heads.iter().map(|head| alive(*head, from)).collect() };
+    let strict =
+        |now: &[u32]| now.iter().map(|n| step_of(*n)).enumerate().min_by_key(|(_, step)| rank(*step));
+    let end = |now: &[u32]| now.iter().filter_map(|n| step_of(*n).until).min();
+    let denied = Step {
+        verdict: Verdict::Denied,
+        reason: Reason::NoRule,
+        rule: None,
+        until: None,
+        limited: false,
+        next: 0,
+        spent: 0,
+    };
+    let now = at(from);
+    let Some((place, step)) = strict(&now) else { return denied };
+    let mut until = end(&now);
+    // What says the same afterwards is one step.
+    let says = |step: Step| (step.verdict, step.reason, step.rule, step.limited);
+    while let Some(later) = until.filter(|_| !step.limited).map(at)
+        && strict(&later).is_some_and(|(_, next)| says(next) == says(step))
+    {
+        until = end(&later);
     }
+    let steps = steps + 1;
+    if (until.is_some() || step.limited) && steps >= MAX_CHAIN {
+        return denied;
+    }
+    let next = until.map_or(0, |end| {
+        let next = strictest(all, &now, end, steps, write);
+        write(next)
+    });
+    let spent = if step.limited {
+        let mut others = now;
+        others[place] = step.spent;
+        let spent = strictest(all, &others, from, steps, write);
+        write(spent)
+    } else {
+        0
+    };
+    Step { until, next, spent, ..step }
 }
 
 /// Lines 6 and 7 for a pair.
@@ -153,6 +218,9 @@ pub(super) struct Asked<'r> {
 /// Rule sets, intervals and decisions, each content once.
 pub(super) struct Rows<'m> {
     model: &'m Model,
+    /// By rule: its place among `limits`, counted from 1; 0 = none.
+    limit_of: Vec<u32>,
+    pub limits: Vec<Limit>,
     pub rule_sets: Vec<RuleSet>,
     pub intervals: Vec<Interval>,
     pub decisions: Vec<(Decision, Option<i64>)>,
@@ -160,19 +228,27 @@ pub(super) struct Rows<'m> {
     set_numbers: BTreeMap<Vec<(u32, u32)>, u32>,
 }
 
-/// A decision's content: verdict, reason, rule, end, next.
-type DecisionKey = (u8, u8, u16, Option<i64>, u32);
+/// A decision's content, and its end in Unix seconds.
+type DecisionKey = (Decision, Option<i64>);
 
 impl<'m> Rows<'m> {
-    pub fn new(model: &'m Model) -> Self {
+    /// `limits` are those of the rules that have one, in the order of the file.
+    pub fn new(model: &'m Model, limits: Vec<Limit>) -> Self {
         // Decision 0 is "denied, bad-table": an unwritten cell denies.
         let closed = Decision {
             verdict: Verdict::Denied as u8,
             reason: Reason::BadTable as u8,
             ..Decision::default()
         };
+        let mut last = 0;
+        let limit_of = |rule: &Rule| {
+            last += u32::from(rule.limit.is_some());
+            if rule.limit.is_some() { last } else { 0 }
+        };
         Self {
             model,
+            limit_of: model.rules.iter().map(limit_of).collect(),
+            limits,
             rule_sets: Vec::new(),
             intervals: Vec::new(),
             decisions: vec![(closed, None)],
@@ -218,17 +294,7 @@ impl<'m> Rows<'m> {
                 };
                 next += 1;
             }
-            let rules = &self.model.rules;
-            let answer = |((one, order), active): ((&Asked<'_>, &Vec<usize>), &BTreeSet<usize>)| {
-                let matching = active.iter().map(|place| (order[*place], &rules[order[*place]]));
-                precedence(matching, one.otherwise)
-            };
-            let answers =
-                asked.iter().zip(&orders).zip(&active).map(answer).collect::<Result<Vec<_>, _>>()?;
-            let decision = match answers.as_slice() {
-                [answer] => self.decision(answer)?,
-                several => self.decision(&strictest(several))?,
-            };
+            let decision = self.decision(asked, &orders, &active)?;
             if found.last().is_none_or(|(_, last)| *last != decision) {
                 found.push((from, decision));
             }
@@ -243,22 +309,46 @@ impl<'m> Rows<'m> {
         }
     }
 
-    fn decision(&mut self, steps: &[Step]) -> Result<u32, CompileError> {
-        let mut next = 0;
-        for step in steps.iter().rev() {
-            let rule = step.rule.map_or(0, |index| index as u16 + 1);
-            let key = (step.verdict as u8, step.reason as u8, rule, step.until, next);
-            let known = self.decision_numbers.get(&key).copied();
-            next = known.unwrap_or_else(|| {
-                let number = self.decisions.len() as u32;
-                let row = Decision { next, rule, verdict: key.0, reason: key.1, ..Decision::default() };
-                self.decisions.push((row, step.until));
-                self.decision_numbers.insert(key, number);
-                number
-            });
-        }
+    /// Of the rules that are active among each of `asked`, by their places in its order.
+    fn decision(
+        &mut self,
+        asked: &[Asked<'_>],
+        orders: &[Vec<usize>],
+        active: &[BTreeSet<usize>],
+    ) -> Result<u32, CompileError> {
+        let rules = &self.model.rules;
+        let Self { decisions, decision_numbers, limit_of, .. } = self;
+        let mut write = |step: Step| {
+            let Step { verdict, reason, rule, until, limited, next, spent } = step;
+            let limit = rule.filter(|_| limited).map_or(0, |index| limit_of[index]);
+            let rule = rule.map_or(0, |index| index as u16 + 1);
+            let (verdict, reason) = (verdict as u8, reason as u8);
+            let row = (Decision { until: 0, next, limit, spent, rule, verdict, reason }, until);
+            *decision_numbers.entry(row).or_insert_with(|| {
+                decisions.push(row);
+                decisions.len() as u32 - 1
+            })
+        };
+        let matching =
+            |n: usize| active[n].iter().map(move |place| (orders[n][*place], &rules[orders[n][*place]]));
+        let first = if let [one] = asked {
+            precedence(matching(0), Past::NOTHING, one.otherwise, &mut write)?
+        } else {
+            let mut all: Vec<Step> = Vec::new();
+            let mut keep = |step: Step| {
+                all.push(step);
+                all.len() as u32 - 1
+            };
+            let heads = asked
+                .iter()
+                .enumerate()
+                .map(|(n, one)| precedence(matching(n), Past::NOTHING, one.otherwise, &mut keep))
+                .collect::<Result<Vec<u32>, _>>()?;
+            let first = strictest(&all, &heads, i64::MIN, 0, &mut write);
+            write(first)
+        };
         within("decisions", self.decisions.len(), MAX_DECISIONS)?;
-        Ok(next)
+        Ok(first)
     }
 
     fn rule_set(&mut self, found: Vec<(u32, u32)>) -> Result<u32, CompileError> {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hydra_common::id::{Identity, Tier};
-use hydra_common::tables::{Cell, Decision, IdentityRow, Interval, PrefixRow, RuleSet};
+use hydra_common::tables::{Cell, Decision, IdentityRow, Interval, Limit, PrefixRow, RuleSet};
 use ipnet::IpNet;
 
 /// Who an identity belongs to.
@@ -145,6 +145,9 @@ pub struct Numbers {
     pub identities: BTreeMap<String, u16>,
     /// By tier name.
     pub tiers: BTreeMap<String, u16>,
+    /// Of the buckets of rules with a `limit`, by the rule's name.
+    #[serde(default)]
+    pub limits: BTreeMap<String, u16>,
 }
 
 /// One bank, whole, but for what changes with every container (see `datapath`).
@@ -166,6 +169,8 @@ pub struct Compiled {
     pub intervals: Vec<Interval>,
     /// By index; 0 is "denied, bad-table". `until` is in Unix seconds here: the datapath turns it into the kernel's clock.
     pub decisions: Vec<(Decision, Option<i64>)>,
+    /// By index: of every rule that has one, in the order of the file.
+    pub limits: Vec<Limit>,
     /// Blocks of tiers and services, subnets of networks and bridges, and the blocks of rules, disjoint by longest match.
     pub prefixes: BTreeMap<IpNet, PrefixRow>,
     /// The address blocks that rules name, in the order of their first use; those that the same rules name are together.

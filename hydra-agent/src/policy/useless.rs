@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hydra_common::decide::ruling;
 use hydra_common::id::Identity;
+use hydra_common::verdict::Reason;
 
 use super::compile::{World, compile, group_numbers, select};
 use super::file::Action;
+use super::limit::Limit;
 use super::model::{Model, Rule, Selector};
 use super::ports::Ports;
 use super::regions::regions;
@@ -35,8 +37,9 @@ pub fn rules(model: &Model, compiled: &Compiled, now: i64) -> Vec<Diagnostic> {
                 && (whole || !has_block(rule))
         })
         .collect();
+    let mut warnings = never_denying(model, compiled, &deciding, now);
     if silent.is_empty() {
-        return Vec::new();
+        return warnings;
     }
     let mut first: BTreeMap<Content<'_>, usize> = BTreeMap::new();
     for (index, rule) in model.rules.iter().enumerate() {
@@ -44,14 +47,47 @@ pub fn rules(model: &Model, compiled: &Compiled, now: i64) -> Vec<Diagnostic> {
     }
     let view = View::new(model, compiled, now);
     let twin = |index: usize, rule| first.get(&content(rule)).copied().filter(|f| *f < index);
-    silent.into_iter().map(|(index, rule)| view.warning(rule, twin(index, rule))).collect()
+    warnings.extend(silent.into_iter().map(|(index, rule)| view.warning(rule, twin(index, rule))));
+    warnings
+}
+
+/// Rules whose limit denies nothing, because another allows whatever they do.
+fn never_denying(model: &Model, compiled: &Compiled, deciding: &BTreeSet<u16>, now: i64) -> Vec<Diagnostic> {
+    // Whether behind this decision a flow can be denied for a limit. What a decision leads to was written before it.
+    let mut denies: Vec<bool> = Vec::with_capacity(compiled.decisions.len());
+    let mut limiting = BTreeSet::new();
+    for (row, _) in &compiled.decisions {
+        let leads = |to: u32| denies.get(to as usize).copied().unwrap_or(false);
+        let spent = row.limit != 0 && leads(row.spent);
+        if spent {
+            limiting.insert(row.rule);
+        }
+        denies.push(row.reason == Reason::Limit as u8 || spent || leads(row.next));
+    }
+    let rules = model.rules.iter().zip(1u16..);
+    let idle = rules.filter(|(rule, number)| {
+        rule.limit.is_some()
+            && rule.expires.is_none_or(|end| end > now)
+            && deciding.contains(number)
+            && !limiting.contains(number)
+    });
+    idle.map(|(rule, _)| {
+        Diagnostic::warning(format!(
+            "the limit of rule `{}` denies nothing: other rules allow the same without one",
+            rule.name
+        ))
+        .at(rule.place)
+        .hint("take the limit away, or narrow the other rules")
+    })
+    .collect()
 }
 
 /// What a rule says, whatever its name and the order of its lists.
-type Content<'r> = (BTreeSet<&'r Selector>, BTreeSet<&'r Selector>, &'r Ports, Action, Option<i64>);
+type Content<'r> =
+    (BTreeSet<&'r Selector>, BTreeSet<&'r Selector>, &'r Ports, Action, Option<Limit>, Option<i64>);
 
 fn content(rule: &Rule) -> Content<'_> {
-    (rule.from.iter().collect(), rule.to.iter().collect(), &rule.ports, rule.action, rule.expires)
+    (rule.from.iter().collect(), rule.to.iter().collect(), &rule.ports, rule.action, rule.limit, rule.expires)
 }
 
 /// A world in which everybody whose addresses the file does not give has one in every block of the rules, so that a rule about

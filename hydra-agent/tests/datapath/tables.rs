@@ -8,7 +8,7 @@ use hydra_agent::policy::rows::{Class, Owner};
 use hydra_common::address::Address;
 use hydra_common::id::{Container, Identity, Tier};
 use hydra_common::names;
-use hydra_common::tables::{self, Cell, Decision, IdentityRow, PrefixData, PrefixRow};
+use hydra_common::tables::{self, Cell, Decision, IdentityRow, Limit, PrefixData, PrefixRow};
 use hydra_common::verdict::Reason;
 use std::sync::Arc;
 
@@ -205,4 +205,62 @@ fn a_large_policy_is_applied_whole() {
 fn cpu_time() -> std::time::Duration {
     let schedstat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
     std::time::Duration::from_nanos(schedstat.split(' ').next().unwrap().parse().unwrap())
+}
+
+#[test]
+fn a_wall_clock_that_is_set_is_noticed_and_ends_are_written_anew() {
+    apart(|bpffs| {
+        let (mut desired, ..) = two_containers();
+        let mut compiled = policy(true);
+        let end =
+            i64::try_from(std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap() + 1_000;
+        compiled.decisions[2] = (Decision { next: 1, ..compiled.decisions[2].0 }, Some(end));
+        desired.compiled = Arc::new(compiled.clone());
+        let mut datapath = open(bpffs);
+        datapath.sync(&desired).unwrap();
+        assert_eq!(datapath.verify(&desired), Vec::new());
+        let until = |bank: u32| {
+            let rows = Array::<_, Decision>::try_from(map(bpffs, names::DECISIONS)).unwrap();
+            rows.get(&(bank * tables::MAX_DECISIONS + 2), 0).unwrap().until
+        };
+        let before = until(1);
+
+        // A clock that was set an hour back is to these rows what ends an hour later are.
+        for (generation, by) in [(2u32, 3_600i64), (3, -400), (4, -31_536_000)] {
+            compiled.decisions[2].1 = Some(end + by);
+            desired.compiled = Arc::new(compiled.clone());
+            let wrong = datapath.verify(&desired);
+            assert_eq!(wrong.len(), 1, "{wrong:?}");
+            assert!(wrong[0].why.starts_with("the wall clock was set"), "{wrong:?}");
+            let report = datapath.sync(&desired).unwrap();
+            assert_eq!((report.generation, report.flipped), (generation, true));
+            assert_eq!(datapath.verify(&desired), Vec::new());
+            let expected = (i64::from(before) + by).max(1);
+            assert!((i64::from(until(generation & 1)) - expected).abs() <= 2, "by {by}");
+        }
+    });
+}
+
+#[test]
+fn limits_are_written_read_back_and_watched() {
+    apart(|bpffs| {
+        let (mut desired, ..) = two_containers();
+        let mut compiled = policy(true);
+        compiled.limits = vec![Limit { interval: 1_000_000_000, burst: 60, bucket: 7 }];
+        desired.compiled = Arc::new(compiled);
+        let mut datapath = open(bpffs);
+        datapath.sync(&desired).unwrap();
+        let mut rows = Array::<_, Limit>::try_from(map(bpffs, names::LIMITS)).unwrap();
+        let held = rows.get(&tables::MAX_LIMITS, 0).unwrap();
+        assert_eq!(held, Limit { interval: 1_000_000_000, burst: 60, bucket: 7 }, "of the bank in use");
+        assert_eq!(rows.get(&0, 0).unwrap(), Limit::default(), "of the other one");
+        assert_eq!(datapath.verify(&desired), Vec::new());
+        rows.set(tables::MAX_LIMITS, Limit { burst: 6_000, ..held }, 0).unwrap();
+        let wrong = datapath.verify(&desired);
+        assert!(wrong.iter().any(|w| w.why.contains("limits")), "{wrong:?}");
+        datapath.sync(&desired).unwrap();
+        assert_eq!(datapath.verify(&desired), Vec::new());
+        let bank = datapath.held().generation & 1;
+        assert_eq!(rows.get(&(bank * tables::MAX_LIMITS), 0).unwrap(), held, "mended");
+    });
 }

@@ -8,11 +8,13 @@
 
 mod ends;
 pub mod fragment;
+mod limit;
 mod outcome;
 mod published;
 mod related;
 mod ruling;
 
+pub use limit::{counts, settle};
 pub use outcome::{Hop, Outcome, Step, Way};
 pub use ruling::{Ruling, ruling};
 
@@ -41,8 +43,9 @@ pub struct At {
 }
 
 impl At {
+    /// The same in seconds.
     #[inline(always)]
-    fn seconds(&self) -> u32 {
+    pub const fn seconds(&self) -> u32 {
         (self.now / 1_000_000_000) as u32
     }
 }
@@ -87,11 +90,16 @@ pub fn decide<'t, T: Tables>(
             None
         }
     };
-    // The one place where the mode of the whole policy is applied.
+    apply_mode(out);
+    live
+}
+
+/// The one place where the mode of the whole policy is applied.
+#[inline(always)]
+fn apply_mode(out: &mut Outcome) {
     if matches!(out.verdict, Verdict::Denied) && out.audit {
         out.verdict = Verdict::Audited;
     }
-    live
 }
 
 /// Line 1, the named list, and line 2; what is left goes to [`first`]. An error makes the packet one of line 1.
@@ -295,7 +303,7 @@ fn open<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome, live
 #[inline(always)]
 fn judge<T: Tables>(tables: &T, out: &mut Outcome, selector: u32, at: &At) {
     let said = ruling(tables, out.bank(), out.source, out.destination, selector, at.seconds());
-    out.take(said);
+    out.ruled(&said);
 }
 
 /// A flow that the tables no longer allow its opener. Without connections its other end may open one by its own right; of TCP the
@@ -323,7 +331,7 @@ fn refused<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome) {
     out.marks = 0;
     out.path = Path::Stack;
     out.step = Step::Create;
-    out.take(own);
+    out.ruled(&own);
 }
 
 /// Whether a packet opens, or belongs to a connection that did: of TCP only a SYN opens (line 2). What is for a group or stays on its

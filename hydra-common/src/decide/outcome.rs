@@ -75,6 +75,10 @@ pub struct Outcome {
     pub rule: u16,
     /// See [`super::Ruling::until`].
     pub until: u32,
+    /// See [`super::Ruling::limit`].
+    pub limit: u32,
+    /// See [`super::Ruling::spent`].
+    pub spent: u32,
     /// The policy's revision.
     pub revision: u32,
     /// The tables' generation.
@@ -117,6 +121,8 @@ impl Outcome {
         path: Path::Stack,
         rule: 0,
         until: 0,
+        limit: 0,
+        spent: 0,
         revision: 0,
         generation: 0,
         source: Identity::UNKNOWN,
@@ -162,11 +168,14 @@ impl Outcome {
 
     /// Lines 3 to 7 have decided.
     #[inline(always)]
-    pub(super) fn take(&mut self, said: Ruling) {
-        self.verdict = said.verdict;
-        self.reason = said.reason;
-        self.rule = said.rule;
-        self.until = said.until;
+    pub const fn ruled(&mut self, said: &Ruling) {
+        let Ruling { verdict, reason, rule, until, limit, spent } = *said;
+        self.verdict = verdict;
+        self.reason = reason;
+        self.rule = rule;
+        self.until = until;
+        self.limit = limit;
+        self.spent = spent;
     }
 
     #[inline(always)]

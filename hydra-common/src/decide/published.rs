@@ -111,7 +111,7 @@ pub fn strictest<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outc
         Verdict::Allowed => false,
     };
     if stricter {
-        out.take(said);
+        out.ruled(&said);
         out.destination = identity;
         out.destination_container = row.container;
     }

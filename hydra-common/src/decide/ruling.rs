@@ -1,7 +1,7 @@
 //! What the tables say of a pair of identities: lines 3 to 7 of the precedence, as the compiler resolved them.
 
 use crate::id::Identity;
-use crate::tables::{Decision, MAX_CHAIN, SEARCH_STEPS, Tables};
+use crate::tables::{MAX_CHAIN, SEARCH_STEPS, Tables};
 use crate::verdict::{Reason, Verdict};
 
 /// What the tables say of a pair.
@@ -15,11 +15,15 @@ pub struct Ruling {
     pub rule: u16,
     /// Seconds of the monotonic clock at which it ends; 0 = never.
     pub until: u32,
+    /// The limit that new flows take from: its index, counted from 1; 0 = none.
+    pub limit: u32,
+    /// The decision for a new flow that finds the limit used up. Only meant when `limit` is not 0.
+    pub spent: u32,
 }
 
-/// Lines 3 to 7 of the precedence for a pair of identities: what the compiler wrote. `selector` as in
+/// Lines 3 to 7 of the precedence for a pair of identities: what the compiler wrote, no limit used up. `selector` as in
 /// [`crate::tables::selector`], `now_s` in seconds of the monotonic clock.
-#[inline(never)]
+#[inline(always)]
 pub fn ruling<T: Tables>(
     tables: &T,
     bank: u32,
@@ -28,48 +32,64 @@ pub fn ruling<T: Tables>(
     selector: u32,
     now_s: u32,
 ) -> Ruling {
-    let closed = Ruling { verdict: Verdict::Denied, reason: Reason::BadTable, rule: 0, until: 0 };
-    let Some(cell) = tables.cell(bank, source, destination) else { return closed };
-    let (mut index, is_set) = cell.index();
-    if is_set {
-        let Some(set) = tables.rule_set(bank, index) else { return closed };
-        // The last interval that begins at or before the selector; the first begins at 0.
-        let (mut low, mut count) = (set.start, set.count);
-        for _ in 0..SEARCH_STEPS {
-            if count <= 1 {
-                break;
-            }
-            let half = count / 2;
-            let Some(middle) = tables.interval(bank, low.wrapping_add(half)) else { return closed };
-            if middle.from <= selector {
-                low = low.wrapping_add(half);
-                count -= half;
-            } else {
-                count = half;
-            }
-        }
-        let Some(found) = tables.interval(bank, low) else { return closed };
-        if count != 1 || found.from > selector {
-            return closed;
-        }
-        index = found.decision;
-    }
-    for _ in 0..MAX_CHAIN {
-        let Some(decision) = tables.decision(bank, index) else { return closed };
-        if decision.until == 0 || now_s < decision.until {
-            return said(decision);
-        }
-        index = decision.next;
-    }
-    closed
+    alive(tables, bank, first(tables, bank, source, destination, selector), now_s)
 }
 
+/// Decision 0 is "denied, bad-table", in a bank that was not written too.
+const CLOSED: u32 = 0;
+
+/// The index of the first decision for a pair.
+#[inline(never)]
+fn first<T: Tables>(tables: &T, bank: u32, source: Identity, destination: Identity, selector: u32) -> u32 {
+    let Some(cell) = tables.cell(bank, source, destination) else { return CLOSED };
+    let (index, is_set) = cell.index();
+    if !is_set {
+        return index;
+    }
+    let Some(set) = tables.rule_set(bank, index) else { return CLOSED };
+    // The last interval that begins at or before the selector; the first begins at 0.
+    let (mut low, mut count) = (set.start, set.count);
+    for _ in 0..SEARCH_STEPS {
+        if count <= 1 {
+            break;
+        }
+        let half = count / 2;
+        let Some(middle) = tables.interval(bank, low.wrapping_add(half)) else { return CLOSED };
+        if middle.from <= selector {
+            low = low.wrapping_add(half);
+            count -= half;
+        } else {
+            count = half;
+        }
+    }
+    let Some(found) = tables.interval(bank, low) else { return CLOSED };
+    if count != 1 || found.from > selector { CLOSED } else { found.decision }
+}
+
+/// The decision that a chain has come to at a moment.
 #[inline(always)]
-fn said(decision: &Decision) -> Ruling {
-    Ruling {
-        verdict: Verdict::from_row(decision.verdict),
-        reason: Reason::from_row(decision.reason),
-        rule: decision.rule,
-        until: decision.until,
+pub(super) fn alive<T: Tables>(tables: &T, bank: u32, first: u32, now_s: u32) -> Ruling {
+    let mut said =
+        Ruling { verdict: Verdict::Denied, reason: Reason::BadTable, rule: 0, until: 0, limit: 0, spent: 0 };
+    walk(tables, bank, first, now_s, &mut said);
+    said
+}
+
+/// What it cannot follow to an end leaves `said` as it is.
+#[inline(never)]
+fn walk<T: Tables>(tables: &T, bank: u32, first: u32, now_s: u32, said: &mut Ruling) {
+    let mut index = first;
+    for _ in 0..MAX_CHAIN {
+        let Some(decision) = tables.decision(bank, index) else { return };
+        if decision.until == 0 || now_s < decision.until {
+            said.verdict = Verdict::from_row(decision.verdict);
+            said.reason = Reason::from_row(decision.reason);
+            said.rule = decision.rule;
+            said.until = decision.until;
+            said.limit = decision.limit;
+            said.spent = decision.spent;
+            return;
+        }
+        index = decision.next;
     }
 }

@@ -107,6 +107,7 @@ impl Policy {
             to: selectors("to").with_context(|| name.clone())?,
             ports: Ports::read(&strings(&rule["ports"]), self).with_context(|| name.clone())?,
             action: rule["action"].as_str().unwrap_or("allow").to_owned(),
+            limited: !rule["limit"].is_null(),
             expires,
             name,
         })

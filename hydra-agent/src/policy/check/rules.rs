@@ -97,15 +97,22 @@ impl Checker {
                 let hint = "take it away, or give it a later `expires`".to_owned();
                 self.warn(expires.place, format!("rule `{}` has expired", name.value), Some(hint));
             }
-            // `limit` is refused where it is read.
-            let _ = limit;
+            let action = action.as_ref().map_or(Action::Allow, |a| a.value);
+            if let Some(limit) = limit.as_ref().filter(|_| action != Action::Allow) {
+                let message =
+                    format!("rule `{}` has a `limit`, but its action is `{}`", name.value, action.as_str());
+                let hint =
+                    "only what a rule allows can be limited: take `limit` away, or write `action: allow`";
+                self.error(limit.place, message, Some(hint.to_owned()));
+            }
             model.rules.push(Rule {
                 name: name.value,
                 from,
                 to,
                 ports,
                 port_texts,
-                action: action.as_ref().map_or(Action::Allow, |a| a.value),
+                action,
+                limit: limit.as_ref().map(|l| l.value.0),
                 expires: expires.as_ref().map(|e| e.value.0),
                 place: name.place,
             });

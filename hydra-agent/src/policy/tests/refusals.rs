@@ -75,10 +75,7 @@ fn keys_and_types() {
             "version: 1\ntiers:\n  web: [networks]\n  db: { networks: { a: b } }\nrules: { a: b }\nexpect: none\n"
         ),
         ("a list in a list", "version: 1\ntiers:\n  web: { networks: [[a]] }\n"),
-        (
-            "not supported",
-            "version: 1\ntiers:\n  web: { units: [nginx.service] }\nrules:\n  - { name: r, from: web, to: web, limit: 60/min }\n"
-        ),
+        ("not supported", "version: 1\ntiers:\n  web: { units: [nginx.service] }\n"),
         ("no tier", "version: 1\ntiers:\n"),
         (
             "times",
