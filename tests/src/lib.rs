@@ -13,6 +13,7 @@ pub mod engine;
 pub mod foreign;
 pub mod frames;
 pub mod judge;
+pub mod fuzz;
 pub mod kernel;
 pub mod lab;
 pub mod matrix;

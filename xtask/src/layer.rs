@@ -29,7 +29,8 @@ pub enum Layer {
 }
 
 /// Test files that need no root. Every other one runs as root in the `netns` layer, so that none is forgotten.
-const AS_USER: &[&str] = &["cli", "hydractl_agent", "hydractl_errors", "packaging", "policies"];
+const AS_USER: &[&str] =
+    &["cli", "fuzz", "hostile", "hydractl_agent", "hydractl_errors", "packaging", "policies"];
 
 impl Layer {
     /// All of them, in order.

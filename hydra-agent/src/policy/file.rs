@@ -9,7 +9,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::shape::{At, Entries, Leaf, List, Named, Read, entries, shape, unknown_key};
+use super::shape::{At, Entries, Leaf, List, Named, Read, entries, shape, tell, unknown_key};
 use super::yaml::{Node, Value};
 use crate::diagnostic::{Diagnostic, Place};
 
@@ -175,7 +175,7 @@ impl Read for Selector {
         if !matches!(node.value, Value::Map(_)) {
             let message = format!("expected a tier, a service, or a block, found {}", node.kind());
             let hint = "write `databases`, `databases/postgres`, or `{ cidr: 10.0.0.0/8 }`";
-            problems.push(Diagnostic::error(message).at(node.place).hint(hint));
+            tell(problems, Diagnostic::error(message).at(node.place).hint(hint));
             return None;
         }
         let (mut cidr, mut except) = (None, None);
@@ -188,7 +188,7 @@ impl Read for Selector {
             }
         }
         if cidr.is_none() && problems.len() == before {
-            problems.push(Diagnostic::error("`cidr` is missing").at(node.place));
+            tell(problems, Diagnostic::error("`cidr` is missing").at(node.place));
         }
         Some(Self::Block { place: node.place, cidr, except })
     }
@@ -222,7 +222,7 @@ pub struct Unsupported(pub Place);
 
 impl Read for Unsupported {
     fn read(node: &Node, problems: &mut Vec<Diagnostic>) -> Option<Self> {
-        problems.push(Diagnostic::error("not supported yet").at(node.place));
+        tell(problems, Diagnostic::error("not supported yet").at(node.place));
         Some(Self(node.place))
     }
 }

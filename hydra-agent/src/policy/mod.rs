@@ -28,7 +28,7 @@ use crate::diagnostic::{Diagnostic, Diagnostics, Place, Severity};
 use compile::World;
 use model::Model;
 use rows::{Compiled, Numbers};
-use shape::Read as _;
+use shape::{MOST_PROBLEMS, Read as _};
 
 /// Reads, checks and tests a policy's text, which messages call `source`. `Ok` comes with the warnings, `Err` with everything that is
 /// wrong, warnings included.
@@ -68,9 +68,15 @@ pub(crate) fn examine(text: &str, source: &str, now: i64) -> (Option<(Model, Com
             if let Some(file) = file::File::read(&node, &mut list) {
                 let misread = list.iter().filter_map(|d| d.place).collect();
                 let (model, more, doubts) = check::check(&file, misread, now);
+                let errors =
+                    |list: &[Diagnostic]| list.iter().filter(|d| d.severity == Severity::Error).count();
+                let full = errors(&list) >= MOST_PROBLEMS || errors(&more) >= MOST_PROBLEMS;
                 list.extend(more);
                 problems.extend(list);
-                if !problems.has_errors() {
+                if full {
+                    let message = format!("there are more problems than the {MOST_PROBLEMS} that are told");
+                    problems.push(Diagnostic::error(message));
+                } else if !problems.has_errors() {
                     made = test(model, &mut problems, now);
                 } else if only_in_rules_and_rows(&node, &problems) {
                     // Tiers are whole, so rows that fail whatever the bad rules mean can be told beside them.

@@ -18,6 +18,16 @@ pub struct At<T> {
     pub place: Place,
 }
 
+/// Problems of one text that are told; whoever has more has other worries than the rest.
+pub const MOST_PROBLEMS: usize = 1_000;
+
+/// Tells a problem, unless too many are told.
+pub fn tell(problems: &mut Vec<Diagnostic>, problem: Diagnostic) {
+    if problems.len() < MOST_PROBLEMS {
+        problems.push(problem);
+    }
+}
+
 /// What can be read from a node. What cannot is told to `problems`, and nothing comes back.
 pub trait Read: Sized {
     /// Reads it.
@@ -57,7 +67,7 @@ impl<T: Leaf> Read for At<T> {
                     None => Diagnostic::error(format!("expected {}, found {}", T::EXPECTED, node.kind())),
                 };
                 d.place = Some(node.place);
-                problems.push(d);
+                tell(problems, d);
                 None
             }
         }
@@ -110,11 +120,9 @@ impl<T: Read> Read for Entries<T> {
         match &node.value {
             Value::List(nodes) => Some(Self(nodes.iter().filter_map(|n| T::read(n, problems)).collect())),
             Value::Null | Value::Bool(_) | Value::Text(_) | Value::Map(_) => {
-                problems.push(
-                    Diagnostic::error(format!("expected a list, found {}", node.kind()))
-                        .at(node.place)
-                        .hint("begin each entry with `- `, or write `[]` for none"),
-                );
+                let message = format!("expected a list, found {}", node.kind());
+                let hint = "begin each entry with `- `, or write `[]` for none";
+                tell(problems, Diagnostic::error(message).at(node.place).hint(hint));
                 None
             }
         }
@@ -165,8 +173,10 @@ pub fn entries<'n>(node: &'n Node, problems: &mut Vec<Diagnostic>) -> Option<Vec
         Value::Map(pairs) => pairs.as_slice(),
         Value::Null => &[],
         Value::Bool(_) | Value::Text(_) | Value::List(_) => {
-            problems
-                .push(Diagnostic::error(format!("expected a mapping, found {}", node.kind())).at(node.place));
+            tell(
+                problems,
+                Diagnostic::error(format!("expected a mapping, found {}", node.kind())).at(node.place),
+            );
             return None;
         }
     };
@@ -177,14 +187,16 @@ pub fn entries<'n>(node: &'n Node, problems: &mut Vec<Diagnostic>) -> Option<Vec
             Value::Text(name) => name.clone(),
             Value::Bool(b) => b.to_string(),
             Value::Null | Value::List(_) | Value::Map(_) => {
-                problems
-                    .push(Diagnostic::error(format!("expected a name, found {}", key.kind())).at(key.place));
+                tell(
+                    problems,
+                    Diagnostic::error(format!("expected a name, found {}", key.kind())).at(key.place),
+                );
                 continue;
             }
         };
         if let Some(first) = seen.insert(name.clone(), key.place.line) {
             let d = Diagnostic::error(format!("key `{name}` is there twice")).at(key.place);
-            problems.push(d.hint(format!("the first one is in line {first}")));
+            tell(problems, d.hint(format!("the first one is in line {first}")));
             seen.insert(name, first);
             continue;
         }
@@ -195,6 +207,9 @@ pub fn entries<'n>(node: &'n Node, problems: &mut Vec<Diagnostic>) -> Option<Vec
 
 /// Says that a key is not one of `known`.
 pub fn unknown_key(key: &At<String>, known: &[&str], problems: &mut Vec<Diagnostic>) {
+    if problems.len() >= MOST_PROBLEMS {
+        return;
+    }
     let hint = nearest(&key.value, known.iter().copied())
         .map_or_else(|| format!("known here: {}", ticked(known)), |n| format!("did you mean `{n}`?"));
     problems.push(Diagnostic::error(format!("unknown key `{}`", key.value)).at(key.place).hint(hint));
@@ -242,7 +257,8 @@ macro_rules! shape {
                 }
                 for key in missing {
                     let message = format!("`{key}` is missing");
-                    problems.push($crate::diagnostic::Diagnostic::error(message).at(node.place));
+                    let problem = $crate::diagnostic::Diagnostic::error(message).at(node.place);
+                    $crate::policy::shape::tell(problems, problem);
                 }
                 Some(shape)
             }

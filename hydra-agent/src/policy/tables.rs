@@ -24,6 +24,8 @@ pub struct PolicyTables<'c> {
     pub endpoints: BTreeMap<Address, Endpoint>,
     /// Interfaces; empty unless a test fills it.
     pub links: BTreeMap<u32, Link>,
+    /// Live flows; empty unless a test fills it.
+    pub flows: BTreeMap<FlowKey, Flow>,
 }
 
 impl<'c> PolicyTables<'c> {
@@ -39,7 +41,14 @@ impl<'c> PolicyTables<'c> {
             .collect();
         let flags = if compiled.audit { Head::AUDIT } else { 0 };
         let head = Head { generation: Self::GENERATION, revision: 1, flags, pickup_until: u32::MAX };
-        Self { compiled, head, decisions, endpoints: BTreeMap::new(), links: BTreeMap::new() }
+        Self {
+            compiled,
+            head,
+            decisions,
+            endpoints: BTreeMap::new(),
+            links: BTreeMap::new(),
+            flows: BTreeMap::new(),
+        }
     }
 
     /// The same outside of the window in which any packet makes an entry ([`Head::pickup_until`]).
@@ -55,11 +64,11 @@ pub fn seconds(unix: i64) -> u32 {
     u32::try_from(unix.max(1)).unwrap_or(u32::MAX)
 }
 
-/// A flow entry, of which these tables have none.
+/// A flow entry.
 #[derive(Clone, Copy, Debug)]
-pub struct NoFlow<'a>(&'a Flow);
+pub struct LiveFlow<'a>(&'a Flow);
 
-impl core::ops::Deref for NoFlow<'_> {
+impl core::ops::Deref for LiveFlow<'_> {
     type Target = Flow;
     fn deref(&self) -> &Flow {
         self.0
@@ -68,7 +77,7 @@ impl core::ops::Deref for NoFlow<'_> {
 
 impl Tables for PolicyTables<'_> {
     type Flow<'a>
-        = NoFlow<'a>
+        = LiveFlow<'a>
     where
         Self: 'a;
 
@@ -111,8 +120,8 @@ impl Tables for PolicyTables<'_> {
     fn decision(&self, _: u32, index: u32) -> Option<&Decision> {
         self.decisions.get(index as usize)
     }
-    fn flow(&self, _: &FlowKey) -> Option<NoFlow<'_>> {
-        None
+    fn flow(&self, key: &FlowKey) -> Option<LiveFlow<'_>> {
+        self.flows.get(key).map(LiveFlow)
     }
     fn fragment(&self, _: &FragmentKey) -> Option<&Fragment> {
         None

@@ -90,6 +90,11 @@ pub fn read(text: &str) -> Result<Node, Diagnostic> {
         let place = Place { line, column, length: 1 };
         return Err(Diagnostic::error("the text holds a NUL character").at(place));
     }
+    // What tells values apart, at least one each: a text of little else is refused before it fills the memory.
+    let marks = text.bytes().filter(|b| matches!(b, b',' | b':' | b'[' | b'{' | b'\n')).count();
+    if marks > MAX_NODES {
+        return Err(over_budget("Nodes"));
+    }
     let options = |duplicate_keys| {
         serde_saphyr::options! {
             budget: serde_saphyr::budget! {

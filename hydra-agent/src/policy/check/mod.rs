@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::doubt::Doubt;
 use super::file::{Action, File, Mode, Multihome, SharedStack};
 use super::model::{Defaults, Index, Model};
-use super::shape::At;
+use super::shape::{At, MOST_PROBLEMS};
 use super::suggest::nearest;
 use super::yaml::reads_as_address;
 use crate::diagnostic::{Diagnostic, Place};
@@ -21,6 +21,7 @@ pub const RESERVED: [&str; 5] = ["any", "internal", "external", "host", "unmanag
 #[derive(Default)]
 struct Checker {
     problems: Vec<Diagnostic>,
+    errors: usize,
     /// Places of errors of the reader.
     misread: Vec<Place>,
     doubts: Vec<Doubt>,
@@ -28,11 +29,19 @@ struct Checker {
 
 impl Checker {
     fn error(&mut self, place: Place, message: impl Into<String>, hint: Option<String>) {
-        self.problems.push(Diagnostic { hint, ..Diagnostic::error(message).at(place) });
+        if !self.full() {
+            self.errors += 1;
+            self.problems.push(Diagnostic { hint, ..Diagnostic::error(message).at(place) });
+        }
     }
 
     fn warn(&mut self, place: Place, message: impl Into<String>, hint: Option<String>) {
         self.problems.push(Diagnostic { hint, ..Diagnostic::warning(message).at(place) });
+    }
+
+    /// Whether no more errors are told. What is read from then on may be wrong without a word.
+    fn full(&self) -> bool {
+        self.errors >= MOST_PROBLEMS
     }
 
     /// A name that the policy gives to a tier, service or rule.
@@ -56,6 +65,9 @@ impl Checker {
         name: &str,
         known: impl IntoIterator<Item = &'a str>,
     ) {
+        if self.full() {
+            return;
+        }
         let hint = nearest(name, known).map(|n| format!("did you mean `{n}`?"));
         self.error(place, format!("unknown {what} `{name}`"), hint);
     }

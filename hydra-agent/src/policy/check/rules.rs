@@ -51,6 +51,9 @@ impl Checker {
             self.error(over.place, message, None);
         }
         for (index, rule) in rules.iter().enumerate() {
+            if self.full() {
+                break;
+            }
             let end = rules.get(index + 1).map(|next| next.place);
             let misread = self.misread.iter().any(|p| *p >= rule.place && end.is_none_or(|end| *p < end));
             let file::Rule { place, name, from, to, ports, action, limit, expires } = rule;

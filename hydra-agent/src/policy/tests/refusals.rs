@@ -347,3 +347,26 @@ fn rows_that_fail_whatever_a_bad_rule_meant_are_told_beside_it() {
     let found = parse_at(&text, "p", NOW).unwrap_err();
     assert_eq!(found.iter().filter_map(|d| d.place).map(|p| p.line).collect::<Vec<_>>(), [4, 9]);
 }
+
+#[test]
+fn a_thousand_errors_are_told_and_any_number_of_warnings() {
+    let told = |text: &str| parse_at(text, "p", NOW).map(|(_, warnings)| warnings.len()).map_err(|p| p.len());
+    let last = |text: &str| parse_at(text, "p", NOW).unwrap_err().iter().last().unwrap().message.clone();
+    let keys = |n| {
+        format!(
+            "version: 1\ntiers: {{ a: {{ networks: [n] }} }}\n{}",
+            (0..n).map(|i| format!("k{i}: 1\n")).collect::<String>()
+        )
+    };
+    assert_eq!(told(&keys(999)), Err(999));
+    assert_eq!(told(&keys(5_000)), Err(1_001));
+    assert_eq!(last(&keys(5_000)), "there are more problems than the 1000 that are told");
+    let rules = |n, end: &str| -> String {
+        let rules: String = (0..n)
+            .map(|i| format!("  - {{ name: r{i}, from: web, to: db, ports: tcp/{}{end} }}\n", i + 1))
+            .collect();
+        with(&format!("rules:\n{rules}"))
+    };
+    assert_eq!(told(&rules(5_000, ", limit: 5/s, action: deny")), Err(1_001));
+    assert_eq!(told(&rules(1_200, ", expires: 2020-01-01T00:00:00Z")), Ok(1_200));
+}
