@@ -1,6 +1,7 @@
 //! The fuzz targets over their seeds and random changes of them. `HYDRA_SEED` chooses other changes, `HYDRA_MUTATIONS` more; `fuzz/` has
 //! the same targets for libFuzzer.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on ends here")]
+#![allow(clippy::print_stdout, reason = "what was measured, for whoever reads the log")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 

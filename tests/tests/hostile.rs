@@ -65,7 +65,8 @@ fn cases() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let deep = |open: &str, close: &str, times: usize| {
         format!("version: 1\ntiers: {}{}\n", open.repeat(times), close.repeat(times))
     };
-    let blocks: String = (0..1_500).map(|level| format!("{}a:\n", " ".repeat(level))).collect();
+    let blocks: Vec<String> = (0..1_500).map(|level| format!("{}a:\n", " ".repeat(level))).collect();
+    let blocks = blocks.concat();
     let dashes = format!("version: 1\ntiers:\n  {}a\n", "- ".repeat(100_000));
     let anchors: String = (0..100_000).fold("version: 1\ntiers:\n".to_owned(), |mut text, n| {
         let _ = writeln!(text, "  - &a{n} x");
@@ -162,6 +163,7 @@ fn validate(file: &Path) -> (i32, String, i64) {
     let hydractl = hydra_tests::binary::binary("hydractl").unwrap();
     let mut command = Command::new(hydractl);
     command.args(["policy", "validate"]).arg(file).stdout(Stdio::null()).stderr(Stdio::piped());
+    #[expect(clippy::zombie_processes, reason = "`wait4` below waits for it, and says what it held")]
     let mut child = command.spawn().unwrap();
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();

@@ -131,6 +131,9 @@ fn tables() -> PolicyTables<'static> {
 }
 
 /// See the module.
+///
+/// # Panics
+/// Where something does not hold.
 pub fn frame(mut bytes: &[u8]) {
     let mut tables = tables();
     for number in 0..MOST {

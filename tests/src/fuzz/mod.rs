@@ -18,6 +18,9 @@ pub use self::policy::policy;
 use std::path::PathBuf;
 
 /// The seeds of a target, by name: what every run begins with, finds of earlier ones among them.
+///
+/// # Panics
+/// Where they cannot be read.
 pub fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
     let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/seeds")).join(target);
     let mut seeds: Vec<(String, Vec<u8>)> = std::fs::read_dir(&folder)
