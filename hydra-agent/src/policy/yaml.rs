@@ -85,10 +85,14 @@ pub fn read(text: &str) -> Result<Node, Diagnostic> {
     }
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if let Some(at) = text.find('\0') {
-        let line = text[..at].matches('\n').count() as u32 + 1;
-        let column = text[..at].rsplit('\n').next().unwrap_or_default().chars().count() as u32 + 1;
-        let place = Place { line, column, length: 1 };
-        return Err(Diagnostic::error("the text holds a NUL character").at(place));
+        return Err(Diagnostic::error("the text holds a NUL character").at(place_at(text, at)));
+    }
+    // YAML takes one for the end of a line (1.2.2, 5.4), an editor may not: the two would speak of different lines.
+    let lone = |(at, _): &(usize, &str)| !text[at + 1..].starts_with('\n');
+    if let Some((at, _)) = text.match_indices('\r').find(lone) {
+        return Err(Diagnostic::error("the text holds a carriage return without a line feed")
+            .at(place_at(text, at))
+            .hint("end lines with a line feed"));
     }
     // What tells values apart, at least one each: a text of little else is refused before it fills the memory.
     let marks = text.bytes().filter(|b| matches!(b, b',' | b':' | b'[' | b'{' | b'\n')).count();
@@ -128,6 +132,13 @@ pub fn read(text: &str) -> Result<Node, Diagnostic> {
         }
     }
     Ok(node)
+}
+
+/// The place of a character, by its byte.
+fn place_at(text: &str, at: usize) -> Place {
+    let line = text[..at].matches('\n').count() as u32 + 1;
+    let column = text[..at].rsplit('\n').next().unwrap_or_default().chars().count() as u32 + 1;
+    Place { line, column, length: 1 }
 }
 
 /// A syntax error as a diagnostic: the reader's own words where they are good.

@@ -168,7 +168,9 @@ fn judge(tables: &mut PolicyTables<'_>, frame: &[u8], at: &At) {
     let _ = decide(tables, &packet, parsed, at, &mut again);
     assert_eq!(out, again, "the same frame twice");
     if let Err(reason) = parsed {
-        assert_eq!(out.verdict, Verdict::Denied, "{reason:?} passes");
+        // From the outside only calls of published ports are hydra's to judge.
+        let left = at.hook == Hook::UplinkIn && out.reason == Reason::NotJudged && out.step == Step::Nothing;
+        assert!(out.verdict == Verdict::Denied || left, "{reason:?} passes");
         return;
     }
     if out.verdict == Verdict::Denied {

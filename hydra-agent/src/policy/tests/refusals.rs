@@ -370,3 +370,15 @@ fn a_thousand_errors_are_told_and_any_number_of_warnings() {
     assert_eq!(told(&rules(5_000, ", limit: 5/s, action: deny")), Err(1_001));
     assert_eq!(told(&rules(1_200, ", expires: 2020-01-01T00:00:00Z")), Ok(1_200));
 }
+
+#[test]
+fn a_lone_carriage_return_is_refused_where_it_stands_and_pairs_are_line_ends() {
+    let text = "version: 1\r\ntiers: { a: { networks: [n] } }\r\n";
+    assert!(parse_at(text, "p", NOW).is_ok());
+    let problems = parse_at(&text.replace("a:", "a\r:"), "p", NOW).unwrap_err();
+    let told: Vec<_> = problems
+        .iter()
+        .map(|d| (d.message.as_str(), d.place.unwrap().line, d.place.unwrap().column))
+        .collect();
+    assert_eq!(told, [("the text holds a carriage return without a line feed", 2, 11)]);
+}
