@@ -164,8 +164,8 @@ fn judge(tables: &mut PolicyTables<'_>, frame: &[u8], at: &At) {
     let parsed = packet.parse(&Memory(frame));
     well_formed(&packet, parsed, frame);
     let (mut out, mut again) = (Outcome::CLOSED, Outcome::CLOSED);
-    let live = decide(tables, &packet, parsed, at, &mut out).is_some();
-    let _ = decide(tables, &packet, parsed, at, &mut again);
+    let _ = decide(tables, &mut packet.clone(), parsed, at, &mut again);
+    let live = decide(tables, &mut packet, parsed, at, &mut out).is_some();
     assert_eq!(out, again, "the same frame twice");
     if let Err(reason) = parsed {
         // From the outside only calls of published ports are hydra's to judge.
@@ -183,6 +183,7 @@ fn judge(tables: &mut PolicyTables<'_>, frame: &[u8], at: &At) {
         assert_eq!(at.hook, Hook::PortIn);
     }
     match out.step {
+        Step::End => panic!("what passes ends a flow"),
         Step::Nothing => {}
         Step::Create => {
             let mut flow = Flow::default();
@@ -193,7 +194,9 @@ fn judge(tables: &mut PolicyTables<'_>, frame: &[u8], at: &At) {
         Step::Count | Step::Renew => {
             assert!(live, "there is no flow to count on");
             let flow = tables.flows.get_mut(&packet.key).expect("a flow of this key");
-            flow.flags[packet.side().index()] |= track::mark(packet.protocol, packet.tcp_flags);
+            let stand = track::follow(flow, &packet);
+            let side = packet.side().index();
+            (flow.flags[side], flow.next[side], flow.acked[side]) = (stand.flags, stand.next, stand.acked);
             flow.seen = at.now;
         }
     }
