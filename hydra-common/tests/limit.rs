@@ -102,7 +102,7 @@ fn a_live_flow_counts_no_more_whatever_the_policy() {
     let first = pass(&mut t, &syn(4_000), &here());
     assert!(counts(&t, &here(), &first));
     let again = pass(&mut t, &syn(4_000), &here());
-    assert_eq!(again.step, Step::Count);
+    assert_eq!(again.step, Step::Renew);
     assert!(!counts(&t, &here(), &again), "sent again");
     // Another generation: judged again, without taking.
     t.generation += 2;

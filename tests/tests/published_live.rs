@@ -15,6 +15,7 @@ use hydra_common::tables::Publish;
 use hydra_common::verdict::{Hook, Reason, Verdict};
 use hydra_tests::deployment::Deployment;
 use hydra_tests::kernel::Runner;
+use hydra_tests::lab::eventually;
 use hydra_tests::packets::protocol;
 use hydra_tests::probe::{Echo, Kind, Outcome, Probe, Stream, probe};
 use hydra_tests::proxy::Proxy;
@@ -230,7 +231,9 @@ fn every_cell(mode: Mode) {
     );
     through(&live.call(&names(&may), 8081), &|_| true);
     through(&live.call(&["outside"], 8443), &|_| true);
-    assert!(called(&db, 5432) >= 30 && called(&shop, 443) >= 2, "{mode:?}: the sniffers are deaf");
+    let heard = eventually(|| called(&db, 5432) >= 30 && called(&shop, 443) >= 2);
+    let (at_db, at_shop) = (called(&db, 5432), called(&shop, 443));
+    assert!(heard, "{mode:?}: the sniffers are deaf: {at_db}, {at_shop}");
     drop((db, shop));
     let tier = |place: &str| {
         let identity = live.stage.desired.links[&live.stage.port(place, 0).unwrap()].identity;
