@@ -78,7 +78,6 @@ pub struct Runner {
     published: HashMap<MapData, PublishKey, Publish>,
     drops: PerCpuHashMap<MapData, DropKey, Count>,
     reasons: PerCpuArray<MapData, Count>,
-    counted: Vec<u64>,
     /// The flow table was seen empty: looking through it costs more than a frame does.
     empty: bool,
     /// What writes the tables; none where an agent does.
@@ -106,18 +105,15 @@ impl Runner {
         let map = |name: &str| -> Result<Map> {
             Ok(Map::from_map_data(MapData::from_pin(root.join("maps").join(name))?)?)
         };
-        let mut runner = Self {
+        Ok(Self {
             programs,
             flows: map(FLOWS)?.try_into()?,
             published: map(PUBLISHED)?.try_into()?,
             drops: map(DROPS)?.try_into()?,
             reasons: map(REASONS)?.try_into()?,
-            counted: Vec::new(),
             empty: false,
             datapath: None,
-        };
-        runner.counted = runner.counts()?;
-        Ok(runner)
+        })
     }
 
     /// Makes the tables hold something else.
@@ -162,11 +158,11 @@ impl Runner {
         for key in old {
             self.drops.remove(&key)?;
         }
+        let before = self.counts()?;
         let Ran { action, frame, after } = self.fire(shot)?;
         let mark = u32::from_ne_bytes([after[MARK], after[MARK + 1], after[MARK + 2], after[MARK + 3]]);
         let counts = self.counts()?;
-        let changed = counts.iter().zip(&self.counted).position(|(now, before)| now != before);
-        self.counted = counts;
+        let changed = counts.iter().zip(&before).position(|(now, before)| now != before);
         let drops: Vec<DropKey> = self.drops.keys().collect::<Result<_, _>>()?;
         let mut flows = self.flows.iter();
         let first = flows.next();

@@ -122,22 +122,27 @@ fn one_source_gets_the_burst_and_the_rate_and_no_more() {
         let until = Instant::now() + Duration::from_secs(6);
         let shots: Vec<Shot> = (1..20_000).map(|port| syn(stage, "shop", "api", false, port)).collect();
         let seen = flood(runner, &shots, || Instant::now() > until);
+        // Every packet that did not begin a flow was counted for the rule.
+        let counters = runner.counters().unwrap();
+        let bucket = wanted.compiled.limits[0].bucket as usize;
+        assert_eq!(counters.limited[bucket], seen.tried - seen.begun);
+        assert_eq!(counters.reasons[&Reason::Limit].packets, seen.tried - seen.begun);
         right(seen, 6_000, Duration::from_millis(10));
         // The control: another source of the same rule, and another address of the same container, have all of theirs.
-        assert_eq!(
-            says(wanted, runner, &syn(stage, "shop", "api", false, 30_000)).split(' ').nth(1),
-            Some("limit")
-        );
+        let spare: Vec<Shot> = (40_000..60_000).map(|port| syn(stage, "shop", "api", false, port)).collect();
+        let mut spare = spare.iter();
+        // While one asks for the reason the next may be due: asked as often as it takes.
+        let named = (0..100).any(|_| {
+            let denied =
+                spare.find(|shot| runner.action(shot).unwrap() == SHOT).expect("the limit is used up");
+            says(wanted, runner, denied).split(' ').nth(1) == Some("limit")
+        });
+        assert!(named, "the reason is not the limit");
         for (from, v6) in [("web-other", false), ("shop", true)] {
             runner.forget().unwrap();
             let open = syn(stage, from, "api", v6, 30_000);
             assert_eq!(says(wanted, runner, &open), "allowed rule login", "{from}");
         }
-        // Every packet that did not begin a flow was counted for the rule.
-        let counters = runner.counters().unwrap();
-        let bucket = wanted.compiled.limits[0].bucket as usize;
-        assert_eq!(counters.limited[bucket], seen.tried - seen.begun + 1);
-        assert_eq!(counters.reasons[&Reason::Limit].packets, seen.tried - seen.begun + 1);
     });
 }
 
@@ -203,7 +208,7 @@ fn only_what_begins_a_flow_counts_and_an_apply_fills_nothing() {
             let more = sent(stage, "shop", &more);
             assert_eq!(says(wanted, runner, &first), "allowed rule login");
             for _ in 0..20 {
-                assert_eq!(says(wanted, runner, &first), "allowed reply login", "sent again");
+                assert_eq!(says(wanted, runner, &first), "allowed rule login", "sent again");
                 assert_eq!(says(wanted, runner, &answer), "allowed reply login");
                 assert_eq!(says(wanted, runner, &more), "allowed reply login");
             }
