@@ -66,7 +66,8 @@ fn published_ports(version: Version) -> Result<()> {
         ("source_tier", "external"),
         ("source", "198.51.100.2"),
         ("destination_container", "store"),
-        ("destination_port", "80"),
+        ("destination_port", "8081"),
+        ("hook", "uplink-in"),
     ];
     ensure!(!rows(&drops, &wanted)?.is_empty(), "{drops:#}");
     let flows = agent.json(engine.world(), &["flows"])?;
