@@ -12,8 +12,8 @@ use hydra_agent::desired::Desired;
 use hydra_agent::published::{Counters, Reader as _};
 use hydra_common::ABI;
 use hydra_common::flow::{Flow, FlowKey};
-use hydra_common::names::{DROPS, FLOWS, PROGRAMS, PUBLISHED, REASONS};
-use hydra_common::tables::{Count, DropKey, Publish, PublishKey};
+use hydra_common::names::{BUCKETS, DROPS, FLOWS, PROGRAMS, PUBLISHED, REASONS};
+use hydra_common::tables::{BucketKey, Count, DropKey, Publish, PublishKey};
 use hydra_common::verdict::{Hook, Reason, Verdict};
 
 /// A frame at a hook.
@@ -75,6 +75,7 @@ impl Seen {
 pub struct Runner {
     programs: Vec<SchedClassifier>,
     flows: HashMap<MapData, FlowKey, Flow>,
+    buckets: HashMap<MapData, BucketKey, u64>,
     published: HashMap<MapData, PublishKey, Publish>,
     drops: PerCpuHashMap<MapData, DropKey, Count>,
     reasons: PerCpuArray<MapData, Count>,
@@ -108,6 +109,7 @@ impl Runner {
         Ok(Self {
             programs,
             flows: map(FLOWS)?.try_into()?,
+            buckets: map(BUCKETS)?.try_into()?,
             published: map(PUBLISHED)?.try_into()?,
             drops: map(DROPS)?.try_into()?,
             reasons: map(REASONS)?.try_into()?,
@@ -148,6 +150,15 @@ impl Runner {
         let keys: Vec<FlowKey> = self.flows.keys().collect::<Result<_, _>>()?;
         for key in keys {
             self.flows.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets what was taken from limits.
+    pub fn refill(&mut self) -> Result<()> {
+        let keys: Vec<BucketKey> = self.buckets.keys().collect::<Result<_, _>>()?;
+        for key in keys {
+            self.buckets.remove(&key)?;
         }
         Ok(())
     }

@@ -243,6 +243,8 @@ fn the_oracle_and_the_kernel_agree() {
                     let what = random::what(&mut asked.clone(), families(&to.1));
                     let expected = stage.deployment.policy.judge(&from.1, &to.1, what, unix_now());
                     runner.forget().unwrap();
+                    // Questions assume that no limit is used up.
+                    runner.refill().unwrap();
                     let seen = runner.run(&shot).unwrap();
                     // The sender's own address on another of its ports, a block of its own network: line 1 is tested elsewhere.
                     let rule = name(&stage.desired.compiled, seen.rule());

@@ -233,6 +233,8 @@ fn one(
     // The world's own chatter is counted, too: what differs once and not again was that.
     for _ in 0..3 {
         runner.forget().unwrap();
+        // Questions assume that no limit is used up.
+        runner.refill().unwrap();
         let shot = places.shot(&mut random.clone(), (from, source), (receiver, destination), what);
         let ran = runner.run(&shot).unwrap();
         let rule =
