@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use hydra_agent::policy::tables::PolicyTables;
 use hydra_agent::policy::unix_now;
 use hydra_common::decide::{At, Outcome, decide};
-use hydra_common::packet::{Bytes, Chunk, Packet as Parsed};
+use hydra_common::packet::Packet as Parsed;
 use hydra_common::tables::{Endpoint, Link};
 use hydra_common::verdict::{Hook, Reason, Verdict};
 use hydra_tests::frames::hostile;
@@ -24,21 +24,6 @@ use hydra_tests::topology::HOST;
 const SENDERS: [&str; 2] = ["shop", "cache"];
 fn count(otherwise: usize) -> usize {
     std::env::var("HYDRA_FRAMES").ok().and_then(|n| n.parse().ok()).unwrap_or(otherwise)
-}
-
-/// The bytes of a frame, as `decide` reads them without a kernel.
-struct Plain<'a>(&'a [u8]);
-
-impl Bytes for Plain<'_> {
-    fn load<const N: usize>(&self, offset: usize) -> Option<Chunk<N>> {
-        Some(Chunk(self.0.get(offset..offset.checked_add(N)?)?.try_into().ok()?))
-    }
-    fn length(&self) -> usize {
-        self.0.len()
-    }
-    fn tagged(&self) -> bool {
-        false
-    }
 }
 
 /// The stage's rows in user space.
@@ -85,7 +70,7 @@ fn opinions(
     let ifindex = stage.port(sender, 0).unwrap();
     let must = judge(stage, sender, frame, now).unwrap();
     let mut packet = Parsed::default();
-    let parsed = packet.parse(&Plain(frame));
+    let parsed = packet.parse(&frame);
     let at = At {
         hook: Hook::PortIn,
         ifindex,

@@ -1,5 +1,6 @@
 //! A pinned map as a typed table: single entries, ranges of arrays, and everything at once, batched where the kernel can.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::OwnedFd;
@@ -87,6 +88,14 @@ impl<K: Bytes, V: Bytes> Table<K, V> {
         let mut all = Vec::new();
         while self.some(&mut cursor, &mut all)? {}
         Ok(all)
+    }
+
+    /// The same in the order of their keys.
+    pub fn sorted(&self) -> io::Result<BTreeMap<K, V>>
+    where
+        K: Ord,
+    {
+        Ok(self.all()?.into_iter().collect())
     }
 
     /// The next few thousand entries; false after the last.

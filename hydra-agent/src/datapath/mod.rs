@@ -2,7 +2,8 @@
 //! that knows aya. Everything here blocks: call it from `spawn_blocking`.
 //!
 //! `Datapath::open` adopts what is pinned; `sync` makes the kernel hold what is desired; `verify` says what is not as it was left;
-//! `purge` takes everything away. What is decided is decided in `tables`, without a system call.
+//! `purge` takes everything away. What is decided is decided in `tables` and `rows`, without a
+//! system call.
 
 mod attach;
 mod clsact;
@@ -17,6 +18,7 @@ mod pins;
 mod purge;
 mod raw;
 mod reader;
+mod rows;
 mod rtnetlink;
 mod store;
 mod sync;

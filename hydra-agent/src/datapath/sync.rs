@@ -18,8 +18,9 @@ use super::load::{self, Programs};
 use super::maps::{Bytes, Table};
 use super::pins::{self, Pins};
 use super::raw::{self, GracePeriod};
+use super::rows::{self, RowPlan};
 use super::store::Store;
-use super::tables::{self, Bank, Clocks, RowPlan};
+use super::tables::{self, Bank, Clocks};
 use crate::desired::Desired;
 use crate::published::{HookView, NotEnforced};
 
@@ -233,18 +234,18 @@ impl Datapath {
         let mut new = Bank::new(desired.revision, &desired.compiled, clocks);
         let opens = self.held.generation == 0
             || (desired.revision != self.held.revision
-                && tables::newly_protected(&self.held.links, &desired.links));
+                && rows::newly_protected(&self.held.links, &desired.links));
         let second = u32::try_from(clocks.monotonic / 1_000_000_000).unwrap_or(u32::MAX);
         let pickup_until = tables::pickup_until(self.held.pickup_until, opens, desired.pickup, second);
         new.head.pickup_until = pickup_until;
         tables::check_room(&new, desired)?;
-        let endpoints = tables::without_unattached(&desired.endpoints, attached);
+        let endpoints = rows::without_unattached(&desired.endpoints, attached);
         let bank = (self.held.generation & 1) as usize;
         let flip = !self.holds(bank, &new)?
-            || tables::reopened(&self.held.endpoints, &endpoints, bank)
-            || tables::reopened(&self.held.links, &desired.links, bank)
-            || tables::reopened(&self.held.published, &desired.published, bank)
-            || tables::exposed(&self.held.published, &desired.published)
+            || rows::reopened(&self.held.endpoints, &endpoints, bank)
+            || rows::reopened(&self.held.links, &desired.links, bank)
+            || rows::reopened(&self.held.published, &desired.published, bank)
+            || rows::exposed(&self.held.published, &desired.published)
             || self.held.banks[bank]
                 .as_ref()
                 .is_none_or(|current| tables::claimed(&self.held.endpoints, &endpoints, current));
@@ -256,9 +257,9 @@ impl Datapath {
             self.store.write(other as u32, &new, old.as_ref())?;
             self.held.banks[other] = Some(new);
         }
-        let endpoints = tables::plan(&self.held.endpoints, &endpoints, bank, flip);
-        let links = tables::plan(&self.held.links, &desired.links, bank, flip);
-        let published = tables::plan(&self.held.published, &desired.published, bank, flip);
+        let endpoints = rows::plan(&self.held.endpoints, &endpoints, bank, flip);
+        let links = rows::plan(&self.held.links, &desired.links, bank, flip);
+        let published = rows::plan(&self.held.published, &desired.published, bank, flip);
         report.rows += endpoints.rows() + links.rows() + published.rows();
         // First: a port that is the host's no more must not lead to a container that has its rights already.
         write_rows(&self.store.published, "published ports", &published, &mut self.held.published)?;
@@ -328,15 +329,9 @@ impl Datapath {
             generation,
             revision: head.revision,
             pickup_until: head.pickup_until,
-            endpoints: self.store.endpoints.all().map_err(table("read", "endpoints"))?.into_iter().collect(),
-            links: self.store.links.all().map_err(table("read", "interfaces"))?.into_iter().collect(),
-            published: self
-                .store
-                .published
-                .all()
-                .map_err(table("read", "published ports"))?
-                .into_iter()
-                .collect(),
+            endpoints: self.store.endpoints.sorted().map_err(table("read", "endpoints"))?,
+            links: self.store.links.sorted().map_err(table("read", "interfaces"))?,
+            published: self.store.published.sorted().map_err(table("read", "published ports"))?,
             banks: [None, None],
         };
         self.doubt = false;

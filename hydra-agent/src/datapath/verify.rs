@@ -87,21 +87,9 @@ impl Datapath {
             Ok(found) => wrong.push(format!("the generation is {found} instead of {}", self.held.generation)),
             Err(e) => wrong.push(e.to_string()),
         }
-        match self.store.endpoints.all() {
-            Ok(rows) if rows.iter().copied().collect::<BTreeMap<_, _>>() == self.held.endpoints => {}
-            Ok(_) => wrong.push("the rows of endpoints were changed by somebody else".to_owned()),
-            Err(e) => wrong.push(format!("the rows of endpoints could not be read: {e}")),
-        }
-        match self.store.links.all() {
-            Ok(rows) if rows.iter().copied().collect::<BTreeMap<_, _>>() == self.held.links => {}
-            Ok(_) => wrong.push("the rows of interfaces were changed by somebody else".to_owned()),
-            Err(e) => wrong.push(format!("the rows of interfaces could not be read: {e}")),
-        }
-        match self.store.published.all() {
-            Ok(rows) if rows.iter().copied().collect::<BTreeMap<_, _>>() == self.held.published => {}
-            Ok(_) => wrong.push("the rows of published ports were changed by somebody else".to_owned()),
-            Err(e) => wrong.push(format!("the rows of published ports could not be read: {e}")),
-        }
+        wrong.extend(altered("endpoints", self.store.endpoints.sorted(), &self.held.endpoints));
+        wrong.extend(altered("interfaces", self.store.links.sorted(), &self.held.links));
+        wrong.extend(altered("published ports", self.store.published.sorted(), &self.held.published));
         let bank = self.held.generation & 1;
         if let Some(policy) = &self.held.banks[bank as usize] {
             let rows = policy.cells.values().map(Vec::len).sum::<usize>() + policy.intervals.len();
@@ -110,6 +98,19 @@ impl Datapath {
             }
         }
         wrong
+    }
+}
+
+/// What to say of rows that are not those that were written.
+fn altered<K: Ord, R: PartialEq>(
+    what: &str,
+    found: io::Result<BTreeMap<K, R>>,
+    written: &BTreeMap<K, R>,
+) -> Option<String> {
+    match found {
+        Ok(rows) if rows == *written => None,
+        Ok(_) => Some(format!("the rows of {what} were changed by somebody else")),
+        Err(e) => Some(format!("the rows of {what} could not be read: {e}")),
     }
 }
 

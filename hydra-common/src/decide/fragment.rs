@@ -18,12 +18,8 @@ pub(super) fn resolve<T: Tables>(
     out: &mut Outcome,
 ) -> Result<bool, Reason> {
     let Some(first) = tables.fragment(&key(packet)) else {
-        // Its first piece was left to the port, too; and most of what comes from outside is for this host.
-        let left = match at.hook {
-            Hook::BridgeOut => left_to_port(tables, packet, packet.is_group()),
-            Hook::UplinkIn => true,
-            Hook::PortIn | Hook::PortOut | Hook::BridgeIn => false,
-        };
+        // Its first piece was left to the port, too.
+        let left = matches!(at.hook, Hook::BridgeOut) && left_to_port(tables, packet, packet.is_group());
         if left {
             out.not_judged(Way::Leave);
             return Ok(false);

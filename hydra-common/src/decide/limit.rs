@@ -5,7 +5,7 @@ use super::ruling::alive;
 use super::{At, Outcome, Step, Way, apply_mode};
 use crate::flow::Path;
 use crate::names::carrier;
-use crate::tables::{Head, LinkKind, MAX_CHAIN, Tables};
+use crate::tables::{LinkKind, MAX_CHAIN, Tables};
 use crate::verdict::{Reason, Verdict};
 
 /// Whether this packet begins a flow that a limit counts. What came with its sender's identity has been counted where it was sent,
@@ -34,7 +34,7 @@ pub fn settle<T: Tables>(tables: &T, now_s: u32, out: &mut Outcome, mut take: im
         spent(tables, now_s, out);
     }
     if out.limit != 0 {
-        deny(tables, out, Reason::BadTable);
+        deny(out, Reason::BadTable);
     }
 }
 
@@ -45,17 +45,16 @@ fn spent<T: Tables>(tables: &T, now_s: u32, out: &mut Outcome) {
     out.ruled(&said);
     if !matches!(said.verdict, Verdict::Allowed) {
         out.limit = 0;
-        deny(tables, out, said.reason);
+        deny(out, said.reason);
     }
 }
 
 #[inline(always)]
-fn deny<T: Tables>(tables: &T, out: &mut Outcome, reason: Reason) {
+fn deny(out: &mut Outcome, reason: Reason) {
     out.verdict = Verdict::Denied;
     out.reason = reason;
     // What is only audited goes as if hydra were not there.
     out.path = Path::Stack;
     out.way = Way::Judged;
-    out.audit = tables.head(out.bank()).is_some_and(|head| head.flags & Head::AUDIT != 0);
     apply_mode(out);
 }

@@ -1,6 +1,6 @@
 //! What [`super::decide`] says: the verdict, and what follows from it.
 
-use super::ends::Sender;
+use super::ends::{Sender, tier};
 use super::ruling::Ruling;
 use crate::address::Mac;
 use crate::flow::{Far, Path, Side};
@@ -97,6 +97,8 @@ pub struct Outcome {
     pub elsewhere: bool,
     /// Of a new or live entry, as in [`crate::flow::Flow::marks`].
     pub marks: u8,
+    /// [`crate::tables::Head::AUDIT`].
+    pub audit: bool,
     /// The container's own port of a published one; only read with [`crate::flow::Flow::PUBLISHED`].
     pub(super) port: u16,
     /// What may answer from the called end of a new entry.
@@ -106,8 +108,6 @@ pub struct Outcome {
     pub(super) answers: bool,
     /// A packet from the middle of a connection makes an entry.
     pub(super) pickup: bool,
-    /// [`crate::tables::Head::AUDIT`].
-    pub(super) audit: bool,
 }
 
 impl Outcome {
@@ -149,8 +149,7 @@ impl Outcome {
     /// Whose counters count it: the opener's tier and the called one's.
     #[inline(always)]
     pub fn tiers<T: Tables>(&self, tables: &T) -> (Tier, Tier) {
-        let tier = |i| tables.identity(self.bank(), i).map_or(Tier::UNKNOWN, |row| row.tier);
-        (tier(self.source), tier(self.destination))
+        (tier(tables, self.bank(), self.source), tier(tables, self.bank(), self.destination))
     }
 
     /// The cell of the traffic counters.

@@ -28,6 +28,21 @@ pub trait Bytes {
     fn tagged(&self) -> bool;
 }
 
+/// A frame in memory, no tag taken off.
+impl Bytes for &[u8] {
+    fn load<const N: usize>(&self, offset: usize) -> Option<Chunk<N>> {
+        Some(Chunk(self.get(offset..offset.checked_add(N)?)?.try_into().ok()?))
+    }
+
+    fn length(&self) -> usize {
+        self.len()
+    }
+
+    fn tagged(&self) -> bool {
+        false
+    }
+}
+
 /// Bytes of a frame. Aligned for the sake of a target that copies what is not byte by byte.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]

@@ -8,7 +8,7 @@ use hydra_common::address::{Address, Mac};
 use hydra_common::decide::{At, Outcome, decide};
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::id::{Container, Identity, Tier};
-use hydra_common::packet::{Bytes, Chunk, Packet};
+use hydra_common::packet::Packet;
 use hydra_common::tables::*;
 use hydra_common::verdict::{Hook, Reason, Verdict};
 
@@ -186,21 +186,6 @@ pub fn world() -> Plain {
     t
 }
 
-/// A frame in memory.
-pub struct Bytes0(pub Vec<u8>);
-
-impl Bytes for Bytes0 {
-    fn load<const N: usize>(&self, offset: usize) -> Option<Chunk<N>> {
-        Some(Chunk(self.0.get(offset..offset.checked_add(N)?)?.try_into().ok()?))
-    }
-    fn length(&self) -> usize {
-        self.0.len()
-    }
-    fn tagged(&self) -> bool {
-        false
-    }
-}
-
 /// Ethernet around a payload.
 pub fn ethernet(from: Mac, to: Mac, ethertype: u16, payload: &[u8]) -> Vec<u8> {
     [&to.0[..], &from.0[..], &ethertype.to_be_bytes()[..], payload].concat()
@@ -254,7 +239,7 @@ pub fn frame(port: u32, bridge: u32, from: &str, to: &str, protocol: u8, payload
 
 pub fn parse(frame: &[u8]) -> (Packet, Result<(), Reason>) {
     let mut packet = Packet::default();
-    let parsed = packet.parse(&Bytes0(frame.to_vec()));
+    let parsed = packet.parse(&frame);
     (packet, parsed)
 }
 

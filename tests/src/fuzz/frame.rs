@@ -11,7 +11,7 @@ use hydra_common::address::{Address, Mac};
 use hydra_common::decide::{At, Outcome, Step, Way, decide, entry};
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::id::Container;
-use hydra_common::packet::{Bytes, Chunk, Kind, Packet};
+use hydra_common::packet::{Kind, Packet};
 use hydra_common::tables::{Endpoint, Link, LinkKind, Tables as _};
 use hydra_common::track;
 use hydra_common::verdict::{Hook, Reason, Verdict};
@@ -35,21 +35,6 @@ pub fn input(frames: &[(u8, u8, u8, u8, Vec<u8>)]) -> Vec<u8> {
         bytes.extend(frame);
     }
     bytes
-}
-
-/// A frame in memory.
-struct Memory<'a>(&'a [u8]);
-
-impl Bytes for Memory<'_> {
-    fn load<const N: usize>(&self, offset: usize) -> Option<Chunk<N>> {
-        Some(Chunk(self.0.get(offset..offset.checked_add(N)?)?.try_into().ok()?))
-    }
-    fn length(&self) -> usize {
-        self.0.len()
-    }
-    fn tagged(&self) -> bool {
-        false
-    }
 }
 
 fn compiled() -> &'static Compiled {
@@ -161,7 +146,7 @@ pub fn frame(mut bytes: &[u8]) {
 
 fn judge(tables: &mut PolicyTables<'_>, frame: &[u8], at: &At) {
     let mut packet = Packet::default();
-    let parsed = packet.parse(&Memory(frame));
+    let parsed = packet.parse(&frame);
     well_formed(&packet, parsed, frame);
     let (mut out, mut again) = (Outcome::CLOSED, Outcome::CLOSED);
     let _ = decide(tables, &mut packet.clone(), parsed, at, &mut again);

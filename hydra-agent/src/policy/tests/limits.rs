@@ -23,7 +23,7 @@ fn begins(compiled: &Compiled, now: i64, used: &[&str]) -> (String, Vec<String>)
     let (from, to) = (id("web"), id("db"));
     let selector = hydra_common::tables::selector(6, 5432);
     let mut out = Outcome::CLOSED;
-    (out.generation, out.step) = (PolicyTables::GENERATION, Step::Create);
+    (out.generation, out.step, out.audit) = (PolicyTables::GENERATION, Step::Create, compiled.audit);
     out.ruled(&ruling(&tables, 1, from, to, selector, seconds(now)));
     let mut asked = Vec::new();
     settle(&tables, seconds(now), &mut out, |index| {
