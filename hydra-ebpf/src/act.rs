@@ -13,9 +13,10 @@ use hydra_common::tables::{Count, Gauge, Tables as _};
 use hydra_common::track;
 use hydra_common::verdict::{Hook, Reason, Verdict};
 
+use crate::global::{decoded, global};
 use crate::maps::{self, LiveFlow, Maps, Scratch};
-use crate::report::{self, Seen};
-use crate::skb::Frame;
+use crate::report;
+use crate::skb::{self, Frame};
 
 /// `TCX_NEXT` and `TC_ACT_UNSPEC`: the next program, then the kernel, decide.
 const NEXT: i32 = -1;
@@ -36,24 +37,25 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     }
     // SAFETY: no arguments. Coarse: the tick's time, 4 ms at worst (Linux 5.11).
     let now = unsafe { bpf_ktime_get_coarse_ns() };
-    let at = At { hook, ifindex, ingress, mark, now };
-    let Some(Scratch { packet, outcome, flow: fresh }) = maps::scratch() else { return TC_ACT_SHOT };
+    let Some(Scratch { at, packet, outcome, flow: fresh }) = maps::scratch() else { return TC_ACT_SHOT };
+    *at = At { hook, ifindex, ingress, mark, now };
+    let at = &*at;
     *packet = Packet::default();
-    let parsed = parse(ctx, packet);
-    let live = decide(&Maps, packet, parsed, &at, outcome);
+    let parsed = decoded(skb::parse(frame.raw(), packet)).map(|_| ());
+    let live = decide(&Maps, packet, parsed, at, outcome);
     #[cfg(feature = "log")]
     log(ctx, outcome, hook);
-    if counts(&Maps, &at, outcome) {
-        limit(packet, outcome, &at);
+    if counts(&Maps, at, outcome) {
+        limit(packet, outcome, at);
     }
     let count = frame.wire(packet.payload);
     if matches!(outcome.verdict, Verdict::Allowed | Verdict::Audited) {
         match (outcome.step, live) {
             (Step::Nothing | Step::End, _) => {}
-            (Step::Create, _) => create(packet, outcome, fresh, &count, now),
+            (Step::Create, _) => create(packet, outcome, fresh, &count, at),
             (Step::Count, Some(flow)) => tally(packet, outcome, flow, &count, now),
             (Step::Renew, Some(flow)) => {
-                renew(packet, outcome, flow);
+                renew(packet, outcome, flow.pointer());
                 tally(packet, outcome, flow, &count, now);
             }
             (Step::Count | Step::Renew, None) => outcome.verdict = Verdict::Denied,
@@ -61,13 +63,12 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     } else if matches!(outcome.step, Step::End) {
         maps::end_flow(&packet.key);
     }
-    if matches!(outcome.verdict, Verdict::Allowed | Verdict::Audited)
-        && fragment::begins(packet, &at, outcome)
+    if matches!(outcome.verdict, Verdict::Allowed | Verdict::Audited) && fragment::begins(packet, at, outcome)
     {
-        remember(packet, outcome, now);
+        remember(packet, outcome, at);
     }
     if matches!(outcome.verdict, Verdict::Denied) || !outcome.elsewhere {
-        report::report(&Seen { packet, outcome, hook, ifindex, count, now });
+        report::report(packet, outcome, at, &count);
     }
     match outcome.verdict {
         Verdict::Denied => TC_ACT_SHOT,
@@ -94,20 +95,14 @@ fn log(ctx: &TcContext, outcome: &Outcome, hook: Hook) {
     aya_log_ebpf::debug!(ctx, "hook {} verdict+reason {:x} identities {:x}", hook as u32, said, ends);
 }
 
-/// A function of its own in the object, for its own stack frame and for one copy of its code.
-#[inline(never)]
-fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
-    packet.parse(&Frame::new(ctx))
-}
-
+global!(
 /// Takes the flow that begins here from its limit. Each packet that finds all limits used up counts for the first of them.
-#[inline(never)]
-fn limit(packet: &Packet, outcome: &mut Outcome, at: &At) {
+fn limit = hydra_limit(packet: of Packet, outcome: into Outcome, at: of At) {
     let bank = outcome.bank();
     let mut first = u32::MAX;
     settle(&Maps, at.seconds(), outcome, |index| {
         let Some(limit) = maps::limit(bank, index) else { return false };
-        let taken = maps::take(&packet.source, limit, at.now);
+        let taken = maps::take(&packet.source, limit, at) != 0;
         if !taken && first == u32::MAX {
             first = limit.bucket;
         }
@@ -116,11 +111,14 @@ fn limit(packet: &Packet, outcome: &mut Outcome, at: &At) {
     if matches!(outcome.verdict, Verdict::Denied) {
         report::one_more(maps::limited(first));
     }
-}
+});
 
+global!(
 /// Writes a new flow. One that finds no room is denied: its replies could not return.
-#[inline(never)]
-fn create(packet: &Packet, outcome: &mut Outcome, fresh: &mut Flow, count: &Count, now: u64) {
+fn create = hydra_create(
+    packet: of Packet, outcome: into Outcome, fresh: into Flow, count: of Count, at: of At
+) {
+    let now = at.now;
     let traffic = outcome.traffic(&Maps);
     entry(packet, outcome, traffic, now, fresh);
     let side = packet.side().index();
@@ -134,26 +132,27 @@ fn create(packet: &Packet, outcome: &mut Outcome, fresh: &mut Flow, count: &Coun
             && now.saturating_sub(twin.created) < AT_ONCE
             && track::State::of(&twin, packet.protocol) != track::State::Closing
         {
-            return tally(packet, outcome, twin, count, now);
+            tally(packet, outcome, twin, count, now);
+            return 0;
         }
         if maps::put_flow(&packet.key, fresh).is_err() {
             report::count(Gauge::FlowsRefused, 1);
             outcome.verdict = Verdict::Denied;
             outcome.reason = Reason::FlowTableFull;
-            return;
+            return 0;
         }
     }
     if !outcome.elsewhere {
         report::add(maps::traffic(traffic), count);
     }
-}
+});
 
+global!(
 /// Notes the first piece of a datagram for those that follow.
-#[inline(never)]
-fn remember(packet: &Packet, outcome: &Outcome, now: u64) {
-    let (key, row) = fragment::first(packet, outcome, now);
+fn remember = hydra_remember(packet: of Packet, outcome: of Outcome, at: of At) {
+    let (key, row) = fragment::first(packet, outcome, at.now);
     maps::put_fragment(&key, &row);
-}
+});
 
 /// Counts a packet on its flow: exact, also from two CPUs at once.
 #[inline(always)]
@@ -175,15 +174,15 @@ fn tally(packet: &Packet, outcome: &Outcome, flow: LiveFlow, count: &Count, now:
             core::ptr::write_volatile(end, outcome.near() as u8);
         }
     }
-    advance(packet, flow);
+    advance(packet, live);
 }
 
-/// Notes how far the sender is. A function of its own in the object, for one copy of its code.
-#[inline(never)]
-fn advance(packet: &Packet, flow: LiveFlow) {
-    let stand = track::follow(&flow, packet);
+global!(
+/// Notes how far the sender is.
+fn advance = hydra_advance(packet: of Packet, live: live Flow) {
+    // SAFETY: as in `tally`.
+    let stand = track::follow(unsafe { &*live }, packet);
     let side = packet.side().index();
-    let live = flow.pointer();
     // SAFETY: as in `tally`.
     unsafe {
         if stand.flags != (*live).flags[side] {
@@ -192,7 +191,7 @@ fn advance(packet: &Packet, flow: LiveFlow) {
         core::ptr::write_volatile(&raw mut (*live).next[side], stand.next);
         core::ptr::write_volatile(&raw mut (*live).acked[side], stand.acked);
     }
-}
+});
 
 /// `lock *(u64 *)p += n`: `AtomicU64::fetch_add` does not exist for this target.
 ///
@@ -204,12 +203,11 @@ unsafe fn add_atomic(p: *mut u64, n: u64) {
     unsafe { core::arch::asm!("lock *(u64 *)({p} + 0) += {n}", p = in(reg) p, n = in(reg) n) };
 }
 
+global!(
 /// Writes a new decision into an old entry, the generation last: whoever sees it sees the rest.
-#[inline(never)]
-fn renew(packet: &Packet, outcome: &Outcome, flow: LiveFlow) {
+fn renew = hydra_renew(packet: of Packet, outcome: of Outcome, live: live Flow) {
     let traffic = outcome.traffic(&Maps);
     let side = packet.side();
-    let live: *mut Flow = flow.pointer();
     // SAFETY: the entry lives until the program ends. Two CPUs that renew at once write the same.
     unsafe {
         (*live).revision = outcome.revision;
@@ -226,7 +224,7 @@ fn renew(packet: &Packet, outcome: &Outcome, flow: LiveFlow) {
         (*live).containers[side.other().index()] = outcome.destination_container;
         core::ptr::write_volatile(&raw mut (*live).generation, outcome.generation);
     }
-}
+});
 
 /// Marks a frame, or sends it straight to its destination.
 #[inline(always)]

@@ -6,7 +6,9 @@
 #![feature(asm_experimental_arch)]
 
 mod act;
+mod global;
 mod maps;
+mod parts;
 mod report;
 mod skb;
 

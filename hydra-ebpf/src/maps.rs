@@ -10,7 +10,7 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use hydra_common::address::Address;
-use hydra_common::decide::Outcome;
+use hydra_common::decide::{At, Outcome};
 use hydra_common::event::{Event, EventWindow};
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::id::{Identity, MAX_IDENTITIES};
@@ -21,6 +21,8 @@ use hydra_common::tables::{
     MAX_LIMITS, MAX_LINKS, MAX_PREFIXES, MAX_PUBLISHED, MAX_RULE_SETS, PrefixData, PrefixRow, Publish,
     PublishKey, RuleSet, TRAFFIC_CELLS, Tables, cell_index,
 };
+
+use crate::global::global;
 
 #[map]
 static HYDRA_GEN: Array<u32> = Array::with_max_entries(1, 0);
@@ -75,6 +77,8 @@ static HYDRA_SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0)
 /// What does not fit on a stack of 512 bytes. A CPU runs one TC program at a time, to its end.
 #[repr(C)]
 pub struct Scratch {
+    /// Where and when.
+    pub at: At,
     /// The frame being judged.
     pub packet: Packet,
     /// The verdict on it.
@@ -243,32 +247,33 @@ pub fn limit(bank: u32, index: u32) -> Option<&'static Limit> {
 /// that another CPU let begin.
 const TRIES: u32 = 16;
 
-/// Takes one flow of a source from a limit; false where it is used up, or where there is no room to remember the source. Exact also
-/// from two CPUs at once. A function of its own in the object, for its key's room on the stack.
-#[inline(never)]
-pub fn take(source: &Address, limit: &Limit, now: u64) -> bool {
+global!(
+/// Takes one flow of a source from a limit; 0 where it is used up, or where there is no room to remember the source. Exact also
+/// from two CPUs at once.
+pub fn take = hydra_take(source: of Address, limit: of Limit, at: of At) -> u32 or 0; {
+    let now = at.now;
     let key = BucketKey { source: *source, bucket: limit.bucket, zero: [0; 4] };
     let mut bucket = HYDRA_BUCKETS.get_ptr_mut(&key);
     if bucket.is_none() {
-        let Some(next) = hydra_common::limit::take(0, now, limit) else { return false };
+        let Some(next) = hydra_common::limit::take(0, now, limit) else { return 0 };
         if HYDRA_BUCKETS.insert(&key, &next, u64::from(BPF_NOEXIST)).is_ok() {
-            return true;
+            return 1;
         }
         // Another CPU was first.
         bucket = HYDRA_BUCKETS.get_ptr_mut(&key);
     }
-    let Some(bucket) = bucket else { return false };
+    let Some(bucket) = bucket else { return 0 };
     for _ in 0..TRIES {
         // SAFETY: an aligned value of a map that lives until the program ends; every change of it is atomic.
         let held = unsafe { core::ptr::read_volatile(bucket) };
-        let Some(next) = hydra_common::limit::take(held, now, limit) else { return false };
+        let Some(next) = hydra_common::limit::take(held, now, limit) else { return 0 };
         // SAFETY: as above.
         if unsafe { compare_exchange(bucket, held, next) } == held {
-            return true;
+            return 1;
         }
     }
-    false
-}
+    0
+});
 
 /// Writes `new` where `old` is, and gives what was there: `AtomicU64::compare_exchange` does not exist for this target. Linux 5.12.
 ///

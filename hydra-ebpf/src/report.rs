@@ -1,34 +1,18 @@
 //! Counters, always, and events, where they tell an operator something: lossy and limited per CPU.
 
-use hydra_common::decide::{Outcome, Step};
+use hydra_common::decide::{At, Outcome, Step};
 use hydra_common::event::{EVENT_WINDOW_NS, EVENTS_PER_WINDOW, Event};
 use hydra_common::packet::Packet;
 use hydra_common::tables::{Count, DropKey, Gauge};
-use hydra_common::verdict::{Hook, Verdict};
+use hydra_common::verdict::Verdict;
 
+use crate::global::global;
 use crate::maps::{self, Maps};
 
-/// What happened to one frame, for the counters.
-pub struct Seen<'a> {
-    /// The frame.
-    pub packet: &'a Packet,
-    /// The verdict on it.
-    pub outcome: &'a Outcome,
-    /// Where.
-    pub hook: Hook,
-    /// On which interface.
-    pub ifindex: u32,
-    /// Wire packets and bytes.
-    pub count: Count,
-    /// Nanoseconds of the monotonic clock.
-    pub now: u64,
-}
-
+global!(
 /// Counts a frame by its reason, and, where it was denied or would have been, by its tiers; tells user space.
-#[inline(never)]
-pub fn report(seen: &Seen<'_>) {
-    let outcome = seen.outcome;
-    add(maps::reason(outcome.reason as u8), &seen.count);
+pub fn report = hydra_report(packet: of Packet, outcome: of Outcome, at: of At, count: of Count) {
+    add(maps::reason(outcome.reason as u8), count);
     match outcome.verdict {
         Verdict::Allowed => {}
         Verdict::Denied | Verdict::Audited => {
@@ -40,7 +24,7 @@ pub fn report(seen: &Seen<'_>) {
                 verdict: outcome.verdict as u8,
                 rule: outcome.rule,
             };
-            add(maps::drops(&key), &seen.count);
+            add(maps::drops(&key), count);
         }
     }
     let first = match outcome.verdict {
@@ -49,18 +33,18 @@ pub fn report(seen: &Seen<'_>) {
         Verdict::Denied => true,
     };
     if !first {
-        return;
+        return 0;
     }
-    if in_window(seen.now)
+    if in_window(at.now)
         && let Some(mut room) = maps::reserve_event()
     {
-        room.write(event(seen));
+        room.write(event(packet, outcome, at, count));
         room.submit(0);
-        count(Gauge::Events, 1);
+        self::count(Gauge::Events, 1);
     } else {
-        count(Gauge::EventsLost, 1);
+        self::count(Gauge::EventsLost, 1);
     }
-}
+});
 
 /// Adds to a gauge.
 #[inline(always)]
@@ -106,10 +90,9 @@ fn in_window(now: u64) -> bool {
 }
 
 #[inline(always)]
-fn event(seen: &Seen<'_>) -> Event {
-    let (packet, outcome) = (seen.packet, seen.outcome);
+fn event(packet: &Packet, outcome: &Outcome, at: &At, count: &Count) -> Event {
     Event {
-        time: seen.now,
+        time: at.now,
         source: packet.source,
         destination: packet.destination,
         source_port: packet.source_port,
@@ -118,15 +101,15 @@ fn event(seen: &Seen<'_>) -> Event {
         destination_identity: outcome.destination,
         source_container: outcome.source_container,
         destination_container: outcome.destination_container,
-        ifindex: seen.ifindex,
-        length: seen.count.bytes as u32,
+        ifindex: at.ifindex,
+        length: count.bytes as u32,
         revision: outcome.revision,
         rule: outcome.rule,
         protocol: packet.protocol,
         tcp_flags: packet.tcp_flags,
         verdict: outcome.verdict as u8,
         reason: outcome.reason as u8,
-        hook: seen.hook as u8,
+        hook: at.hook as u8,
         zero: 0,
         ethertype: packet.ethertype,
         zero2: [0; 10],

@@ -3,8 +3,11 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::bpf_skb_pull_data;
 use aya_ebpf::programs::TcContext;
-use hydra_common::packet::{Bytes, Chunk};
+use hydra_common::packet::{Bytes, Chunk, Packet};
 use hydra_common::tables::Count;
+use hydra_common::verdict::Reason;
+
+use crate::global::{coded, decoded, global};
 
 /// Offsets beyond this are not read: no header chain that the parser walks is longer.
 const FARTHEST: usize = 0x0fff;
@@ -75,7 +78,52 @@ impl Bytes for Frame<'_> {
         // SAFETY: the context is valid while the program runs.
         unsafe { (*self.raw()).vlan_present != 0 }
     }
+
+    #[inline(always)]
+    fn ipv4(&self, packet: &mut Packet) -> Result<(), Reason> {
+        decoded(ipv4(self.raw(), packet)).map(|_| ())
+    }
+
+    #[inline(always)]
+    fn ipv6(&self, packet: &mut Packet) -> Result<(), Reason> {
+        decoded(ipv6(self.raw(), packet)).map(|_| ())
+    }
+
+    #[inline(always)]
+    fn transport_header(&self, packet: &mut Packet) -> Result<(), Reason> {
+        decoded(transport_header(self.raw(), packet)).map(|_| ())
+    }
+
+    #[inline(always)]
+    fn icmp(&self, packet: &mut Packet) -> Result<(), Reason> {
+        decoded(icmp(self.raw(), packet)).map(|_| ())
+    }
 }
+
+/// For a pointer that nobody passes: denied.
+const BAD: u32 = coded(Err(Reason::BadTable));
+
+global!(
+/// Reads a frame.
+pub fn parse = hydra_parse(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
+    coded(packet.parse(&Frame::new(&TcContext::new(skb))).map(|()| true))
+});
+
+global!(fn ipv4 = hydra_ipv4(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
+    coded(packet.ipv4(&Frame::new(&TcContext::new(skb))).map(|()| true))
+});
+
+global!(fn ipv6 = hydra_ipv6(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
+    coded(packet.ipv6(&Frame::new(&TcContext::new(skb))).map(|()| true))
+});
+
+global!(fn transport_header = hydra_transport(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
+    coded(packet.transport_header(&Frame::new(&TcContext::new(skb))).map(|()| true))
+});
+
+global!(fn icmp = hydra_icmp(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
+    coded(packet.icmp(&Frame::new(&TcContext::new(skb))).map(|()| true))
+});
 
 /// One copy for each `N` in the object, not one for each use.
 #[inline(never)]

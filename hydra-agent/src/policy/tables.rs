@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use hydra_common::address::Address;
+use hydra_common::decide::Parts;
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::id::Identity;
 use hydra_common::tables::{
@@ -74,6 +75,8 @@ impl core::ops::Deref for LiveFlow<'_> {
         self.0
     }
 }
+
+impl Parts for PolicyTables<'_> {}
 
 impl Tables for PolicyTables<'_> {
     type Flow<'a>

@@ -111,7 +111,7 @@ pub fn same(flow: &Flow, side: Side, out: &Outcome) -> bool {
 }
 
 /// What passes before line 1, with true addresses: the whole list. `false` is for judging.
-#[inline(never)]
+#[inline(always)]
 pub fn named<T: Tables>(
     tables: &T,
     packet: &Packet,
@@ -221,7 +221,7 @@ fn closed<T: Tables>(tables: &T, bank: u32, address: &Address) -> bool {
 
 /// The sender's identity, if its address is true (line 1). What this host has sent on to somebody else (a published port) comes back
 /// with the address of this host that was called: true where [`Outcome::answers`].
-#[inline(never)]
+#[inline(always)]
 pub fn source<T: Tables>(
     tables: &T,
     packet: &Packet,

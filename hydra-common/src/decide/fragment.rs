@@ -10,8 +10,8 @@ use crate::verdict::{Hook, Reason};
 const LIFETIME: u64 = 30_000_000_000;
 
 /// Fills in what a later piece belongs to. `false`: not for this hook to judge.
-#[inline(never)]
-pub(super) fn resolve<T: Tables>(
+#[inline(always)]
+pub fn resolve<T: Tables>(
     tables: &T,
     packet: &mut Packet,
     at: &At,

@@ -1,8 +1,7 @@
 //! Flows that begin under a rule with a `limit`: which ones count, and what stands behind a limit that is used up. Taking from the
 //! limit itself is the caller's: the tables are only read here.
 
-use super::ruling::alive;
-use super::{At, Outcome, Step, Way, apply_mode};
+use super::{At, Outcome, Parts, Step, Way, apply_mode};
 use crate::flow::Path;
 use crate::names::carrier;
 use crate::tables::{LinkKind, MAX_CHAIN, Tables};
@@ -26,7 +25,7 @@ fn sent_here<T: Tables>(tables: &T, ingress: u32) -> bool {
 /// Takes one flow from the limit that an outcome rests on, or, where that is used up, from that of the next rule that allows, until
 /// one has room or none is left. `take` is asked with the limit's index.
 #[inline(always)]
-pub fn settle<T: Tables>(tables: &T, now_s: u32, out: &mut Outcome, mut take: impl FnMut(u32) -> bool) {
+pub fn settle<T: Parts>(tables: &T, now_s: u32, out: &mut Outcome, mut take: impl FnMut(u32) -> bool) {
     for _ in 0..MAX_CHAIN {
         if out.limit == 0 || take(out.limit - 1) {
             return;
@@ -40,8 +39,8 @@ pub fn settle<T: Tables>(tables: &T, now_s: u32, out: &mut Outcome, mut take: im
 
 /// What an outcome is whose limit is used up.
 #[inline(never)]
-fn spent<T: Tables>(tables: &T, now_s: u32, out: &mut Outcome) {
-    let said = alive(tables, out.bank(), out.spent, now_s);
+fn spent<T: Parts>(tables: &T, now_s: u32, out: &mut Outcome) {
+    let said = tables.alive(out.bank(), out.spent, now_s);
     out.ruled(&said);
     if !matches!(said.verdict, Verdict::Allowed) {
         out.limit = 0;

@@ -10,13 +10,25 @@ mod ends;
 pub mod fragment;
 mod limit;
 mod outcome;
+mod parts;
 mod published;
 mod related;
 mod ruling;
 
 pub use limit::{counts, settle};
 pub use outcome::{Hop, Outcome, Step, Way};
+pub use parts::Parts;
 pub use ruling::{Ruling, ruling};
+
+/// What [`Parts`] are by default.
+pub mod part {
+    pub use super::ends::{named, source};
+    pub use super::fragment::resolve;
+    pub use super::published::concerns;
+    pub use super::related::related;
+    pub use super::ruling::{alive, ruling};
+    pub use super::{established, first, open, way};
+}
 
 use self::ends::Sender;
 use crate::flow::{Flow, Path, Side};
@@ -53,7 +65,7 @@ impl At {
 /// Judges one frame. `parsed` is what [`Packet::parse`] said of it; a later piece of a datagram gets its ports here. Returns the live
 /// flow that [`Step::Count`], [`Step::Renew`] and [`Step::End`] are about.
 #[inline(always)]
-pub fn decide<'t, T: Tables>(
+pub fn decide<'t, T: Parts>(
     tables: &'t T,
     packet: &mut Packet,
     parsed: Result<(), Reason>,
@@ -61,7 +73,7 @@ pub fn decide<'t, T: Tables>(
     out: &mut Outcome,
 ) -> Option<T::Flow<'t>> {
     *out = Outcome::CLOSED;
-    if matches!(at.hook, Hook::UplinkIn) && !published::concerns(tables, packet, parsed, at) {
+    if matches!(at.hook, Hook::UplinkIn) && !tables.concerns(packet, parsed, at) {
         out.not_judged(Way::Leave);
         return None;
     }
@@ -104,7 +116,7 @@ fn apply_mode(out: &mut Outcome) {
 
 /// Line 1, the named list, and line 2; what is left goes to [`first`]. An error makes the packet one of line 1.
 #[inline(always)]
-fn enter<'t, T: Tables>(
+fn enter<'t, T: Parts>(
     tables: &'t T,
     packet: &mut Packet,
     parsed: Result<(), Reason>,
@@ -129,12 +141,12 @@ fn enter<'t, T: Tables>(
     match packet.kind {
         Kind::Ip => {}
         Kind::Piece => {
-            if !fragment::resolve(tables, packet, at, out)? {
+            if !tables.resolve(packet, at, out)? {
                 return Ok(None);
             }
         }
         Kind::IcmpError => {
-            related::related(tables, packet, at, out, link)?;
+            tables.related(packet, at, out, link)?;
             return Ok(None);
         }
         Kind::Arp
@@ -144,7 +156,7 @@ fn enter<'t, T: Tables>(
         | Kind::DhcpClient
         | Kind::DhcpServer
         | Kind::Unknown => {
-            if ends::named(tables, packet, at, out, link)? {
+            if tables.named(packet, at, out, link)? {
                 return Ok(None);
             }
         }
@@ -153,8 +165,8 @@ fn enter<'t, T: Tables>(
     let live = if group { None } else { tables.flow(&packet.key) };
     let live = match live {
         Some(flow) if track::expired(&flow, packet.protocol, at.now) => None,
-        Some(flow) if established(packet, at, out, &flow) => {
-            way(tables, packet, at, out, link)?;
+        Some(flow) if tables.established(packet, at, out, &flow) => {
+            tables.way(packet, at, out, link)?;
             return Ok(Some(flow));
         }
         live => live,
@@ -162,11 +174,11 @@ fn enter<'t, T: Tables>(
     let side = packet.side();
     let called = |flow: &Flow| flow.opener != side as u8 && ends::same(flow, side, out) && !opens(packet);
     out.answers = live.as_deref().is_some_and(called);
-    if !first(tables, packet, at, out, link)? {
+    if !tables.first(packet, at, out, link)? {
         return Ok(None);
     }
-    open(tables, packet, at, out, live.as_deref());
-    match way(tables, packet, at, out, link) {
+    tables.open(packet, at, out, live.as_deref());
+    match tables.way(packet, at, out, link) {
         // The policy's reason stands before the frame's.
         Err(_) if matches!(out.verdict, Verdict::Denied) => out.way = Way::Judged,
         went => went?,
@@ -176,7 +188,7 @@ fn enter<'t, T: Tables>(
 
 /// Whether the packet belongs to a flow that the current tables allow, sent by the end that it says. Fills the outcome from the entry.
 #[inline(always)]
-fn established(packet: &Packet, at: &At, out: &mut Outcome, flow: &Flow) -> bool {
+pub fn established(packet: &Packet, at: &At, out: &mut Outcome, flow: &Flow) -> bool {
     let side = packet.side();
     let fresh = flow.generation == out.generation && (flow.until == 0 || at.seconds() < flow.until);
     if !fresh || !ends::same(flow, side, out) {
@@ -205,8 +217,8 @@ fn established(packet: &Packet, at: &At, out: &mut Outcome, flow: &Flow) -> bool
 }
 
 /// A packet that no fresh entry answers for: who sends to whom. `false`: it is not for the policy to judge, or not here.
-#[inline(never)]
-fn first<T: Tables>(
+#[inline(always)]
+pub fn first<T: Parts>(
     tables: &T,
     packet: &Packet,
     at: &At,
@@ -220,7 +232,7 @@ fn first<T: Tables>(
     // The port that a frame for many came by has checked its address. With netfilter on bridges it may have been translated since:
     // Docker masquerades what leaves with the address of another network.
     let checked = matches!(at.hook, Hook::PortOut) && at.mark & MARK_MASK == MARK_CHECKED && link.is_some();
-    match ends::source(tables, packet, out, link) {
+    match tables.source(packet, out, link) {
         Err(reason) if !(group && checked) => return Err(reason),
         Ok(()) | Err(_) => {}
     }
@@ -242,7 +254,7 @@ fn first<T: Tables>(
 
 /// Lines 3 to 7, by the right of whoever opened: a reply that meets an entry of an older generation asks for the opener's.
 #[inline(always)]
-fn open<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome, live: Option<&Flow>) {
+pub fn open<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome, live: Option<&Flow>) {
     let side = packet.side();
     let mut selector = published::selector(packet, out);
     out.opener = side;
@@ -301,15 +313,15 @@ fn open<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome, live
 
 /// What the tables say of the outcome's ends.
 #[inline(always)]
-fn judge<T: Tables>(tables: &T, out: &mut Outcome, selector: u32, at: &At) {
-    let said = ruling(tables, out.bank(), out.source, out.destination, selector, at.seconds());
+fn judge<T: Parts>(tables: &T, out: &mut Outcome, selector: u32, at: &At) {
+    let said = tables.ruling(out.bank(), out.source, out.destination, selector, at.seconds());
     out.ruled(&said);
 }
 
 /// A flow that the tables no longer allow its opener. Without connections its other end may open one by its own right; of TCP the
 /// entry stays while packets from the middle of a connection may make one, or the other end would take it over.
 #[inline(never)]
-fn refused<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome) {
+fn refused<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome) {
     let side = packet.side();
     let tcp = packet.protocol == protocol::TCP;
     let stays = out.audit || (tcp && out.pickup);
@@ -322,7 +334,7 @@ fn refused<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome) {
         return;
     }
     let (source, destination) = (out.destination, out.source);
-    let own = ruling(tables, out.bank(), source, destination, packet.selector(), at.seconds());
+    let own = tables.ruling(out.bank(), source, destination, packet.selector(), at.seconds());
     if matches!(own.verdict, Verdict::Denied) {
         return;
     }
@@ -368,8 +380,8 @@ fn path<T: Tables>(tables: &T, packet: &Packet) -> Path {
 
 /// How an allowed packet goes on. At the port a frame must be for the gateway or for its destination: otherwise it would reach
 /// whoever has the MAC, under the right of whoever has the address.
-#[inline(never)]
-fn way<T: Tables>(
+#[inline(always)]
+pub fn way<T: Tables>(
     tables: &T,
     packet: &Packet,
     at: &At,

@@ -5,7 +5,7 @@
 //! the receiver's hook judges him, and not the address that he has by then.
 
 use super::ends::{self, Sender};
-use super::{At, Outcome, Step, Way, declared, opens, ruling};
+use super::{At, Outcome, Parts, Step, Way, declared, opens};
 use crate::address::Address;
 use crate::flow::{Flow, Side};
 use crate::id::{Container, Identity, Tier};
@@ -98,13 +98,13 @@ pub fn answered<T: Tables>(tables: &T, packet: &Packet, out: &mut Outcome, flow:
 /// What goes to a group or to a link-local address of IPv6 reaches every process of this host that listens on all addresses: it
 /// takes the right to the host, and to the container of a port that is published on all.
 #[inline(never)]
-pub fn strictest<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome) {
+pub fn strictest<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome) {
     let Some(row) = find(tables, &packet.destination, packet.destination_port, packet.protocol, true) else {
         return;
     };
     let identity = row.identity[(out.bank() & 1) as usize];
     let selector = crate::tables::selector(packet.protocol, row.port);
-    let said = ruling(tables, out.bank(), out.source, identity, selector, at.seconds());
+    let said = tables.ruling(out.bank(), out.source, identity, selector, at.seconds());
     let stricter = match said.verdict {
         Verdict::Denied => true,
         Verdict::Audited => matches!(out.verdict, Verdict::Allowed),
@@ -146,7 +146,7 @@ pub fn loopback(packet: &Packet) -> bool {
 
 /// Whether a frame at an interface to the outside, or at a bridge that the policy does not name, is any business of ours: everything
 /// else there passes unseen, whatever state the tables are in.
-#[inline(never)]
+#[inline(always)]
 pub fn concerns<T: Tables>(tables: &T, packet: &Packet, parsed: Result<(), Reason>, at: &At) -> bool {
     let judged = matches!(packet.kind, Kind::Ip | Kind::DhcpClient | Kind::DhcpServer);
     let hidden = match parsed {
@@ -179,7 +179,7 @@ fn behind<'t, T: Tables>(tables: &'t T, packet: &Packet, all: bool) -> Option<&'
 /// Judges what [`concerns`] us. Denied here, where `docker-proxy` would hide who calls; what passes is judged again by the port
 /// that it is led to, but for [`Publish::PROXIED`] ports, whose flows are kept here.
 #[inline(always)]
-pub fn uplink<'t, T: Tables>(
+pub fn uplink<'t, T: Parts>(
     tables: &'t T,
     packet: &Packet,
     parsed: Result<(), Reason>,
@@ -196,7 +196,7 @@ pub fn uplink<'t, T: Tables>(
     let group = packet.is_group();
     let Some(row) = behind(tables, packet, group) else {
         // A container already: its port judges by the mark, or without one, as it does anybody.
-        let known = ends::source(tables, packet, out, None).is_ok();
+        let known = tables.source(packet, out, None).is_ok();
         out.not_judged(if known { Way::Carried } else { Way::Leave });
         out.elsewhere = true;
         return Ok(None);
@@ -205,12 +205,12 @@ pub fn uplink<'t, T: Tables>(
     let live = if proxied && !group { tables.flow(&packet.key) } else { None };
     let live = live.filter(|flow| !track::expired(flow, packet.protocol, at.now));
     if let Some(flow) = live
-        && super::established(packet, at, out, &flow)
+        && tables.established(packet, at, out, &flow)
     {
         out.way = Way::Carried;
         return Ok(live);
     }
-    ends::source(tables, packet, out, None)?;
+    tables.source(packet, out, None)?;
     known(row, out)?;
     out.marks |= Flow::TO_HOST;
     let on = if unmanaged { Way::Carried } else { Way::Leave };
@@ -221,7 +221,7 @@ pub fn uplink<'t, T: Tables>(
         out.elsewhere = true;
         return Ok(None);
     }
-    super::open(tables, packet, at, out, live.as_deref());
+    tables.open(packet, at, out, live.as_deref());
     if proxied {
         out.way = Way::Carried;
     } else {

@@ -1,18 +1,18 @@
 //! ICMP errors: they belong to the flow that they quote, or to nothing.
 
-use super::ends::{self, Sender};
-use super::{At, Outcome, Way, left_to_port, path, ruling, way};
+use super::ends::Sender;
+use super::{At, Outcome, Parts, Way, left_to_port, path};
 use crate::flow::{Flow, Path, Side};
 use crate::id::Identity;
 use crate::packet::Packet;
-use crate::tables::{Link, Tables};
+use crate::tables::Link;
 use crate::track;
 use crate::verdict::{Hook, Reason, Verdict};
 
 /// An ICMP error passes with the flow that it is about, to the end that the quoted packet came from: from the flow's other end, or
 /// from a router on the way, which no container is.
-#[inline(never)]
-pub(super) fn related<T: Tables>(
+#[inline(always)]
+pub fn related<T: Parts>(
     tables: &T,
     packet: &Packet,
     at: &At,
@@ -23,7 +23,7 @@ pub(super) fn related<T: Tables>(
     let live = tables.flow(&packet.key);
     let end = packet.source == packet.key.address(side.other());
     out.answers = end && live.is_some();
-    ends::source(tables, packet, out, link)?;
+    tables.source(packet, out, link)?;
     if packet.is_group() {
         return Err(Reason::UnmatchedError);
     }
@@ -49,12 +49,12 @@ pub(super) fn related<T: Tables>(
     out.reason = Reason::Related;
     // A router on the way is no end of the flow: its errors take the stack.
     out.path = if flow.path == Path::Peer as u8 { path(tables, packet) } else { Path::Stack };
-    way(tables, packet, at, out, link)
+    tables.way(packet, at, out, link)
 }
 
 /// Whether the tables still allow the flow that an error is about. Until its next packet an entry may be of an older generation.
 #[inline(never)]
-fn stands<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &Outcome, flow: &Flow) -> bool {
+fn stands<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &Outcome, flow: &Flow) -> bool {
     if flow.generation == out.generation {
         return flow.until == 0 || at.seconds() < flow.until;
     }
@@ -77,7 +77,7 @@ fn stands<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &Outcome, flow: 
     same(opener, flow.source)
         && same(called, flow.destination)
         && matches!(
-            ruling(tables, out.bank(), flow.source, flow.destination, selector, at.seconds()).verdict,
+            tables.ruling(out.bank(), flow.source, flow.destination, selector, at.seconds()).verdict,
             Verdict::Allowed
         )
 }

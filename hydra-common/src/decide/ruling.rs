@@ -1,5 +1,6 @@
 //! What the tables say of a pair of identities: lines 3 to 7 of the precedence, as the compiler resolved them.
 
+use super::Parts;
 use crate::id::Identity;
 use crate::tables::{MAX_CHAIN, SEARCH_STEPS, Tables};
 use crate::verdict::{Reason, Verdict};
@@ -21,10 +22,16 @@ pub struct Ruling {
     pub spent: u32,
 }
 
+impl Ruling {
+    /// What cannot be followed to an end.
+    pub const CLOSED: Self =
+        Self { verdict: Verdict::Denied, reason: Reason::BadTable, rule: 0, until: 0, limit: 0, spent: 0 };
+}
+
 /// Lines 3 to 7 of the precedence for a pair of identities: what the compiler wrote, no limit used up. `selector` as in
 /// [`crate::tables::selector`], `now_s` in seconds of the monotonic clock.
 #[inline(always)]
-pub fn ruling<T: Tables>(
+pub fn ruling<T: Parts>(
     tables: &T,
     bank: u32,
     source: Identity,
@@ -32,7 +39,7 @@ pub fn ruling<T: Tables>(
     selector: u32,
     now_s: u32,
 ) -> Ruling {
-    alive(tables, bank, first(tables, bank, source, destination, selector), now_s)
+    tables.alive(bank, first(tables, bank, source, destination, selector), now_s)
 }
 
 /// Decision 0 is "denied, bad-table", in a bank that was not written too.
@@ -68,9 +75,8 @@ fn first<T: Tables>(tables: &T, bank: u32, source: Identity, destination: Identi
 
 /// The decision that a chain has come to at a moment.
 #[inline(always)]
-pub(super) fn alive<T: Tables>(tables: &T, bank: u32, first: u32, now_s: u32) -> Ruling {
-    let mut said =
-        Ruling { verdict: Verdict::Denied, reason: Reason::BadTable, rule: 0, until: 0, limit: 0, spent: 0 };
+pub fn alive<T: Tables>(tables: &T, bank: u32, first: u32, now_s: u32) -> Ruling {
+    let mut said = Ruling::CLOSED;
     walk(tables, bank, first, now_s, &mut said);
     said
 }

@@ -11,8 +11,9 @@ const MAX_ND_OPTIONS: usize = 3;
 const MAX_QUOTED: usize = 3;
 
 impl Packet {
-    #[inline(never)]
-    pub(super) fn icmp<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
+    /// An ICMP or ICMPv6 message.
+    #[inline(always)]
+    pub fn icmp<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
         let (at, end) = (usize::from(self.transport), self.end as usize);
         let h = load_within::<8, B>(bytes, at, end)?;
         let (kind, identifier) = (h.0[0], h.number::<4>());

@@ -10,8 +10,9 @@ const MAX_OPTIONS: usize = 10;
 const MAX_HEADERS: usize = 6;
 
 impl Packet {
-    #[inline(never)]
-    pub(super) fn ipv4<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
+    /// An IPv4 header with its options.
+    #[inline(always)]
+    pub fn ipv4<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
         let at = usize::from(self.network);
         let h = bytes.load::<20>(at).ok_or(Reason::Malformed)?;
         if h.0[0] >> 4 != 4 || h.0[0] & 15 < 5 {
@@ -86,8 +87,9 @@ impl Packet {
         if here >= end { Ok(()) } else { Err(Reason::HeaderChain) }
     }
 
-    #[inline(never)]
-    pub(super) fn ipv6<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
+    /// An IPv6 header with its extensions.
+    #[inline(always)]
+    pub fn ipv6<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
         let at = usize::from(self.network);
         let h = bytes.load::<40>(at).ok_or(Reason::Malformed)?;
         if h.0[0] >> 4 != 6 {

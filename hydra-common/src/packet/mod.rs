@@ -26,6 +26,38 @@ pub trait Bytes {
     fn length(&self) -> usize;
     /// Whether the device took a VLAN tag off the frame (`skb->vlan_tci`).
     fn tagged(&self) -> bool;
+
+    /// [`Packet::ipv4`]. This and what follows are places where the kernel's programs are taken apart, see [`crate::decide::Parts`].
+    fn ipv4(&self, packet: &mut Packet) -> Result<(), Reason>
+    where
+        Self: Sized,
+    {
+        packet.ipv4(self)
+    }
+
+    /// [`Packet::ipv6`].
+    fn ipv6(&self, packet: &mut Packet) -> Result<(), Reason>
+    where
+        Self: Sized,
+    {
+        packet.ipv6(self)
+    }
+
+    /// [`Packet::transport_header`].
+    fn transport_header(&self, packet: &mut Packet) -> Result<(), Reason>
+    where
+        Self: Sized,
+    {
+        packet.transport_header(self)
+    }
+
+    /// [`Packet::icmp`].
+    fn icmp(&self, packet: &mut Packet) -> Result<(), Reason>
+    where
+        Self: Sized,
+    {
+        packet.icmp(self)
+    }
 }
 
 /// A frame in memory, no tag taken off.
@@ -222,12 +254,12 @@ impl Packet {
     #[inline(always)]
     fn network_header<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
         match self.ethertype {
-            0x0800 => self.ipv4(bytes),
-            0x86dd => self.ipv6(bytes),
+            0x0800 => bytes.ipv4(self),
+            0x86dd => bytes.ipv6(self),
             0x0806 => return self.arp(bytes),
             _ => return Err(Reason::EtherType),
         }
-        .and_then(|()| self.transport_header(bytes))
+        .and_then(|()| bytes.transport_header(self))
         .map_err(|reason| match (reason, self.piece) {
             // All headers are in the first piece (RFC 7112; RFC 1858, 3, for IPv4).
             (Reason::Malformed, Piece::First) => Reason::Fragment,
@@ -252,8 +284,9 @@ impl Packet {
         Ok(())
     }
 
-    #[inline(never)]
-    fn transport_header<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
+    /// What follows the IP header and its extensions.
+    #[inline(always)]
+    pub fn transport_header<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
         let (at, end) = (usize::from(self.transport), self.end as usize);
         if matches!(self.piece, Piece::Later) {
             self.kind = Kind::Piece;
@@ -302,7 +335,7 @@ impl Packet {
                     return Err(Reason::Malformed);
                 }
                 header = 8;
-                self.icmp(bytes)?;
+                bytes.icmp(self)?;
                 // Nothing that an error quotes and no neighbour discovery (RFC 6980) needs more than one packet.
                 if !whole && !matches!(self.kind, Kind::Ip) {
                     return Err(Reason::Fragment);

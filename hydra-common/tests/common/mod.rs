@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use hydra_common::address::{Address, Mac};
-use hydra_common::decide::{At, Outcome, decide};
+use hydra_common::decide::{At, Outcome, Parts, decide};
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::id::{Container, Identity, Tier};
 use hydra_common::packet::Packet;
@@ -38,6 +38,8 @@ pub struct Plain {
     pub flows: HashMap<FlowKey, Flow>,
     pub fragments: HashMap<FragmentKey, Fragment>,
 }
+
+impl Parts for Plain {}
 
 impl Tables for Plain {
     type Flow<'a> = &'a Flow;

@@ -1,0 +1,93 @@
+//! The parts of the verdict function. In user space they are plain calls; in the kernel each is a global function, which the verifier
+//! looks at once, for whatever its arguments may be, and not again at each call with all that led there (Linux 5.6, commit
+//! 51c39bb1d5d1). So what goes in and out of one is scalars and pointers to whole structs.
+
+use super::{At, Outcome, Ruling, part};
+use crate::flow::Flow;
+use crate::id::Identity;
+use crate::packet::Packet;
+use crate::tables::{Link, Tables};
+use crate::verdict::Reason;
+
+/// What each part is stands at the function that it is by default.
+pub trait Parts: Tables + Sized {
+    /// Whether a frame at the uplink is any business of ours.
+    fn concerns(&self, packet: &Packet, parsed: Result<(), Reason>, at: &At) -> bool {
+        part::concerns(self, packet, parsed, at)
+    }
+
+    /// What a later piece belongs to.
+    fn resolve(&self, packet: &mut Packet, at: &At, out: &mut Outcome) -> Result<bool, Reason> {
+        part::resolve(self, packet, at, out)
+    }
+
+    /// An ICMP error.
+    fn related(
+        &self,
+        packet: &Packet,
+        at: &At,
+        out: &mut Outcome,
+        link: Option<&Link>,
+    ) -> Result<(), Reason> {
+        part::related(self, packet, at, out, link)
+    }
+
+    /// The named list.
+    fn named(
+        &self,
+        packet: &Packet,
+        at: &At,
+        out: &mut Outcome,
+        link: Option<&Link>,
+    ) -> Result<bool, Reason> {
+        part::named(self, packet, at, out, link)
+    }
+
+    /// Who sends.
+    fn source(&self, packet: &Packet, out: &mut Outcome, link: Option<&Link>) -> Result<(), Reason> {
+        part::source(self, packet, out, link)
+    }
+
+    /// A packet that no entry answers for.
+    fn first(
+        &self,
+        packet: &Packet,
+        at: &At,
+        out: &mut Outcome,
+        link: Option<&Link>,
+    ) -> Result<bool, Reason> {
+        part::first(self, packet, at, out, link)
+    }
+
+    /// A packet of a live flow.
+    fn established(&self, packet: &Packet, at: &At, out: &mut Outcome, flow: &Flow) -> bool {
+        part::established(packet, at, out, flow)
+    }
+
+    /// Lines 3 to 7.
+    fn open(&self, packet: &Packet, at: &At, out: &mut Outcome, live: Option<&Flow>) {
+        part::open(self, packet, at, out, live);
+    }
+
+    /// What the compiler wrote.
+    fn ruling(
+        &self,
+        bank: u32,
+        source: Identity,
+        destination: Identity,
+        selector: u32,
+        now_s: u32,
+    ) -> Ruling {
+        part::ruling(self, bank, source, destination, selector, now_s)
+    }
+
+    /// The decision that a chain has come to.
+    fn alive(&self, bank: u32, first: u32, now_s: u32) -> Ruling {
+        part::alive(self, bank, first, now_s)
+    }
+
+    /// How an allowed packet goes on.
+    fn way(&self, packet: &Packet, at: &At, out: &mut Outcome, link: Option<&Link>) -> Result<(), Reason> {
+        part::way(self, packet, at, out, link)
+    }
+}

@@ -1,0 +1,157 @@
+//! The parts of the verdict function, as global functions.
+
+use hydra_common::decide::{At, Outcome, Parts, Ruling, part};
+use hydra_common::flow::Flow;
+use hydra_common::id::Identity;
+use hydra_common::packet::Packet;
+use hydra_common::tables::Link;
+use hydra_common::verdict::Reason;
+
+use crate::global::{coded, decoded, global};
+use crate::maps::Maps;
+
+/// For a pointer that nobody passes: denied.
+const BAD: u32 = coded(Err(Reason::BadTable));
+
+global!(fn concerns = hydra_concerns(packet: of Packet, parsed: plain u32, at: of At) -> u32 or 1; {
+    u32::from(part::concerns(&Maps, packet, decoded(parsed).map(|_| ()), at))
+});
+
+global!(fn resolve = hydra_resolve(packet: into Packet, at: of At, out: into Outcome) -> u32 or BAD; {
+    coded(part::resolve(&Maps, packet, at, out))
+});
+
+global!(fn related = hydra_related(
+    packet: of Packet, at: of At, out: into Outcome, link: perhaps Link
+) -> u32 or BAD; {
+    coded(part::related(&Maps, packet, at, out, link).map(|()| true))
+});
+
+global!(fn named = hydra_named(
+    packet: of Packet, at: of At, out: into Outcome, link: perhaps Link
+) -> u32 or BAD; {
+    coded(part::named(&Maps, packet, at, out, link))
+});
+
+global!(fn source = hydra_source(packet: of Packet, out: into Outcome, link: perhaps Link) -> u32 or BAD; {
+    coded(part::source(&Maps, packet, out, link).map(|()| true))
+});
+
+global!(fn first = hydra_first(
+    packet: of Packet, at: of At, out: into Outcome, link: perhaps Link
+) -> u32 or BAD; {
+    coded(part::first(&Maps, packet, at, out, link))
+});
+
+global!(fn established = hydra_established(
+    packet: of Packet, at: of At, out: into Outcome, flow: of Flow
+) -> u32 or 0; {
+    u32::from(part::established(packet, at, out, flow))
+});
+
+global!(fn open = hydra_open(packet: of Packet, at: of At, out: into Outcome, live: perhaps Flow) {
+    part::open(&Maps, packet, at, out, live);
+});
+
+global!(fn way = hydra_way(
+    packet: of Packet, at: of At, out: into Outcome, link: perhaps Link
+) -> u32 or BAD; {
+    coded(part::way(&Maps, packet, at, out, link).map(|()| true))
+});
+
+global!(fn ruling = hydra_ruling(
+    bank: plain u32, pair: plain u32, selector: plain u32, now_s: plain u32, said: into Ruling
+) {
+    *said = part::ruling(&Maps, bank, Identity((pair >> 16) as u16), Identity(pair as u16), selector, now_s);
+});
+
+global!(fn alive = hydra_alive(bank: plain u32, first: plain u32, now_s: plain u32, said: into Ruling) {
+    *said = part::alive(&Maps, bank, first, now_s);
+});
+
+impl Parts for Maps {
+    #[inline(always)]
+    fn concerns(&self, packet: &Packet, parsed: Result<(), Reason>, at: &At) -> bool {
+        concerns(packet, coded(parsed.map(|()| true)), at) != 0
+    }
+
+    #[inline(always)]
+    fn resolve(&self, packet: &mut Packet, at: &At, out: &mut Outcome) -> Result<bool, Reason> {
+        decoded(resolve(packet, at, out))
+    }
+
+    #[inline(always)]
+    fn related(
+        &self,
+        packet: &Packet,
+        at: &At,
+        out: &mut Outcome,
+        link: Option<&Link>,
+    ) -> Result<(), Reason> {
+        decoded(related(packet, at, out, link)).map(|_| ())
+    }
+
+    #[inline(always)]
+    fn named(
+        &self,
+        packet: &Packet,
+        at: &At,
+        out: &mut Outcome,
+        link: Option<&Link>,
+    ) -> Result<bool, Reason> {
+        decoded(named(packet, at, out, link))
+    }
+
+    #[inline(always)]
+    fn source(&self, packet: &Packet, out: &mut Outcome, link: Option<&Link>) -> Result<(), Reason> {
+        decoded(source(packet, out, link)).map(|_| ())
+    }
+
+    #[inline(always)]
+    fn first(
+        &self,
+        packet: &Packet,
+        at: &At,
+        out: &mut Outcome,
+        link: Option<&Link>,
+    ) -> Result<bool, Reason> {
+        decoded(first(packet, at, out, link))
+    }
+
+    #[inline(always)]
+    fn established(&self, packet: &Packet, at: &At, out: &mut Outcome, flow: &Flow) -> bool {
+        established(packet, at, out, flow) != 0
+    }
+
+    #[inline(always)]
+    fn open(&self, packet: &Packet, at: &At, out: &mut Outcome, live: Option<&Flow>) {
+        open(packet, at, out, live);
+    }
+
+    #[inline(always)]
+    fn ruling(
+        &self,
+        bank: u32,
+        source: Identity,
+        destination: Identity,
+        selector: u32,
+        now_s: u32,
+    ) -> Ruling {
+        let mut said = Ruling::CLOSED;
+        let pair = u32::from(source.0) << 16 | u32::from(destination.0);
+        ruling(bank, pair, selector, now_s, &mut said);
+        said
+    }
+
+    #[inline(always)]
+    fn alive(&self, bank: u32, first: u32, now_s: u32) -> Ruling {
+        let mut said = Ruling::CLOSED;
+        alive(bank, first, now_s, &mut said);
+        said
+    }
+
+    #[inline(always)]
+    fn way(&self, packet: &Packet, at: &At, out: &mut Outcome, link: Option<&Link>) -> Result<(), Reason> {
+        decoded(way(packet, at, out, link)).map(|_| ())
+    }
+}
