@@ -160,7 +160,7 @@ pub struct Flow {
     /// What may send from an end that is no container of this host: [`Far`]. Where an address of this host was called, or a machine
     /// that the policy names, the first answer says.
     pub ends: [u8; 2],
-    /// [`Flow::PUBLISHED`], [`Flow::CARRIED`], [`Flow::TO_HOST`].
+    /// [`Flow::PUBLISHED`], [`Flow::CARRIED`], [`Flow::TO_HOST`], [`Flow::MASQUERADED`].
     pub marks: u8,
     /// Zero.
     pub zero: u8,
@@ -188,6 +188,9 @@ impl Flow {
     pub const CARRIED: u8 = 2;
     /// To an address of this host, which may send it on: its opener's packets go on with [`crate::names::MARK_CARRIED`].
     pub const TO_HOST: u8 = 4;
+    /// Comes with [`Flow::CARRIED`]: its opener has no address of his own, and what answers him goes where the kernel's address
+    /// translation says, as long as it remembers.
+    pub const MASQUERADED: u8 = 8;
 }
 
 /// What sends from an end of a flow that is no container of this host.

@@ -30,6 +30,12 @@ pub mod tcp {
     }
 }
 
+/// SCTP (RFC 9260, 3.2).
+pub mod sctp {
+    /// The chunk that opens an association; alone in its packet (RFC 9260, 6.10).
+    pub const INIT: u8 = 1;
+}
+
 /// IP protocol numbers (IANA) that hydra knows more of than the number.
 pub mod protocol {
     /// RFC 792.
@@ -57,13 +63,13 @@ pub enum State {
 
 impl State {
     /// Of a flow. TCP is established when the opener has acknowledged what the other end answered to its SYN: the SYNs and answers
-    /// of a connection that never comes to be keep no entry alive. Of a connection to a published port only the opener is seen.
+    /// of a connection that never comes to be keep no entry alive. Of one to this host only the opener may be seen.
     #[inline(always)]
     pub fn of(flow: &Flow, protocol: u8) -> Self {
         let (a, b) = (flow.flags[0], flow.flags[1]);
         if protocol == protocol::TCP {
             let opener = if flow.opener == Side::A as u8 { a } else { b };
-            let alone = flow.marks & Flow::PUBLISHED != 0 && opener & tcp::ACK != 0;
+            let alone = half(flow) && opener & tcp::ACK != 0;
             return if (a | b) & (tcp::FIN | tcp::RST) != 0 {
                 Self::Closing
             } else if a & b & tcp::ACK != 0 || alone {
@@ -93,10 +99,34 @@ pub fn timeout(protocol: u8, state: State) -> u64 {
     }
 }
 
+/// How long a flow whose address the kernel translates may be silent: shorter than the kernel remembers the translation. After that
+/// an answer would reach whatever has the port of this host. Linux 6.18: 30 s (`nf_conntrack_udp_timeout`), 210 s
+/// (`nf_conntrack_sctp_timeout_established`). TCP's own is left: what does not open is refused by whom it was not meant for.
+#[inline(always)]
+fn translated(protocol: u8, state: State) -> u64 {
+    match (protocol, state) {
+        (protocol::TCP, _) => timeout(protocol, state),
+        (protocol::SCTP, State::Established) => 180 * SECOND,
+        _ => 25 * SECOND,
+    }
+}
+
 /// Whether a flow has been silent for too long. `now` in nanoseconds of the monotonic clock.
 #[inline(always)]
 pub fn expired(flow: &Flow, protocol: u8, now: u64) -> bool {
-    now.saturating_sub(flow.seen) > timeout(protocol, State::of(flow, protocol))
+    let state = State::of(flow, protocol);
+    let limit = if flow.marks & (Flow::MASQUERADED | Flow::PUBLISHED) != 0 {
+        translated(protocol, state)
+    } else {
+        timeout(protocol, state)
+    };
+    now.saturating_sub(flow.seen) > limit
+}
+
+/// Whether a flow's answers may come another way: its opener called this host, which may lead him to a container.
+#[inline(always)]
+const fn half(flow: &Flow) -> bool {
+    flow.marks & (Flow::PUBLISHED | Flow::TO_HOST) != 0
 }
 
 /// What is kept of one side: its part of [`Flow::flags`], [`Flow::next`] and [`Flow::acked`].
@@ -201,8 +231,7 @@ fn acknowledged(flow: &Flow, packet: &Packet, stand: Stand) -> Stand {
         return stand;
     }
     let first = stand.flags & tcp::ACK == 0;
-    let published = flow.marks & Flow::PUBLISHED != 0;
-    if first && !published && (!told || after(packet.acknowledgment, flow.next[other])) {
+    if first && !half(flow) && (!told || after(packet.acknowledgment, flow.next[other])) {
         return stand;
     }
     Stand {

@@ -3,88 +3,17 @@
 
 mod common;
 
+use common::ports::{
+    ACK, NO_RULE, RULE, SYN, SYN_ACK, allow, answer, call, deny, flip, led, marked, publish, published, says,
+};
 use common::{APP, DB, NOW, Plain, at, ethernet, frame, ip, judge, mac, network, pass, tcp, udp, world};
-use hydra_common::decide::{At, Outcome, Step, Way};
+use hydra_common::decide::{At, Step, Way};
 use hydra_common::flow::{Far, Flow};
 use hydra_common::id::{Container, Identity};
 use hydra_common::names::carried;
 use hydra_common::tables::*;
 use hydra_common::track::{State, protocol};
 use hydra_common::verdict::{Hook, Reason, Verdict};
-
-const SYN: u8 = 2;
-const SYN_ACK: u8 = 0x12;
-const ACK: u8 = 0x10;
-
-/// The databases' container behind port 8081 of every address of this host; its own port is 5432. Whoever may call this host may
-/// call all of it: what is denied below is denied for the container's sake.
-fn published() -> Plain {
-    let mut t = world();
-    for own in ["198.51.100.1", "2001:db8::1"] {
-        let row = Endpoint { identity: [Identity::HOST; 2], flags: Endpoint::HOST, ..Endpoint::default() };
-        t.endpoints.insert(ip(own), row);
-    }
-    for who in [APP, DB, Identity::EXTERNAL, Identity::UNMANAGED] {
-        t.cells.insert((who.0, Identity::HOST.0), Cell::decision(4));
-    }
-    publish(&mut t, "0.0.0.0", 8081, DB, 3, 0);
-    publish(&mut t, "::", 8081, DB, 3, Publish::PROXIED);
-    // Only to the container's own port.
-    t.sets.push(RuleSet { start: 0, count: 3 });
-    t.intervals = vec![
-        Interval { from: 0, decision: 1 },
-        Interval { from: selector(6, 5432), decision: 4 },
-        Interval { from: selector(6, 5433), decision: 1 },
-    ];
-    t
-}
-
-fn publish(t: &mut Plain, address: &str, port: u16, identity: Identity, container: u32, flags: u16) {
-    for protocol in [protocol::TCP, protocol::UDP] {
-        let key = PublishKey { address: ip(address), port: port.to_be_bytes(), protocol, zero: [0; 5] };
-        let row = Publish { identity: [identity; 2], container: Container(container), port: 5432, flags };
-        t.published.insert(key, row);
-    }
-}
-
-fn allow(t: &mut Plain, who: Identity) {
-    t.cells.insert((who.0, DB.0), Cell::rule_set(0));
-}
-
-fn deny(t: &mut Plain, who: Identity) {
-    t.cells.insert((who.0, DB.0), Cell::decision(1));
-}
-
-fn flip(t: &mut Plain) {
-    t.generation += 2;
-    t.heads[1].generation = t.generation;
-}
-
-fn says(o: &Outcome) -> (Verdict, Reason, u16) {
-    (o.verdict, o.reason, o.rule)
-}
-
-const NO_RULE: (Verdict, Reason, u16) = (Verdict::Denied, Reason::NoRule, 0);
-const RULE: (Verdict, Reason, u16) = (Verdict::Allowed, Reason::Rule, 1);
-
-/// As an application calls it.
-fn call(to: &str, port: u16, flags: u8) -> Vec<u8> {
-    let from = if to.contains('.') { "10.1.0.11" } else { "fd00:1::11" };
-    frame(11, 10, from, to, 6, &tcp(4000, port, flags))
-}
-
-/// What the translation makes of it, as the databases' port sees it.
-fn led(from: &str, port: u16, flags: u8) -> Vec<u8> {
-    frame(20, 21, from, "10.2.0.21", 6, &tcp(port, 5432, flags))
-}
-
-fn marked(identity: Identity) -> At {
-    At { mark: carried(identity), ..at(Hook::PortOut, 21, 10) }
-}
-
-fn answer(to: &str, port: u16, flags: u8) -> Vec<u8> {
-    frame(21, 20, "10.2.0.21", to, 6, &tcp(5432, port, flags))
-}
 
 #[test]
 fn a_published_port_is_its_container_at_every_address_of_this_host_and_never_the_host() {
@@ -161,11 +90,11 @@ fn where_the_bytes_are_led_the_true_receivers_rule_decides() {
     allow(&mut t, APP);
     let o = pass(&mut t, &led("10.2.0.1", 4000, SYN), &marked(APP));
     assert_eq!((says(&o), o.step, o.way, o.elsewhere), (RULE, Step::Create, Way::Judged, true));
-    assert_eq!(o.marks, Flow::CARRIED);
+    assert_eq!(o.marks, Flow::CARRIED | Flow::MASQUERADED);
     let flow = t.flows.values().next().unwrap();
     assert!(flow.ends.contains(&(Far::Carried as u8)) && flow.containers.contains(&Container::NONE));
     let o = pass(&mut t, &answer("10.2.0.1", 4000, SYN_ACK), &at(Hook::PortIn, 21, 0));
-    assert_eq!((o.reason, o.way, o.elsewhere), (Reason::Reply, Way::Judged, false));
+    assert_eq!((o.reason, o.way, o.elsewhere), (Reason::Reply, Way::Carried, false));
     // An identity that is nobody's.
     assert_eq!(judge(&t, &led("10.2.0.1", 4001, SYN), &marked(Identity::UNKNOWN)).1.reason, Reason::BadTable);
     // At the bridge of a port without a program.

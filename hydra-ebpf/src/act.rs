@@ -233,7 +233,7 @@ fn pass(frame: &Frame<'_>, packet: &Packet, outcome: &Outcome, mark: u32) -> i32
         Way::Leave => return NEXT,
         Way::Judged => set_mark(frame, mark, MARK_JUDGED),
         Way::Checked => set_mark(frame, mark, MARK_CHECKED),
-        Way::Carried => set_mark(frame, mark, carried(outcome.source)),
+        Way::Carried => set_mark(frame, mark, carried(outcome.speaker(packet.side()))),
         Way::Peer => {
             if let Some(action) = to_peer(frame, packet, &outcome.hop) {
                 report::count(Gauge::Forwarded, 1);

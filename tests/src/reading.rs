@@ -78,8 +78,10 @@ pub fn read(frame: &[u8]) -> Reading {
         Err(reason) => drop(reading.faults.insert(reason)),
     }
     if tags > 0 {
-        // Whatever is behind the tag: it is not looked at for its own sake.
-        reading.faults.retain(|r| *r == Reason::Vlan || *r == Reason::Malformed);
+        // Whatever is behind the tag: it is not looked at for its own sake, but for what this host might read and hydra does not.
+        let told =
+            [Reason::Vlan, Reason::Malformed, Reason::HeaderChain, Reason::SourceRoute, Reason::Fragment];
+        reading.faults.retain(|r| told.contains(r));
         if kind_is_whole(frame, tags) {
             reading.faults.remove(&Reason::Malformed);
         }
@@ -283,7 +285,7 @@ fn whole(c: &Carried<'_>, faults: &mut Faults) -> Result<Said, Reason> {
             let client = matches!((port(0)?, port(2)?), (68, 67) | (546, 547));
             Ok(if client && everybody && !c.first { Said::Dhcp(c.from) } else { packet(What::Udp(port(2)?)) })
         }
-        protocol::SCTP if b.len() < 12 => Err(Reason::Malformed),
+        protocol::SCTP if b.len() < 16 => Err(Reason::Malformed),
         protocol::SCTP => Ok(packet(What::Sctp(port(2)?))),
         protocol::ICMP | protocol::ICMPV6 if (c.number == protocol::ICMPV6) != c.from.is_ipv6() => {
             Err(Reason::Malformed)

@@ -104,7 +104,7 @@ fn the_receivers_port_knows_who_called_whatever_his_address_is_by_then() {
             let reply = b.sent("db", &reply);
             b.expect_after("the answer", &[led(Some("cron"), bridge)], &reply, &allowed(Reason::Reply, None));
             let seen = b.seen(&[led(Some("cron"), bridge)], &reply);
-            assert_eq!(seen.mark, MARK_JUDGED);
+            assert_eq!(seen.mark, carried(b.identity("db")));
             b.expect("an answer to nobody", &reply, &denied(Reason::NoRule, None));
             // On the way from the port to the routing.
             let packet = Packet::syn(b.address("cron", v6), gateway, 50_000, 8081);

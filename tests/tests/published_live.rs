@@ -16,11 +16,11 @@ use hydra_common::verdict::{Hook, Reason, Verdict};
 use hydra_tests::deployment::Deployment;
 use hydra_tests::kernel::Runner;
 use hydra_tests::lab::eventually;
-use hydra_tests::packets::protocol;
+use hydra_tests::packets::{Frame, Packet, Transport, flags, protocol};
 use hydra_tests::probe::{Echo, Kind, Outcome, Probe, Stream, probe};
 use hydra_tests::proxy::Proxy;
 use hydra_tests::sample::{TIERS, policy};
-use hydra_tests::sniffer::Sniffer;
+use hydra_tests::sniffer::{Sniffer, send_frames};
 use hydra_tests::stage::{Stage, compiled};
 use hydra_tests::topology::HOST;
 
@@ -141,6 +141,17 @@ impl Live {
                 runner.publish(&row.0, &row.1).unwrap();
             }
         }
+    }
+
+    /// Another policy of the same tiers.
+    fn apply(&self, runner: &mut Runner, rules: &str, revision: u32) {
+        let text = format!("version: 1\nname: sample\n{TIERS}rules:\n{rules}");
+        let (_, rows) = compiled(&text, &Deployment::of(&text).unwrap()).unwrap();
+        let mut desired = self.stage.desired.clone();
+        desired.compiled = Arc::new(rows);
+        desired.revision = revision;
+        self.stage.world.enter(HOST, || runner.sync(&desired)).unwrap().unwrap();
+        self.publish(runner);
     }
 
     /// Everybody by every address of the host; who got through.
@@ -277,15 +288,7 @@ fn every_cell(mode: Mode) {
 fn policies(live: &Live, runner: &mut Runner) {
     let open = |from: &str| Stream::open(&live.stage.world, from, "10.70.3.1:8081".parse().unwrap()).unwrap();
     let (mut cron, mut cache) = (open("cron"), open("cache"));
-    let mut apply = |rules: &str, revision| {
-        let text = format!("version: 1\nname: sample\n{TIERS}rules:\n{rules}");
-        let (_, rows) = compiled(&text, &Deployment::of(&text).unwrap()).unwrap();
-        let mut desired = live.stage.desired.clone();
-        desired.compiled = Arc::new(rows);
-        desired.revision = revision;
-        live.stage.world.enter(HOST, || runner.sync(&desired)).unwrap().unwrap();
-        live.publish(runner);
-    };
+    let mut apply = |rules: &str, revision| live.apply(runner, rules, revision);
     for stream in [&mut cron, &mut cache] {
         stream.turn(SILENCE).unwrap();
     }
@@ -302,6 +305,34 @@ fn policies(live: &Live, runner: &mut Runner) {
 #[test]
 fn a_process_that_carries_the_bytes_launders_nobody() {
     every_cell(Mode::Proxy);
+}
+
+#[test]
+fn a_call_in_pieces_too_small_to_be_read_reaches_no_process() {
+    let live = Live::start(Mode::Proxy);
+    let answered = |from: u16, cuts: &[usize]| {
+        let (source, to) = (live.address("outside", false), IpAddr::from([198, 51, 100, 1]));
+        let world = &live.stage.world;
+        let sniffer = Sniffer::start(world, "outside").unwrap();
+        let syn = Packet::new(source, to, Transport::Tcp(from, 8081, flags::SYN, Vec::new()));
+        let (own, host) = (world.mac("outside", "eth0").unwrap(), world.mac(HOST, "hyup0").unwrap());
+        let pieces = if cuts.is_empty() { vec![syn] } else { syn.pieces(from, cuts) };
+        let frames: Vec<_> = pieces.iter().map(|p| Frame::ip(own, host, p).bytes()).collect();
+        send_frames(world, "outside", "eth0", &frames).unwrap();
+        let ports = [8081_u16.to_be_bytes(), from.to_be_bytes()].concat();
+        sniffer.wait_for(&ports, Duration::from_millis(700))
+    };
+    assert!(answered(41_000, &[8]) && answered(41_001, &[]), "without hydra it is answered");
+    let mut runner = live.enforce();
+    assert!(!answered(41_002, &[8]) && !answered(41_003, &[16]) && !answered(41_004, &[]));
+    let told = |runner: &Runner, reason| {
+        denied(runner).iter().filter(|(k, _)| k.2 == reason).map(|(_, n)| n).sum::<u64>()
+    };
+    assert_eq!((told(&runner, Reason::Fragment), told(&runner, Reason::NoRule)), (2, 1));
+    // Who may call may call in pieces, if their first one can be read.
+    live.apply(&mut runner, "  - { name: users, from: external, to: data }\n", 2);
+    assert!(answered(41_005, &[]) && !answered(41_006, &[8]));
+    assert_eq!(told(&runner, Reason::Fragment), 3);
 }
 
 #[test]

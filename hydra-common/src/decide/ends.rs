@@ -53,7 +53,7 @@ pub fn sender<'t, T: Tables>(
     if matches!(at.hook, Hook::PortOut | Hook::BridgeOut)
         && let Some(identity) = carrier(at.mark)
     {
-        published::carried(tables, packet, out, identity);
+        published::carried(tables, packet, at, out, identity);
         return Ok(None);
     }
     let index = match at.hook {

@@ -35,10 +35,10 @@ pub fn resolve<T: Tables>(
     Ok(true)
 }
 
-/// Whether a packet that passed is to be remembered with [`first`].
+/// Whether a packet that passed is to be remembered with [`first`]. At an uplink later pieces are not looked at.
 #[inline(always)]
 pub fn begins(packet: &Packet, at: &At, out: &Outcome) -> bool {
-    let left = matches!((at.hook, out.way), (Hook::BridgeOut, Way::Leave));
+    let left = matches!((at.hook, out.way), (Hook::UplinkIn, _) | (Hook::BridgeOut, Way::Leave));
     matches!((packet.piece, packet.kind), (Piece::First, Kind::Ip)) && !left
 }
 

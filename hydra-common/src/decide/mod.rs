@@ -36,7 +36,7 @@ use crate::id::Identity;
 use crate::names::{MARK_CHECKED, MARK_MASK, carrier};
 use crate::packet::{Kind, Packet};
 use crate::tables::{Endpoint, Head, IdentityRow, Link, Tables};
-use crate::track::{self, protocol, tcp};
+use crate::track::{self, protocol, sctp, tcp};
 use crate::verdict::{Hook, Reason, Verdict};
 
 /// Where and when a packet is judged.
@@ -358,10 +358,15 @@ fn known(packet: &Packet, at: &At, out: &Outcome) -> bool {
         || carrier(at.mark).is_some()
 }
 
-/// A packet that opens a TCP connection.
+/// A packet that opens a connection of TCP or an association of SCTP.
 #[inline(always)]
 fn opens(packet: &Packet) -> bool {
-    packet.protocol == protocol::TCP && packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
+    match packet.protocol {
+        protocol::TCP => packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN,
+        // A later piece has no chunk, and reads as data.
+        protocol::SCTP => packet.chunk == sctp::INIT,
+        _ => false,
+    }
 }
 
 /// At the bridge's egress: whether the receiver's own port has a program that judges.

@@ -159,6 +159,12 @@ impl Outcome {
         traffic_index(source, destination, matches!(self.verdict, Verdict::Audited))
     }
 
+    /// Who sent this packet, of the two that the flow is between. `side` is the packet's.
+    #[inline(always)]
+    pub const fn speaker(&self, side: Side) -> Identity {
+        if self.opener as u8 == side as u8 { self.source } else { self.destination }
+    }
+
     /// What sends this packet, for the entry that it counts on; unset where its container says so.
     #[inline(always)]
     pub fn near(&self) -> Far {

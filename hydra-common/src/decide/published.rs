@@ -9,7 +9,7 @@ use super::{At, Outcome, Parts, Step, Way, declared, opens};
 use crate::address::Address;
 use crate::flow::{Flow, Side};
 use crate::id::{Container, Identity, Tier};
-use crate::packet::{Kind, Packet};
+use crate::packet::{Kind, Packet, Piece};
 use crate::tables::{Endpoint, LinkKind, Publish, PublishKey, Tables};
 use crate::track::{self, protocol};
 use crate::verdict::{Hook, Reason, Verdict};
@@ -17,7 +17,7 @@ use crate::verdict::{Hook, Reason, Verdict};
 /// The container behind a port of this host: of a binding to this very address, else of one to all of its family. `all` asks for
 /// the latter alone.
 #[inline(never)]
-fn find<'t, T: Tables>(
+pub fn find<'t, T: Tables>(
     tables: &'t T,
     address: &Address,
     port: u16,
@@ -119,22 +119,31 @@ pub fn strictest<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &mut Outco
 
 /// A sender that the mark names. His address is his container's, or one of this host's where it was translated.
 #[inline(always)]
-pub fn carried<T: Tables>(tables: &T, packet: &Packet, out: &mut Outcome, identity: Identity) {
+pub fn carried<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome, identity: Identity) {
     out.sender = Sender::Carried;
     out.marks = Flow::CARRIED;
     out.source = identity;
     if let Some(e) = tables.endpoint(&packet.source) {
         out.source_container = e.container;
     }
+    // What a process of this host sends has its own address, which is this host's.
+    if at.ingress != 0 && out.source_container == Container::NONE {
+        out.marks |= Flow::MASQUERADED;
+    }
     // Uplink-in counts nothing of what it lets through.
     out.elsewhere = ends::tier(tables, out.bank(), identity) != Tier::UNMANAGED;
 }
 
-/// How a packet that needs nothing else goes on: what its opener sends to this host may be sent on.
+/// How a packet that needs nothing else goes on: what its opener sends to this host may be sent on. So may the answer to a call that
+/// was masqueraded: the port of this host that it goes to is the caller's only as long as the kernel remembers.
 #[inline(always)]
 pub fn way(packet: &Packet, at: &At, out: &Outcome) -> Way {
-    let opens = out.marks & Flow::TO_HOST != 0 && out.opener as u8 == packet.side() as u8;
-    if opens && matches!(at.hook, Hook::PortIn | Hook::BridgeIn) { Way::Carried } else { Way::Judged }
+    let led = if out.opener as u8 == packet.side() as u8 {
+        out.marks & Flow::TO_HOST != 0
+    } else {
+        out.marks & Flow::MASQUERADED != 0
+    };
+    if led && matches!(at.hook, Hook::PortIn | Hook::BridgeIn) { Way::Carried } else { Way::Judged }
 }
 
 /// 127.0.0.0/8 or `::1` at either end. Docker lets the former be routed where it publishes ports without `docker-proxy`
@@ -152,8 +161,12 @@ pub fn concerns<T: Tables>(tables: &T, packet: &Packet, parsed: Result<(), Reaso
     let hidden = match parsed {
         // A frame of priority alone, of VLAN 0, is this host's.
         Ok(()) | Err(Reason::Vlan) if judged => false,
-        // This host might understand what we do not.
+        // This host might understand what we do not: it puts pieces together, and cuts off what is odd of them. Nothing is made of
+        // later pieces alone.
         Err(Reason::HeaderChain | Reason::SourceRoute) => true,
+        Err(Reason::Fragment) if !matches!(packet.piece, Piece::Later) => {
+            !matches!(packet.protocol, protocol::ICMP | protocol::ICMPV6)
+        }
         Ok(()) | Err(_) => return false,
     };
     if loopback(packet) {
@@ -189,9 +202,10 @@ pub fn uplink<'t, T: Parts>(
     if loopback(packet) {
         return Err(Reason::Loopback);
     }
-    if let Err(reason @ (Reason::HeaderChain | Reason::SourceRoute)) = parsed {
+    if let Err(reason @ (Reason::HeaderChain | Reason::SourceRoute | Reason::Fragment)) = parsed {
         return Err(reason);
     }
+    out.opener = packet.side();
     let unmanaged = matches!(out.sender, Sender::Unmanaged);
     let group = packet.is_group();
     let Some(row) = behind(tables, packet, group) else {
@@ -215,14 +229,18 @@ pub fn uplink<'t, T: Parts>(
     out.marks |= Flow::TO_HOST;
     let on = if unmanaged { Way::Carried } else { Way::Leave };
     // What does not open can be an answer to a port that the address translation chose; who is called by it is judged at his port.
-    let answer = !proxied && packet.protocol == protocol::TCP && !opens(packet);
+    let answer = !proxied && matches!(packet.protocol, protocol::TCP | protocol::SCTP) && !opens(packet);
     if answer || !declared(tables, out.bank(), out.destination) {
         out.not_judged(on);
         out.elsewhere = true;
         return Ok(None);
     }
     tables.open(packet, at, out, live.as_deref());
-    if proxied {
+    if matches!(out.reason, Reason::NoConnection) {
+        // From who may call it: an answer of that kind, or for a process that knows of no connection either.
+        out.not_judged(on);
+        out.elsewhere = true;
+    } else if proxied {
         out.way = Way::Carried;
     } else {
         out.step = Step::Nothing;

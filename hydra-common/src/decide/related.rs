@@ -1,9 +1,9 @@
 //! ICMP errors: they belong to the flow that they quote, or to nothing.
 
 use super::ends::Sender;
-use super::{At, Outcome, Parts, Way, left_to_port, path};
+use super::{At, Outcome, Parts, Way, left_to_port, path, published};
 use crate::flow::{Flow, Path, Side};
-use crate::id::Identity;
+use crate::id::{Container, Identity};
 use crate::packet::Packet;
 use crate::tables::Link;
 use crate::track;
@@ -73,11 +73,24 @@ fn stands<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &Outcome, flow: &
             },
         }
     };
-    let selector = crate::tables::selector(key.protocol, key.port(called));
-    same(opener, flow.source)
-        && same(called, flow.destination)
-        && matches!(
-            tables.ruling(out.bank(), flow.source, flow.destination, selector, at.seconds()).verdict,
-            Verdict::Allowed
-        )
+    // Of a flow that this host leads on the addresses do not say who its ends are.
+    let masqueraded = flow.marks & Flow::CARRIED != 0 && flow.containers[opener.index()] == Container::NONE;
+    if !masqueraded && !same(opener, flow.source) {
+        return false;
+    }
+    let (mut destination, mut port) = (flow.destination, key.port(called));
+    if flow.marks & Flow::PUBLISHED != 0 {
+        let Some(row) = published::find(tables, &key.address(called), port, key.protocol, false) else {
+            return false;
+        };
+        if row.container != flow.containers[called.index()] {
+            return false;
+        }
+        (destination, port) = (row.identity[(out.bank() & 1) as usize], row.port);
+    } else if !same(called, destination) {
+        return false;
+    }
+    let selector = crate::tables::selector(key.protocol, port);
+    let said = tables.ruling(out.bank(), flow.source, destination, selector, at.seconds());
+    matches!(said.verdict, Verdict::Allowed)
 }

@@ -173,6 +173,8 @@ pub struct Packet {
     pub icmp_reply: bool,
     /// TCP flags.
     pub tcp_flags: u8,
+    /// SCTP: the type of the first chunk.
+    pub chunk: u8,
     /// TCP sequence number.
     pub sequence: u32,
     /// TCP acknowledgment number.
@@ -247,7 +249,12 @@ impl Packet {
         self.network = at;
         let understood = self.network_header(bytes);
         self.sender = self.key.canonical() as u8;
-        if tagged { Err(Reason::Vlan) } else { understood }
+        match understood {
+            // What this host might read behind a tag of priority alone, and we do not.
+            Err(Reason::HeaderChain | Reason::SourceRoute | Reason::Fragment) => understood,
+            Ok(()) | Err(_) if tagged => Err(Reason::Vlan),
+            Ok(()) | Err(_) => understood,
+        }
     }
 
     // From here on offsets go through `self`: see `crate::decide` on what the verifier makes of that.
@@ -326,9 +333,11 @@ impl Packet {
                 }
             }
             protocol::SCTP => {
-                let h = load_within::<12, B>(bytes, at, end)?;
+                // Without a chunk it is nothing (RFC 9260, 3).
+                let h = load_within::<16, B>(bytes, at, end)?;
                 header = 12;
                 self.ports(&h);
+                self.chunk = h.0[12];
             }
             protocol::ICMP | protocol::ICMPV6 => {
                 if v4 != (self.protocol == protocol::ICMP) {

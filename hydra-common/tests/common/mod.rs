@@ -2,6 +2,8 @@
 #![allow(dead_code, missing_docs, reason = "each test program uses its part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends here")]
 
+pub mod ports;
+
 use std::collections::HashMap;
 
 use hydra_common::address::{Address, Mac};
