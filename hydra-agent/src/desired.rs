@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hydra_common::address::{Address, Mac};
 use hydra_common::id::{Container, Identity};
-use hydra_common::tables::{LinkKind, PublishKey};
+use hydra_common::tables::{CgroupKey, LinkKind, PublishKey};
 use hydra_common::verdict::Hook;
 
 use crate::policy::rows::Compiled;
@@ -23,6 +23,8 @@ pub struct Desired {
     pub links: BTreeMap<u32, Link>,
     /// Ports of this host that lead to containers.
     pub published: BTreeMap<PublishKey, Publish>,
+    /// Whose the processes of cgroups are.
+    pub cgroups: BTreeMap<CgroupKey, Cgroup>,
     /// Which programs sit where: interface index and hook.
     pub hooks: BTreeSet<(u32, Hook)>,
     /// How long TCP connections from before protection are taken up from their middle, in seconds; 0: never.
@@ -64,4 +66,15 @@ pub struct Publish {
     pub container: Container,
     pub port: u16,
     pub flags: u16,
+}
+
+/// A [`hydra_common::tables::Cgroup`] before it has a bank; same words, same units.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "documented at the row that it becomes")]
+pub struct Cgroup {
+    pub identity: Identity,
+    pub netns: u64,
+    pub address: Address,
+    pub container: Container,
+    pub flags: u32,
 }

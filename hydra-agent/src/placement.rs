@@ -43,6 +43,8 @@ pub struct Placement {
     pub ports: BTreeMap<u32, Port>,
     /// Addresses of stacks.
     pub addresses: BTreeMap<IpAddr, Home>,
+    /// What runs on this host's own stack and is somebody's: units, and containers of its network.
+    pub processes: Vec<Processes>,
     /// Addresses of this host.
     pub host: BTreeSet<IpAddr>,
     /// Ports of this host that lead to containers.
@@ -121,6 +123,17 @@ pub struct Home {
     pub stack: usize,
     /// Interface index of the port.
     pub port: u32,
+}
+
+/// Processes on this host's own stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Processes {
+    /// The unit's or the container's name.
+    pub name: String,
+    /// Whose.
+    pub owner: Owner,
+    /// The kernel's number of their cgroup.
+    pub cgroup: u64,
 }
 
 /// A tier that is nowhere.
@@ -413,17 +426,21 @@ fn elsewhere(claims: &Claims, snapshot: &Snapshot, out: &mut Placement) {
     }
 }
 
-/// Containers that a service names and that have no stack of their own: to the kernel they are the host.
+/// Containers that a service names and that have no stack of their own: the kernel knows them by their cgroup.
 fn in_host_stack(claims: &Claims, snapshot: &Snapshot, out: &mut Placement) {
     for (tier, service) in claims.services() {
         for name in snapshot.host_network.iter().filter(|n| service.containers.contains(*n)) {
-            out.not_enforced.push(NotEnforced {
-                what: name.clone(),
-                why: format!(
-                    "it uses this host's own network stack: it is `host`, not `{tier}/{}`",
-                    service.name
-                ),
-            });
+            let owner = service.owner(tier);
+            let Some(cgroup) = snapshot.host_cgroups.get(name) else {
+                out.not_enforced.push(NotEnforced {
+                    what: name.clone(),
+                    why: format!(
+                        "it uses this host's own network stack, and its cgroup is not below that of the hooks: it is `host`, not `{owner}`"
+                    ),
+                });
+                continue;
+            };
+            out.processes.push(Processes { name: name.clone(), owner, cgroup: *cgroup });
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What the kernel should hold, from who is who and a compiled policy. Pure: nothing here touches the kernel.
 
+mod cgroups;
 mod published;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,7 +49,17 @@ pub fn desired(
     let links = links(compiled, placement, snapshot, &declared);
     let published = published::rows(compiled, placement, &declared);
     hooks.extend(published::hooks(&links, snapshot, uplinks));
-    Desired { revision, compiled: compiled.clone(), endpoints, links, published, hooks, ..Desired::default() }
+    let cgroups = cgroups::rows(compiled, placement, snapshot, &declared);
+    Desired {
+        revision,
+        compiled: compiled.clone(),
+        endpoints,
+        links,
+        published,
+        cgroups,
+        hooks,
+        ..Desired::default()
+    }
 }
 
 fn hooks(placement: &Placement, snapshot: &Snapshot, declared: &BTreeSet<usize>) -> BTreeSet<(u32, Hook)> {

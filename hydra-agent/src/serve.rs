@@ -29,7 +29,8 @@ pub use self::errors::RunError;
 use self::kernel::Kernel;
 use self::turn::{Loop, Signals};
 use crate::api::{self, ControlSocket};
-use crate::datapath::{self, Datapath, Mechanism};
+use crate::cgroup::Hierarchy;
+use crate::datapath::{self, Datapath, Mechanism, Seat};
 use crate::inventory::{self, Engine, Inventory};
 use crate::placement;
 use crate::published::{Handle, NotEnforced};
@@ -58,7 +59,7 @@ pub fn purge(flags: Flags) -> Result<Vec<String>, RunError> {
     let purged = datapath::purge(&bpffs)?;
     let (mut removed, mut failed) = (purged.removed, purged.failed);
     let routes = runtime()?.block_on(async {
-        let mut inventory = Inventory::new(watching(&settings))?;
+        let mut inventory = Inventory::new(watching(&settings, None))?;
         let snapshot = inventory.observe().await;
         Ok::<_, RunError>(routing::remove_all(&snapshot).await)
     })?;
@@ -76,7 +77,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, RunError> {
 }
 
 /// Where the inventory looks.
-fn watching(settings: &Settings) -> inventory::Settings {
+fn watching(settings: &Settings, cgroups: Option<Hierarchy>) -> inventory::Settings {
     inventory::Settings {
         engine: match &settings.docker {
             Docker::Auto => Engine::Auto,
@@ -84,6 +85,7 @@ fn watching(settings: &Settings) -> inventory::Settings {
             Docker::Socket(path) => Engine::Socket(path.clone()),
         },
         netns_dir: settings.netns_dir.clone(),
+        cgroups,
         keep: Some(settings.directories.state.join("docker.json")),
         ..inventory::Settings::default()
     }
@@ -101,7 +103,9 @@ async fn serve(settings: Settings) -> Result<(), RunError> {
     }
     let start = begin_with(&settings.policy, &state)?;
     let appearances = inventory::Appearances::open().map_err(inventory::InventoryError::from)?;
-    let mut inventory = Inventory::new(watching(&settings))?;
+    let hierarchy = Hierarchy::find(&settings.cgroup);
+    let cgroups = hierarchy.as_ref().ok().cloned().flatten();
+    let mut inventory = Inventory::new(watching(&settings, cgroups))?;
     let snapshot = inventory.observe().await;
     // There is always a loopback interface: without any link nothing was seen, and nothing can be said of the policy.
     if snapshot.links.is_empty() {
@@ -115,7 +119,12 @@ async fn serve(settings: Settings) -> Result<(), RunError> {
     }
 
     let (bpffs, mechanism) = (settings.directories.bpffs.clone(), mechanism(settings.attach));
-    let opened = spawn_blocking(move || open(&bpffs, mechanism)).await;
+    let seat = match hierarchy {
+        Ok(Some(hierarchy)) => Seat::At(hierarchy.place),
+        Ok(None) => Seat::Off,
+        Err(why) => Seat::Missing(why),
+    };
+    let opened = spawn_blocking(move || open(&bpffs, mechanism, seat)).await;
     let Opened { datapath, reader, collector, events } =
         opened.map_err(|e| RunError::Begin(std::io::Error::other(e)))??;
     let generation = datapath.held().generation;
@@ -183,8 +192,8 @@ struct Opened {
     events: datapath::Events,
 }
 
-fn open(bpffs: &Path, mechanism: Mechanism) -> Result<Opened, datapath::DatapathError> {
-    let datapath = Datapath::open(bpffs, mechanism)?;
+fn open(bpffs: &Path, mechanism: Mechanism, seat: Seat) -> Result<Opened, datapath::DatapathError> {
+    let datapath = Datapath::open(bpffs, mechanism)?.with_sockets(seat)?;
     let (reader, collector, events) = (datapath.reader()?, datapath.collector()?, datapath.events()?);
     Ok(Opened { datapath, reader, collector, events })
 }

@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::{Deserialize, Deserializer};
 
 pub use self::uplinks::Uplinks;
+use crate::cgroup::Place as CgroupPlace;
 use crate::diagnostic::{Diagnostic, Diagnostics, Place};
 
 /// The settings file that is read when no other is named, if it is there.
@@ -86,6 +87,9 @@ pub struct Flags {
     /// Interfaces on which clients of published ports come from outside [default: auto]
     #[arg(long, value_name = "auto|none|NAME,NAME", env = "HYDRA_UPLINKS")]
     pub uplinks: Option<Uplinks>,
+    /// Where processes are refused at once: a folder of the cgroup v2 hierarchy, `auto` for its root, or `none` [default: auto]
+    #[arg(long, value_name = "auto|none|DIR", env = "HYDRA_CGROUP")]
+    pub cgroup: Option<CgroupPlace>,
     /// Let the label `hydra.tier=NAME` place a container [default: false]
     #[arg(long, value_name = "true|false", env = "HYDRA_LABELS", action = clap::ArgAction::Set)]
     pub labels: Option<bool>,
@@ -239,6 +243,9 @@ pub struct File {
     /// As `--uplinks`; names as a list.
     #[serde(deserialize_with = "uplinks::listed")]
     pub uplinks: Option<Uplinks>,
+    /// As `--cgroup`.
+    #[serde(deserialize_with = "parsed")]
+    pub cgroup: Option<CgroupPlace>,
     /// As `--labels`.
     pub labels: Option<bool>,
     /// As `--pickup`.
@@ -304,6 +311,8 @@ pub struct Settings {
     pub attach: Attach,
     /// Where clients of published ports come from outside.
     pub uplinks: Uplinks,
+    /// Where the hooks on processes sit.
+    pub cgroup: CgroupPlace,
     /// Labels place containers.
     pub labels: bool,
     /// How long connections from before are taken up.
@@ -375,6 +384,7 @@ impl Settings {
             routes,
             attach,
             uplinks,
+            cgroup,
             labels,
             pickup,
             log,
@@ -401,6 +411,7 @@ impl Settings {
             routes: routes.or(file.routes).unwrap_or(true),
             attach: attach.or(file.attach).unwrap_or_default(),
             uplinks: uplinks.or(file.uplinks).unwrap_or_default(),
+            cgroup: cgroup.or(file.cgroup).unwrap_or_default(),
             labels: labels.or(file.labels).unwrap_or(false),
             pickup: pickup.or(file.pickup).unwrap_or_default(),
             log: log.or(file.log).unwrap_or_else(|| "info".into()),

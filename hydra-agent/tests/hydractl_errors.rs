@@ -51,8 +51,9 @@ fn every_way_of_not_reaching_an_agent() {
         b"HTTP/1.1 200 OK\r\nhydra-abi: 99\r\nhydra-version: 7.1.0\r\ncontent-length: 2\r\n\r\n{}",
     );
     answering(&at("hangs-up"), b"");
-    answering(&at("halfway"), b"HTTP/1.1 200 OK\r\nhydra-abi: 2\r\ncontent-length: 200\r\n\r\n{");
-    answering(&at("other-answer"), b"HTTP/1.1 200 OK\r\nhydra-abi: 2\r\ncontent-length: 2\r\n\r\n{}");
+    let ours = |rest: &str| format!("HTTP/1.1 200 OK\r\nhydra-abi: {}\r\n{rest}", hydra_common::ABI);
+    answering(&at("halfway"), ours("content-length: 200\r\n\r\n{").into_bytes().leak());
+    answering(&at("other-answer"), ours("content-length: 2\r\n\r\n{}").into_bytes().leak());
     let mut all = String::new();
     for name in ["absent", "file", "dead", "garbage", "web", "newer", "hangs-up", "halfway", "other-answer"] {
         let output = hydractl().arg("--socket").arg(at(name)).arg("status").output().unwrap();

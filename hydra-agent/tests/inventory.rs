@@ -19,6 +19,7 @@ fn settings(stage: &Stage) -> Settings {
         netns_dir: stage.netns_dir(),
         every: Duration::from_hours(1),
         keep: None,
+        cgroups: None,
     }
 }
 

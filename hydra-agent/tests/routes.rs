@@ -18,6 +18,7 @@ async fn stack(stage: &Stage, name: &str) -> Stack {
         netns_dir: stage.netns_dir(),
         every: Duration::from_hours(1),
         keep: None,
+        cgroups: None,
     };
     let snapshot = Inventory::new(settings).unwrap().observe().await;
     snapshot.stacks.into_iter().find(|s| s.name == name).unwrap()

@@ -51,7 +51,13 @@ pub struct Event {
     /// EtherType, host order.
     pub ethertype: u16,
     /// Zero.
-    pub zero2: [u8; 10],
+    pub zero2: [u8; 2],
+    /// The process that opened the flow, as the host counts; 0 where a packet was judged.
+    pub process: u32,
+    /// What that process calls itself, up to the first zero byte: any bytes.
+    pub command: [u8; 16],
+    /// Zero.
+    pub zero3: [u8; 4],
 }
 
 /// Events a CPU may write in [`EVENT_WINDOW_NS`]; the rest is counted as lost.

@@ -24,6 +24,8 @@ pub const ENDPOINTS: &str = "HYDRA_ENDPTS";
 pub const LINKS: &str = "HYDRA_LINKS";
 /// `HashMap<PublishKey, Publish>`.
 pub const PUBLISHED: &str = "HYDRA_PUBLISH";
+/// `HashMap<CgroupKey, Cgroup>`.
+pub const CGROUPS: &str = "HYDRA_CGROUPS";
 /// `LruHashMap<FragmentKey, Fragment>`.
 pub const FRAGMENTS: &str = "HYDRA_FRAGS";
 /// `Array<Limit>` by bank and index.
@@ -49,8 +51,11 @@ pub const EVENT_WINDOW: &str = "HYDRA_EVWIN";
 /// `PerCpuArray` of the programs' own scratch, one entry; user space neither reads nor writes it.
 pub const SCRATCH: &str = "HYDRA_SCRATCH";
 
+/// `HashMap` of the programs' own rooms, by a number that is given for one run; user space neither reads nor writes it.
+pub const ROOMS: &str = "HYDRA_ROOMS";
+
 /// All maps, in the order above.
-pub const MAPS: [&str; 23] = [
+pub const MAPS: [&str; 25] = [
     GENERATION,
     HEADS,
     IDENTITIES,
@@ -62,6 +67,7 @@ pub const MAPS: [&str; 23] = [
     ENDPOINTS,
     LINKS,
     PUBLISHED,
+    CGROUPS,
     FRAGMENTS,
     LIMITS,
     BUCKETS,
@@ -74,11 +80,19 @@ pub const MAPS: [&str; 23] = [
     EVENTS,
     EVENT_WINDOW,
     SCRATCH,
+    ROOMS,
 ];
 
 /// TC programs by [`crate::verdict::Hook`].
 pub const PROGRAMS: [&str; 5] =
     ["hydra_port_in", "hydra_port_out", "hydra_bridge_in", "hydra_bridge_out", "hydra_uplink_in"];
+
+/// Programs on cgroups, which run where a process opens a flow.
+pub const SOCKET_PROGRAMS: [&str; 4] =
+    ["hydra_connect4", "hydra_connect6", "hydra_sendmsg4", "hydra_sendmsg6"];
+
+/// Programs on cgroups that see the packets of processes on this host's own stack.
+pub const PACKET_PROGRAMS: [&str; 2] = ["hydra_cgroup_in", "hydra_cgroup_out"];
 
 /// Bits of the packet mark that hydra uses (others are left as they are).
 pub const MARK_MASK: u32 = 0xe000_0000;
@@ -89,7 +103,9 @@ pub const MARK_CHECKED: u32 = 0x6000_0000;
 /// The sender was judged where it sent, and the address will not say who it is: what a published port or a process of this host
 /// sends on. Its identity is in [`MARK_IDENTITY`].
 pub const MARK_CARRIED: u32 = 0xc000_0000;
-/// Where a [`MARK_CARRIED`] packet has its sender's identity; not hydra's bits on any other packet.
+/// The same of a sender who has no right to `host`: only a process that a tier has may receive it, and is judged there.
+pub const MARK_LEFT: u32 = 0xe000_0000;
+/// Where a packet of these two has its sender's identity; not hydra's bits on any other packet.
 pub const MARK_IDENTITY: u32 = 0x1ff8_0000;
 
 /// The mark of a packet whose sender is carried.
@@ -98,10 +114,16 @@ pub const fn carried(identity: Identity) -> u32 {
     MARK_CARRIED | (((identity.0 as u32) << MARK_IDENTITY.trailing_zeros()) & MARK_IDENTITY)
 }
 
+/// The mark of a packet that is left to the hook of the process that receives it.
+#[inline(always)]
+pub const fn left(identity: Identity) -> u32 {
+    carried(identity) | MARK_LEFT
+}
+
 /// The identity that a mark carries, if it does.
 #[inline(always)]
 pub const fn carrier(mark: u32) -> Option<Identity> {
-    if mark & MARK_MASK == MARK_CARRIED {
+    if matches!(mark & MARK_MASK, MARK_CARRIED | MARK_LEFT) {
         Some(Identity(((mark & MARK_IDENTITY) >> MARK_IDENTITY.trailing_zeros()) as u16))
     } else {
         None

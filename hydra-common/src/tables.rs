@@ -32,6 +32,14 @@ pub const MAX_FRAGMENTS: u32 = 8_192;
 pub const MAX_LIMITS: u32 = 4_096;
 /// Sources that limits remember.
 pub const MAX_BUCKETS: u32 = 65_536;
+/// Rows of cgroups.
+pub const MAX_CGROUPS: u32 = 16_384;
+/// Addresses that one cgroup may have: those of its stack. A process of more is left to the packet hooks.
+pub const MAX_CGROUP_PLACES: u32 = 4;
+/// Identities on this host's own stack that calls of its addresses can be left to.
+pub const MAX_OWN: u32 = 8;
+/// Levels of cgroups below the root that are looked at for a row.
+pub const MAX_CGROUP_DEPTH: u32 = 12;
 /// Halvings of an interval search: enough for `MAX_INTERVALS` in one rule set.
 pub const SEARCH_STEPS: u32 = 18;
 /// Decisions that may follow each other when rules expire or their limits are used up.
@@ -386,6 +394,67 @@ impl Publish {
     pub const PROXIED: u16 = 1;
 }
 
+/// Key of the cgroups whose processes are somebody's.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C)]
+pub struct CgroupKey {
+    /// The kernel's number of the cgroup in the v2 hierarchy: the inode of its folder. 0, which no folder has: the identities of
+    /// all processes on this host's own stack, where the hook on their packets sees every process of the machine.
+    pub id: u64,
+    /// Which of its addresses, counted from 0 without gaps, below [`MAX_CGROUP_PLACES`]; which identity, below [`MAX_OWN`].
+    pub place: u32,
+    /// Zero: a key is compared byte by byte.
+    pub zero: u32,
+}
+
+impl CgroupKey {
+    /// One of a cgroup's addresses.
+    #[inline(always)]
+    pub const fn new(id: u64, place: u32) -> Self {
+        Self { id, place, zero: 0 }
+    }
+}
+
+/// Whose the processes of a cgroup are, and of those below it that have no row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Cgroup {
+    /// The kernel's cookie of the network namespace that the identity holds in: a process may have made others for itself. 0: not
+    /// known, any.
+    pub netns: u64,
+    /// The address that has the identity; unspecified on this host's own stack, which has all of the host's.
+    pub address: Address,
+    /// The address's identity, one per bank.
+    pub identity: [Identity; 2],
+    /// Whose stack it is; [`Container::NONE`] in this host's own.
+    pub container: Container,
+    /// [`Cgroup::HOST`], [`Cgroup::MANY`].
+    pub flags: u32,
+    /// Zero.
+    pub zero: u32,
+}
+
+impl Cgroup {
+    /// Its processes use this host's own network stack.
+    pub const HOST: u32 = 1;
+    /// It has more addresses than rows: what its processes open is not judged.
+    pub const MANY: u32 = 2;
+}
+
 /// Key of a fragmented datagram (RFC 791, 3.2; RFC 8200, 4.5).
 #[derive(
     Clone,
@@ -585,6 +654,8 @@ pub trait Tables {
     fn endpoint(&self, address: &Address) -> Option<&Endpoint>;
     /// By the called address, or the unspecified one of its family.
     fn published(&self, key: &PublishKey) -> Option<&Publish>;
+    /// By cgroup and place.
+    fn cgroup(&self, key: &CgroupKey) -> Option<&Cgroup>;
     /// By longest match within the bank.
     fn prefix(&self, bank: u32, address: &Address) -> Option<&PrefixRow>;
     /// By bank and identity.

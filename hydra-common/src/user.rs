@@ -7,8 +7,8 @@ use crate::event::{Event, EventWindow};
 use crate::flow::{Flow, FlowKey};
 use crate::id::{Container, Identity, Tier};
 use crate::tables::{
-    BucketKey, Cell, Count, Decision, DropKey, Endpoint, Fragment, FragmentKey, Head, IdentityRow, Interval,
-    Limit, Link, PrefixData, PrefixRow, Publish, PublishKey, RuleSet,
+    BucketKey, Cell, Cgroup, CgroupKey, Count, Decision, DropKey, Endpoint, Fragment, FragmentKey, Head,
+    IdentityRow, Interval, Limit, Link, PrefixData, PrefixRow, Publish, PublishKey, RuleSet,
 };
 
 macro_rules! pod {
@@ -26,6 +26,8 @@ pod!(
     Mac,
     BucketKey,
     Cell,
+    Cgroup,
+    CgroupKey,
     Count,
     Decision,
     DropKey,

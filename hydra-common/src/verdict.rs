@@ -149,11 +149,30 @@ pub enum Hook {
     BridgeOut = 3,
     /// TC ingress of an interface to the outside, or of a bridge that the policy does not name: traffic to published ports.
     UplinkIn = 4,
+    /// A cgroup's connect and sendmsg: a process opens a flow.
+    Connect = 5,
+    /// A cgroup's ingress: what a process on this host's own stack receives.
+    CgroupIn = 6,
+    /// A cgroup's egress: what it sends.
+    CgroupOut = 7,
 }
 
 impl Hook {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 5] = [Self::PortIn, Self::PortOut, Self::BridgeIn, Self::BridgeOut, Self::UplinkIn];
+    pub const ALL: [Self; 8] = [
+        Self::PortIn,
+        Self::PortOut,
+        Self::BridgeIn,
+        Self::BridgeOut,
+        Self::UplinkIn,
+        Self::Connect,
+        Self::CgroupIn,
+        Self::CgroupOut,
+    ];
+
+    /// Those of interfaces.
+    pub const INTERFACES: [Self; 5] =
+        [Self::PortIn, Self::PortOut, Self::BridgeIn, Self::BridgeOut, Self::UplinkIn];
 
     /// The word that operators see.
     pub const fn as_str(self) -> &'static str {
@@ -163,6 +182,9 @@ impl Hook {
             Self::BridgeIn => "bridge-in",
             Self::BridgeOut => "bridge-out",
             Self::UplinkIn => "uplink-in",
+            Self::Connect => "connect",
+            Self::CgroupIn => "cgroup-in",
+            Self::CgroupOut => "cgroup-out",
         }
     }
 
@@ -174,6 +196,9 @@ impl Hook {
             2 => Some(Self::BridgeIn),
             3 => Some(Self::BridgeOut),
             4 => Some(Self::UplinkIn),
+            5 => Some(Self::Connect),
+            6 => Some(Self::CgroupIn),
+            7 => Some(Self::CgroupOut),
             _ => None,
         }
     }

@@ -7,7 +7,9 @@ use aya_ebpf::helpers::{
 use aya_ebpf::programs::TcContext;
 use hydra_common::decide::{At, Hop, Outcome, Step, Way, counts, decide, entry, fragment, settle};
 use hydra_common::flow::Flow;
-use hydra_common::names::{MARK_CARRIED, MARK_CHECKED, MARK_IDENTITY, MARK_JUDGED, MARK_MASK, carried};
+use hydra_common::names::{
+    MARK_CARRIED, MARK_CHECKED, MARK_IDENTITY, MARK_JUDGED, MARK_LEFT, MARK_MASK, carried, left,
+};
 use hydra_common::packet::{Bytes as _, Chunk, Packet};
 use hydra_common::tables::{Count, Gauge, Tables as _};
 use hydra_common::track;
@@ -80,8 +82,9 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
 #[inline(always)]
 fn judged_before(hook: Hook, mark: u32) -> bool {
     match hook {
-        Hook::PortIn => false,
-        Hook::BridgeIn | Hook::UplinkIn => matches!(mark & MARK_MASK, MARK_JUDGED | MARK_CARRIED),
+        // The last three are no classifier's.
+        Hook::PortIn | Hook::Connect | Hook::CgroupIn | Hook::CgroupOut => false,
+        Hook::BridgeIn | Hook::UplinkIn => matches!(mark & MARK_MASK, MARK_JUDGED | MARK_CARRIED | MARK_LEFT),
         Hook::PortOut | Hook::BridgeOut => mark & MARK_MASK == MARK_JUDGED,
     }
 }
@@ -97,7 +100,7 @@ fn log(ctx: &TcContext, outcome: &Outcome, hook: Hook) {
 
 global!(
 /// Takes the flow that begins here from its limit. Each packet that finds all limits used up counts for the first of them.
-fn limit = hydra_limit(packet: of Packet, outcome: into Outcome, at: of At) {
+pub fn limit = hydra_limit(packet: of Packet, outcome: into Outcome, at: of At) {
     let bank = outcome.bank();
     let mut first = u32::MAX;
     settle(&Maps, at.seconds(), outcome, |index| {
@@ -179,7 +182,7 @@ fn tally(packet: &Packet, outcome: &Outcome, flow: LiveFlow, count: &Count, now:
 
 global!(
 /// Notes how far the sender is.
-fn advance = hydra_advance(packet: of Packet, live: live Flow) {
+pub fn advance = hydra_advance(packet: of Packet, live: live Flow) {
     // SAFETY: as in `tally`.
     let stand = track::follow(unsafe { &*live }, packet);
     let side = packet.side().index();
@@ -198,14 +201,14 @@ fn advance = hydra_advance(packet: of Packet, live: live Flow) {
 /// # Safety
 /// `p` points to an aligned `u64` of a live map value.
 #[inline(always)]
-unsafe fn add_atomic(p: *mut u64, n: u64) {
+pub unsafe fn add_atomic(p: *mut u64, n: u64) {
     // SAFETY: as promised by the caller.
     unsafe { core::arch::asm!("lock *(u64 *)({p} + 0) += {n}", p = in(reg) p, n = in(reg) n) };
 }
 
 global!(
 /// Writes a new decision into an old entry, the generation last: whoever sees it sees the rest.
-fn renew = hydra_renew(packet: of Packet, outcome: of Outcome, live: live Flow) {
+pub fn renew = hydra_renew(packet: of Packet, outcome: of Outcome, live: live Flow) {
     let traffic = outcome.traffic(&Maps);
     let side = packet.side();
     // SAFETY: the entry lives until the program ends. Two CPUs that renew at once write the same.
@@ -234,6 +237,7 @@ fn pass(frame: &Frame<'_>, packet: &Packet, outcome: &Outcome, mark: u32) -> i32
         Way::Judged => set_mark(frame, mark, MARK_JUDGED),
         Way::Checked => set_mark(frame, mark, MARK_CHECKED),
         Way::Carried => set_mark(frame, mark, carried(outcome.speaker(packet.side()))),
+        Way::Left => set_mark(frame, mark, left(outcome.source)),
         Way::Peer => {
             if let Some(action) = to_peer(frame, packet, &outcome.hop) {
                 report::count(Gauge::Forwarded, 1);
@@ -248,7 +252,8 @@ fn pass(frame: &Frame<'_>, packet: &Packet, outcome: &Outcome, mark: u32) -> i32
 
 #[inline(always)]
 fn set_mark(frame: &Frame<'_>, mark: u32, ours: u32) {
-    let either = mark & MARK_MASK == MARK_CARRIED || ours & MARK_MASK == MARK_CARRIED;
+    let names = |mark: u32| matches!(mark & MARK_MASK, MARK_CARRIED | MARK_LEFT);
+    let either = names(mark) || names(ours);
     let others = if either { !(MARK_MASK | MARK_IDENTITY) } else { !MARK_MASK };
     // SAFETY: the context is valid while the program runs.
     unsafe { (*frame.raw()).mark = (mark & others) | ours };

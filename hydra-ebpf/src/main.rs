@@ -1,4 +1,4 @@
-//! The kernel object: five entry points, each one expression. What a packet means is decided in `hydra-common`; here are only the
+//! The kernel object: the entry points, each one expression. What a packet means is decided in `hydra-common`; here are only the
 //! skb, the maps and the consequences.
 #![no_std]
 #![no_main]
@@ -8,12 +8,14 @@
 mod act;
 mod global;
 mod maps;
+mod own;
 mod parts;
 mod report;
 mod skb;
+mod sock;
 
-use aya_ebpf::macros::classifier;
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, classifier};
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext, TcContext};
 use hydra_common::verdict::Hook;
 
 /// TC ingress of a container's host-side veth.
@@ -44,6 +46,42 @@ pub fn hydra_bridge_out(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn hydra_uplink_in(ctx: TcContext) -> i32 {
     act::run(&ctx, Hook::UplinkIn)
+}
+
+/// A process connects a socket of IPv4.
+#[cgroup_sock_addr(connect4)]
+pub fn hydra_connect4(ctx: SockAddrContext) -> i32 {
+    sock::run(&ctx, sock::Family::V4)
+}
+
+/// A process connects a socket of IPv6.
+#[cgroup_sock_addr(connect6)]
+pub fn hydra_connect6(ctx: SockAddrContext) -> i32 {
+    sock::run(&ctx, sock::Family::V6)
+}
+
+/// A process sends a datagram of IPv4 by a socket that is not connected.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn hydra_sendmsg4(ctx: SockAddrContext) -> i32 {
+    sock::run(&ctx, sock::Family::V4)
+}
+
+/// A process sends a datagram of IPv6 by a socket that is not connected.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn hydra_sendmsg6(ctx: SockAddrContext) -> i32 {
+    sock::run(&ctx, sock::Family::V6)
+}
+
+/// What a process on this host's own stack receives.
+#[cgroup_skb(ingress)]
+pub fn hydra_cgroup_in(ctx: SkBuffContext) -> i32 {
+    own::run(&ctx, Hook::CgroupIn)
+}
+
+/// What it sends.
+#[cgroup_skb(egress)]
+pub fn hydra_cgroup_out(ctx: SkBuffContext) -> i32 {
+    own::run(&ctx, Hook::CgroupOut)
 }
 
 #[cfg(not(test))]

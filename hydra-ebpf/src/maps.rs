@@ -16,10 +16,10 @@ use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::id::{Identity, MAX_IDENTITIES};
 use hydra_common::packet::Packet;
 use hydra_common::tables::{
-    BucketKey, Cell, Count, Decision, DropKey, Endpoint, Fragment, FragmentKey, GAUGES, Head, IdentityRow,
-    Interval, Limit, Link, MAX_BUCKETS, MAX_DECISIONS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERVALS,
-    MAX_LIMITS, MAX_LINKS, MAX_PREFIXES, MAX_PUBLISHED, MAX_RULE_SETS, PrefixData, PrefixRow, Publish,
-    PublishKey, RuleSet, TRAFFIC_CELLS, Tables, cell_index,
+    BucketKey, Cell, Cgroup, CgroupKey, Count, Decision, DropKey, Endpoint, Fragment, FragmentKey, GAUGES,
+    Head, IdentityRow, Interval, Limit, Link, MAX_BUCKETS, MAX_CGROUPS, MAX_DECISIONS, MAX_ENDPOINTS,
+    MAX_FRAGMENTS, MAX_INTERVALS, MAX_LIMITS, MAX_LINKS, MAX_PREFIXES, MAX_PUBLISHED, MAX_RULE_SETS,
+    PrefixData, PrefixRow, Publish, PublishKey, RuleSet, TRAFFIC_CELLS, Tables, cell_index,
 };
 
 use crate::global::global;
@@ -49,6 +49,8 @@ static HYDRA_LINKS: HashMap<u32, Link> = HashMap::with_max_entries(MAX_LINKS, BP
 static HYDRA_PUBLISH: HashMap<PublishKey, Publish> =
     HashMap::with_max_entries(MAX_PUBLISHED, BPF_F_NO_PREALLOC);
 #[map]
+static HYDRA_CGROUPS: HashMap<CgroupKey, Cgroup> = HashMap::with_max_entries(MAX_CGROUPS, BPF_F_NO_PREALLOC);
+#[map]
 static HYDRA_FRAGS: LruHashMap<FragmentKey, Fragment> = LruHashMap::with_max_entries(MAX_FRAGMENTS, 0);
 #[map]
 static HYDRA_LIMITS: Array<Limit> = Array::with_max_entries(2 * MAX_LIMITS, 0);
@@ -73,6 +75,8 @@ static HYDRA_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 static HYDRA_EVWIN: PerCpuArray<EventWindow> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static HYDRA_SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static HYDRA_ROOMS: HashMap<u64, Scratch> = HashMap::with_max_entries(1_024, 0);
 
 /// What does not fit on a stack of 512 bytes. A CPU runs one TC program at a time, to its end.
 #[repr(C)]
@@ -92,6 +96,25 @@ pub struct Scratch {
 pub fn scratch() -> Option<&'static mut Scratch> {
     // SAFETY: the only reference on this CPU, see `Scratch`; all its bit patterns were written by us or are zero.
     HYDRA_SCRATCH.get_ptr_mut(0).map(|p| unsafe { &mut *p })
+}
+
+/// Room for one run of a program that another can interrupt: a process's packet is judged with a classifier's, or another process's,
+/// in between (`migrate_disable` keeps it on its CPU, and no more). Taken for a number that nobody else has.
+#[inline(always)]
+pub fn take_room(number: u64) -> Option<&'static mut Scratch> {
+    // What is in there does not matter.
+    let content = HYDRA_SCRATCH.get_ptr(0)?;
+    // SAFETY: this CPU's own scratch, which is only copied.
+    HYDRA_ROOMS.insert(&number, unsafe { &*content }, u64::from(BPF_NOEXIST)).ok()?;
+    // SAFETY: nobody else knows the number until it is given back.
+    HYDRA_ROOMS.get_ptr_mut(&number).map(|p| unsafe { &mut *p })
+}
+
+/// Gives a room back.
+#[inline(always)]
+pub fn leave_room(number: u64) {
+    // It is there: `take_room` has made it.
+    let _ = HYDRA_ROOMS.remove(&number);
 }
 
 /// The kernel's tables.
@@ -145,8 +168,12 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn published(&self, key: &PublishKey) -> Option<&Publish> {
-        // SAFETY: as above.
-        unsafe { HYDRA_PUBLISH.get(key) }
+        find_published(key)
+    }
+
+    #[inline(always)]
+    fn cgroup(&self, key: &CgroupKey) -> Option<&Cgroup> {
+        find_cgroup(key)
     }
 
     #[inline(always)]
@@ -197,6 +224,20 @@ impl Tables for Maps {
 fn find_endpoint(address: &Address) -> Option<&'static Endpoint> {
     // SAFETY: rows are replaced whole, never written in place, by the one writer in user space.
     unsafe { HYDRA_ENDPTS.get(address) }
+}
+
+/// A cgroup's row.
+#[inline(always)]
+pub fn find_cgroup(key: &CgroupKey) -> Option<&'static Cgroup> {
+    // SAFETY: rows are replaced whole, never written in place, by the one writer in user space.
+    unsafe { HYDRA_CGROUPS.get(key) }
+}
+
+/// A function of its own in the object: it is asked for at many places.
+#[inline(never)]
+fn find_published(key: &PublishKey) -> Option<&'static Publish> {
+    // SAFETY: rows are replaced whole, never written in place, by the one writer in user space.
+    unsafe { HYDRA_PUBLISH.get(key) }
 }
 
 /// A function of its own in the object, for its key's room on the stack.

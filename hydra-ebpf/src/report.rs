@@ -6,6 +6,7 @@ use hydra_common::packet::Packet;
 use hydra_common::tables::{Count, DropKey, Gauge};
 use hydra_common::verdict::Verdict;
 
+use crate::act::add_atomic;
 use crate::global::global;
 use crate::maps::{self, Maps};
 
@@ -59,8 +60,8 @@ pub fn count(gauge: Gauge, n: u64) {
 #[inline(always)]
 pub fn one_more(value: Option<*mut u64>) {
     if let Some(value) = value {
-        // SAFETY: this CPU's own value, as in `count`.
-        unsafe { *value += 1 };
+        // SAFETY: this CPU's own value, aligned; in one instruction, since a process may be interrupted.
+        unsafe { add_atomic(value, 1) };
     }
 }
 
@@ -76,8 +77,9 @@ pub fn add(cell: Option<*mut Count>, count: &Count) {
     }
 }
 
+/// Whether this CPU may write another event now; takes one of its share.
 #[inline(always)]
-fn in_window(now: u64) -> bool {
+pub fn in_window(now: u64) -> bool {
     let Some(window) = maps::event_window() else { return false };
     // SAFETY: this CPU's own value, as in `count`.
     let window = unsafe { &mut *window };
@@ -112,6 +114,6 @@ fn event(packet: &Packet, outcome: &Outcome, at: &At, count: &Count) -> Event {
         hook: at.hook as u8,
         zero: 0,
         ethertype: packet.ethertype,
-        zero2: [0; 10],
+        ..Event::default()
     }
 }

@@ -102,6 +102,8 @@ impl Agent {
             .args(arguments)
             // Unless the arguments name an engine: the machine's own knows nothing of this world.
             .env("HYDRA_DOCKER", "none")
+            // Nor do the machine's own processes.
+            .env("HYDRA_CGROUP", "none")
             .env("NOTIFY_SOCKET", &notify)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

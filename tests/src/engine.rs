@@ -183,6 +183,11 @@ impl Engine {
         &mut self.world
     }
 
+    /// The cgroup that everything of it runs below.
+    pub fn cgroup(&self) -> &Path {
+        self.running.cage.group()
+    }
+
     /// The engine's socket, for programs that run in the world.
     pub fn socket(&self) -> PathBuf {
         self.world.scratch("docker").join("docker.sock")

@@ -7,6 +7,8 @@
 pub mod agent;
 pub mod attack;
 pub mod binary;
+pub mod caller;
+pub mod cgroup;
 pub mod demo;
 pub mod deployment;
 pub mod engine;

@@ -69,7 +69,7 @@ fn until(agent: &Agent, world: &World, what: &str, holds: impl Fn(&Value) -> boo
 /// Runs the daemon to its end.
 fn run(world: &World, arguments: &[&str]) -> Output {
     let mut command = Command::new(binary("hydra-agent").unwrap());
-    command.arg("run").args(Agent::directories(world)).args(arguments);
+    command.arg("run").args(Agent::directories(world)).args(arguments).env("HYDRA_CGROUP", "none");
     world.output(HOST, command).unwrap()
 }
 
@@ -186,7 +186,7 @@ fn bad_settings_and_a_second_agent_are_refused_with_a_hint() {
     assert!(said(&output).contains("agent.yaml:1:9") && said(&output).contains('^'), "{}", said(&output));
 
     let mut command = Command::new(binary("hydra-agent").unwrap());
-    command.arg("run").args(Agent::directories(&world)).uid(65534);
+    command.arg("run").args(Agent::directories(&world)).env("HYDRA_CGROUP", "none").uid(65534);
     let output = world.output(HOST, command).unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(
@@ -309,7 +309,11 @@ fn the_service_manager_hears_ready_alive_and_stopping_in_this_order() {
     let mut command = Command::new(binary("hydra-agent").unwrap());
     command.arg("run").args(Agent::directories(&world));
     command.args(["--policy", &world.scratch("policy.yaml").display().to_string()]);
-    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "600000").stderr(Stdio::null());
+    command
+        .env("HYDRA_CGROUP", "none")
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "600000")
+        .stderr(Stdio::null());
     let mut child = world.spawn(HOST, command).unwrap();
     let heard = |word: &str| {
         let mut message = [0; 4096];

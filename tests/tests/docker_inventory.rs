@@ -54,6 +54,7 @@ impl Docker {
             netns_dir: PathBuf::from("/nonexistent/hy-netns"),
             every: Duration::from_hours(1),
             keep: None,
+            cgroups: None,
         }
     }
 }

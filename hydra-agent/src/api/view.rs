@@ -142,6 +142,14 @@ impl Names {
         }
     }
 
+    /// An interface's name; empty where none was asked.
+    fn interface(&self, index: u32) -> String {
+        match index {
+            0 => String::new(),
+            known => self.interfaces.get(&known).cloned().unwrap_or(format!("if{known}")),
+        }
+    }
+
     /// A row of `drops`.
     pub(super) fn drop(&self, event: &Event, clocks: (u64, i128)) -> DropRow {
         let source = self.end(event.revision, event.source_identity, event.source_container);
@@ -162,12 +170,22 @@ impl Names {
             destination_tier: destination.tier,
             destination_service: destination.service,
             destination_container: destination.container,
-            interface: self.interfaces.get(&event.ifindex).cloned().unwrap_or(format!("if{}", event.ifindex)),
+            interface: self.interface(event.ifindex),
             hook: Hook::from_row(event.hook).map_or("unknown", Hook::as_str).into(),
+            process: process(event),
             bytes: event.length,
             revision: event.revision,
         }
     }
+}
+
+/// Who asked, where a process did: it can call itself anything.
+fn process(event: &Event) -> String {
+    if event.process == 0 {
+        return String::new();
+    }
+    let end = event.command.iter().position(|b| *b == 0).unwrap_or(event.command.len());
+    format!("{}[{}]", event.command[..end].escape_ascii(), event.process)
 }
 
 /// A row of `endpoints`.

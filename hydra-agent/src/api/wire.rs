@@ -257,6 +257,8 @@ pub struct DropRow {
     pub interface: String,
     /// Which program.
     pub hook: String,
+    /// The process that asked, as `curl[1234]`, where one was refused at once; else empty.
+    pub process: String,
     /// Frame length in bytes.
     pub bytes: u32,
     /// The policy's revision.

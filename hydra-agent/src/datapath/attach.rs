@@ -94,6 +94,8 @@ fn attach_type(hook: Hook) -> u32 {
     match hook {
         Hook::PortIn | Hook::BridgeIn | Hook::UplinkIn => raw::TCX_INGRESS,
         Hook::PortOut | Hook::BridgeOut => raw::TCX_EGRESS,
+        // No interface has it: the kernel refuses.
+        Hook::Connect | Hook::CgroupIn | Hook::CgroupOut => raw::CGROUP_CONNECT4,
     }
 }
 
@@ -140,8 +142,9 @@ impl Attacher {
         Ok(names
             .iter()
             .filter_map(|name| pins::entry(name))
-            .map(|entry| match entry {
-                Entry::Link(ifindex, hook) | Entry::Filter(ifindex, hook) => (ifindex, hook),
+            .filter_map(|entry| match entry {
+                Entry::Link(ifindex, hook) | Entry::Filter(ifindex, hook) => Some((ifindex, hook)),
+                Entry::Socket => None,
             })
             .collect())
     }
@@ -271,7 +274,7 @@ impl Attacher {
 }
 
 /// A pin's descriptor, if there is one.
-fn open(path: &Path) -> io::Result<Option<OwnedFd>> {
+pub fn open(path: &Path) -> io::Result<Option<OwnedFd>> {
     match raw::open_pin(path) {
         Ok(fd) => Ok(Some(fd)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -316,7 +319,7 @@ pub fn detach_now(link: &OwnedFd) -> io::Result<()> {
 }
 
 /// Pins a new link; where that fails it must not stay behind unpinned.
-fn pin_or_detach(link: &OwnedFd, path: &Path) -> io::Result<()> {
+pub fn pin_or_detach(link: &OwnedFd, path: &Path) -> io::Result<()> {
     raw::pin(link.as_fd(), path).inspect_err(|_| {
         let _ = raw::link_detach(link.as_fd());
     })

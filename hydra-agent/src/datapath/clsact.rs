@@ -41,6 +41,8 @@ fn parent(hook: Hook) -> u32 {
     match hook {
         Hook::PortIn | Hook::BridgeIn | Hook::UplinkIn => INGRESS,
         Hook::PortOut | Hook::BridgeOut => EGRESS,
+        // No interface has it.
+        Hook::Connect | Hook::CgroupIn | Hook::CgroupOut => 0,
     }
 }
 

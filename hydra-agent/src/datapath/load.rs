@@ -6,10 +6,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya::EbpfLoader;
-use aya::programs::{ProgramError, SchedClassifier};
+use aya::programs::{Program, ProgramError, SchedClassifier};
+use aya::{Ebpf, EbpfLoader};
 use hydra_common::names;
 use hydra_common::verdict::Hook;
+use tracing::warn;
 
 use super::error::DatapathError;
 use super::pins::{self, Pins};
@@ -19,12 +20,16 @@ use super::raw::{self, GracePeriod};
 pub static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../hydra-ebpf/hydra.bpf.o"));
 
-/// The four programs of the object, loaded and pinned.
+/// The programs of the object, loaded and pinned.
 #[derive(Debug)]
 pub struct Programs {
     by_hook: Vec<(OwnedFd, u32)>,
     /// The maps that they work on, by [`names::MAPS`].
     maps: Vec<OwnedFd>,
+    /// Those of cgroups, in the order of [`names::SOCKET_PROGRAMS`]; none where the kernel did not take them.
+    pub sockets: Vec<(OwnedFd, u32)>,
+    /// The same of [`names::PACKET_PROGRAMS`].
+    pub packets: Vec<(OwnedFd, u32)>,
     /// Their own directory.
     pub directory: PathBuf,
     /// Made by this run, not adopted.
@@ -36,6 +41,14 @@ impl Programs {
     pub fn get(&self, hook: Hook) -> (&OwnedFd, u32) {
         let (fd, id) = &self.by_hook[hook as usize];
         (fd, *id)
+    }
+
+    /// All that are loaded, by the names of their pins.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, &OwnedFd)> {
+        let interfaces = names::PROGRAMS.into_iter().zip(&self.by_hook);
+        let sockets = names::SOCKET_PROGRAMS.into_iter().zip(&self.sockets);
+        let packets = names::PACKET_PROGRAMS.into_iter().zip(&self.packets);
+        interfaces.chain(sockets).chain(packets).map(|(name, (program, _))| (name, program))
     }
 }
 
@@ -137,13 +150,43 @@ fn check_layout(pins: &Pins, object: &[u8]) -> Result<(), DatapathError> {
 
 /// The programs that an earlier run of the same object pinned, if all are there and work on the maps that are pinned now.
 fn adopt(pins: &Pins, directory: &Path) -> Result<Option<Programs>, DatapathError> {
-    let generation = pins.maps.join(names::GENERATION);
-    let generation = raw::open_pin(&generation)
+    let generation = generation(pins)?;
+    let Some(programs) = pinned(directory, &names::PROGRAMS, raw::PROG_SCHED_CLS, generation)? else {
+        return Ok(None);
+    };
+    let mut maps = Vec::new();
+    for name in names::MAPS {
+        let path = pins.maps.join(name);
+        maps.push(raw::open_pin(&path).map_err(|e| DatapathError::pin("open", &path, e))?);
+    }
+    Ok(Some(Programs {
+        by_hook: programs,
+        sockets: Vec::new(),
+        packets: Vec::new(),
+        maps,
+        directory: directory.to_owned(),
+        fresh: false,
+    }))
+}
+
+/// The kernel's number of the map that everything hangs on.
+fn generation(pins: &Pins) -> Result<u32, DatapathError> {
+    let path = pins.maps.join(names::GENERATION);
+    raw::open_pin(&path)
         .and_then(|fd| raw::map_info(fd.as_fd()))
-        .map_err(|e| DatapathError::pin("look at", &generation, e))?
-        .id;
+        .map(|info| info.id)
+        .map_err(|e| DatapathError::pin("look at", &path, e))
+}
+
+/// Pinned programs with their numbers, if all of them are there.
+fn pinned(
+    directory: &Path,
+    names: &[&str],
+    kind: u32,
+    generation: u32,
+) -> Result<Option<Vec<(OwnedFd, u32)>>, DatapathError> {
     let mut programs = Vec::new();
-    for name in names::PROGRAMS {
+    for name in names {
         let path = directory.join(name);
         let fd = match raw::open_pin(&path) {
             Ok(fd) => fd,
@@ -153,26 +196,26 @@ fn adopt(pins: &Pins, directory: &Path) -> Result<Option<Programs>, DatapathErro
         let (info, maps) =
             raw::program_info(fd.as_fd()).map_err(|e| DatapathError::pin("look at", &path, e))?;
         // Programs of maps that were taken away and made anew would read tables that nobody writes.
-        if info.kind != raw::PROG_SCHED_CLS || !maps.contains(&generation) {
+        if info.kind != kind || !maps.contains(&generation) {
             return Ok(None);
         }
         programs.push((fd, info.id));
     }
-    let mut maps = Vec::new();
-    for name in names::MAPS {
-        let path = pins.maps.join(name);
-        maps.push(raw::open_pin(&path).map_err(|e| DatapathError::pin("open", &path, e))?);
-    }
-    Ok(Some(Programs { by_hook: programs, maps, directory: directory.to_owned(), fresh: false }))
+    Ok(Some(programs))
 }
 
-fn create(pins: &Pins, object: &[u8], directory: &Path) -> Result<Programs, DatapathError> {
-    let broken = |e: &dyn std::error::Error| DatapathError::Load(chain(e));
+/// Reads an object, on the pinned maps.
+fn loader(pins: &Pins) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     for name in names::MAPS {
         loader.map_pin_path(name, pins.maps.join(name));
     }
-    let mut ebpf = loader.load(object).map_err(|e| broken(&e))?;
+    loader
+}
+
+fn create(pins: &Pins, object: &[u8], directory: &Path) -> Result<Programs, DatapathError> {
+    let broken = |e: &dyn std::error::Error| DatapathError::Load(chain(e));
+    let mut ebpf = loader(pins).load(object).map_err(|e| broken(&e))?;
     // Pinned beside the final place and moved there whole: a crash leaves no half set under the object's name.
     let new = directory.with_file_name(format!("{}-new", fingerprint(object)));
     remove_programs(&new)?;
@@ -218,7 +261,7 @@ pub fn pin_again(pins: &Pins, programs: &Programs) -> Result<(), DatapathError> 
     let maps = maps_there(pins)?;
     let own =
         pins::names(&programs.directory).map_err(|e| DatapathError::pin("list", &programs.directory, e))?;
-    if maps.len() == names::MAPS.len() && names::PROGRAMS.iter().all(|name| own.iter().any(|own| own == name))
+    if maps.len() == names::MAPS.len() && programs.named().all(|(name, _)| own.iter().any(|own| own == name))
     {
         return Ok(());
     }
@@ -232,10 +275,73 @@ pub fn pin_again(pins: &Pins, programs: &Programs) -> Result<(), DatapathError> 
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(DatapathError::pin("pin", path, e)),
         _ => Ok(()),
     };
-    for (name, (program, _)) in names::PROGRAMS.into_iter().zip(&programs.by_hook) {
+    for (name, program) in programs.named() {
         pinned(program, &programs.directory.join(name))?;
     }
     names::MAPS.into_iter().zip(&programs.maps).try_for_each(|(name, map)| pinned(map, &pins.maps.join(name)))
+}
+
+/// The programs of cgroups beside them: what is pinned is adopted, the rest loaded. What the kernel does not take is left out: the
+/// others work without.
+pub fn sockets(pins: &Pins, object: &[u8], programs: &mut Programs) -> Result<(), DatapathError> {
+    let kinds = [
+        (&names::SOCKET_PROGRAMS[..], raw::PROG_SOCK_ADDR),
+        (&names::PACKET_PROGRAMS[..], raw::PROG_CGROUP_SKB),
+    ];
+    let generation = generation(pins)?;
+    let adopted = |(names, kind)| pinned(&programs.directory, names, kind, generation);
+    let [mut sockets, mut packets] = [adopted(kinds[0])?, adopted(kinds[1])?];
+    if sockets.is_none() || packets.is_none() {
+        let mut ebpf = loader(pins).load(object).map_err(|e| DatapathError::Load(chain(&e)))?;
+        load_sockets(&mut ebpf);
+        for (names, _) in kinds {
+            pin_all(&ebpf, names, &programs.directory)?;
+        }
+        [sockets, packets] = [adopted(kinds[0])?, adopted(kinds[1])?];
+    }
+    programs.sockets = sockets.unwrap_or_default();
+    programs.packets = packets.unwrap_or_default();
+    Ok(())
+}
+
+/// The verifier takes its time for each, and one CPU each.
+fn load_sockets(ebpf: &mut Ebpf) {
+    std::thread::scope(|scope| {
+        let mut loads = Vec::new();
+        for (_, program) in ebpf.programs_mut() {
+            if let Program::CgroupSockAddr(program) = program {
+                loads.push(scope.spawn(|| program.load()));
+            } else if let Program::CgroupSkb(program) = program {
+                loads.push(scope.spawn(|| program.load()));
+            }
+        }
+        for load in loads {
+            if let Ok(Err(error)) = load.join() {
+                let error = chain(&error);
+                warn!(error, "the kernel does not take a program of cgroups");
+            }
+        }
+    });
+}
+
+/// Pins programs if all of them are loaded.
+fn pin_all(ebpf: &Ebpf, names: &[&str], directory: &Path) -> Result<(), DatapathError> {
+    let loaded: Vec<_> =
+        names.iter().filter_map(|name| Some((name, ebpf.program(name)?.fd().ok()?))).collect();
+    if loaded.len() < names.len() {
+        return Ok(());
+    }
+    for (name, program) in loaded {
+        let path = directory.join(name);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(DatapathError::pin("remove", &path, e));
+            }
+            _ => {}
+        }
+        raw::pin(program.as_fd(), &path).map_err(|e| DatapathError::pin("make", &path, e))?;
+    }
+    Ok(())
 }
 
 /// Takes one object's pins away.

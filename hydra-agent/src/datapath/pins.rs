@@ -12,6 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::error::DatapathError;
+use super::sockets;
 
 /// The directories of one layout. Names hold no dot: the kernel keeps those for itself (`bpf_lookup`).
 #[derive(Clone, Debug)]
@@ -64,6 +65,11 @@ impl Pins {
         self.links.join(format!("{ifindex}-{}", hook.as_str()))
     }
 
+    /// The pin of a link of a cgroup, by what it hooks.
+    pub fn socket(&self, hook: &str) -> PathBuf {
+        self.links.join(format!("{CGROUP}{hook}"))
+    }
+
     /// The pin that says that a clsact filter of ours is there: of the program that it runs.
     pub fn filter(&self, ifindex: u32, hook: Hook) -> PathBuf {
         self.links.join(format!("{ifindex}-{}{CLSACT}", hook.as_str()))
@@ -72,6 +78,8 @@ impl Pins {
 
 /// What the names of filters' pins end with.
 const CLSACT: &str = "-clsact";
+/// What the names of cgroups' pins begin with.
+const CGROUP: &str = "cgroup-";
 
 /// What stands behind an entry of the links' directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,17 +88,22 @@ pub enum Entry {
     Link(u32, Hook),
     /// The mark of a clsact filter.
     Filter(u32, Hook),
+    /// A link of a cgroup.
+    Socket,
 }
 
-/// Reads a name that [`Pins::link`] or [`Pins::filter`] made.
+/// Reads a name that [`Pins::link`], [`Pins::filter`] or [`Pins::socket`] made.
 pub fn entry(name: &str) -> Option<Entry> {
+    if name.strip_prefix(CGROUP).is_some_and(|hook| sockets::names().any(|name| name == hook)) {
+        return Some(Entry::Socket);
+    }
     let (ifindex, rest) = name.split_once('-')?;
     let ifindex = ifindex.parse().ok()?;
     let (word, filter) = match rest.strip_suffix(CLSACT) {
         Some(word) => (word, true),
         None => (rest, false),
     };
-    let hook = Hook::ALL.into_iter().find(|h| h.as_str() == word)?;
+    let hook = Hook::INTERFACES.into_iter().find(|h| h.as_str() == word)?;
     Some(if filter { Entry::Filter(ifindex, hook) } else { Entry::Link(ifindex, hook) })
 }
 
@@ -150,12 +163,26 @@ mod tests {
     fn names_of_links_read_back() {
         let pins =
             Pins { bpffs: "/b".into(), maps: "/b/m".into(), programs: "/b/p".into(), links: "/b/l".into() };
-        for hook in Hook::ALL {
+        for hook in Hook::INTERFACES {
             let name = |p: PathBuf| p.file_name().unwrap().to_str().unwrap().to_owned();
             assert_eq!(entry(&name(pins.link(7, hook))), Some(Entry::Link(7, hook)));
             assert_eq!(entry(&name(pins.filter(7, hook))), Some(Entry::Filter(7, hook)));
         }
-        for foreign in ["", "x", "7", "7-", "7-port", "-port-in", "7-port-in-", "seven-port-in"] {
+        for hook in sockets::names() {
+            assert_eq!(entry(pins.socket(hook).file_name().unwrap().to_str().unwrap()), Some(Entry::Socket));
+        }
+        for foreign in [
+            "",
+            "cgroup-",
+            "cgroup-connect5",
+            "x",
+            "7",
+            "7-",
+            "7-port",
+            "-port-in",
+            "7-port-in-",
+            "seven-port-in",
+        ] {
             assert_eq!(entry(foreign), None, "{foreign}");
         }
     }

@@ -14,6 +14,7 @@ use super::clsact;
 use super::error::DatapathError;
 use super::pins::{self, Entry};
 use super::raw;
+use super::sockets;
 
 /// What went and what stayed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -85,6 +86,7 @@ fn purge_layout(root: &Path, purged: &mut Purged) {
                     result,
                 );
             }
+            Some(Entry::Socket) => purged.note(&format!("link {name}"), sockets::remove(&path)),
             None => purged.failed.push(format!("{}: not made by hydra", path.display())),
         }
     }
@@ -92,7 +94,12 @@ fn purge_layout(root: &Path, purged: &mut Purged) {
     for object in listed(&programs, purged) {
         let directory = programs.join(&object);
         for name in listed(&directory, purged) {
-            if names::PROGRAMS.contains(&name.as_str()) {
+            if names::PROGRAMS
+                .iter()
+                .chain(&names::SOCKET_PROGRAMS)
+                .chain(&names::PACKET_PROGRAMS)
+                .any(|n| *n == name)
+            {
                 purged.note(&format!("program {name}"), fs::remove_file(directory.join(&name)));
             }
         }
@@ -121,7 +128,7 @@ fn listed(directory: &Path, purged: &mut Purged) -> Vec<String> {
 fn purge_filters(purged: &mut Purged) {
     let Ok(interfaces) = if_nameindex() else { return };
     for interface in &interfaces {
-        for hook in hydra_common::verdict::Hook::ALL {
+        for hook in hydra_common::verdict::Hook::INTERFACES {
             if matches!(clsact::seat(interface.index(), hook), Ok(Some(_))) {
                 let what = format!("filter {} at {}", hook.as_str(), interface.name().to_string_lossy());
                 purged.note(&what, clsact::remove(interface.index(), hook));

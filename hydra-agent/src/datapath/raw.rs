@@ -37,6 +37,19 @@ pub const PROG_SCHED_CLS: u32 = 3;
 /// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`.
 pub const TCX_INGRESS: u32 = 46;
 pub const TCX_EGRESS: u32 = 47;
+/// `BPF_CGROUP_INET_INGRESS` and its like.
+pub const CGROUP_INGRESS: u32 = 0;
+pub const CGROUP_EGRESS: u32 = 1;
+pub const CGROUP_CONNECT4: u32 = 10;
+pub const CGROUP_CONNECT6: u32 = 11;
+pub const CGROUP_SENDMSG4: u32 = 14;
+pub const CGROUP_SENDMSG6: u32 = 15;
+/// `BPF_LINK_TYPE_CGROUP`.
+pub const LINK_CGROUP: u32 = 3;
+/// `BPF_PROG_TYPE_CGROUP_SKB`.
+pub const PROG_CGROUP_SKB: u32 = 8;
+/// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`.
+pub const PROG_SOCK_ADDR: u32 = 18;
 
 fn call<A>(command: u32, attr: &mut A) -> io::Result<i64> {
     loop {
@@ -143,6 +156,25 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     info(link, LinkInfo::default())
 }
 
+/// The start of `struct bpf_link_info`, with the arm of a cgroup's link.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct CgroupLinkInfo {
+    pub kind: u32,
+    pub id: u32,
+    pub program: u32,
+    zero: u32,
+    /// 0 where the cgroup is gone.
+    pub cgroup: u64,
+    pub attach_type: u32,
+    zero2: u32,
+}
+
+/// What a cgroup's link is.
+pub fn cgroup_link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
+    info(link, CgroupLinkInfo::default())
+}
+
 /// The start of `struct bpf_prog_info`.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
@@ -213,6 +245,7 @@ pub fn tcx_chain(ifindex: u32, attach_type: u32) -> io::Result<Vec<(u32, u32)>> 
 #[repr(C)]
 struct LinkCreate {
     program: u32,
+    /// For a cgroup its folder's descriptor.
     ifindex: u32,
     attach_type: u32,
     flags: u32,
@@ -228,6 +261,24 @@ pub fn tcx_attach_first(program: BorrowedFd<'_>, ifindex: u32, attach_type: u32)
         ifindex,
         attach_type,
         flags: BEFORE,
+        relative: 0,
+        zero: 0,
+        expected_revision: 0,
+    };
+    call(LINK_CREATE, &mut attr).map(owned)
+}
+
+/// Attaches a program to a cgroup, beside those that are there: all of them run, and each can refuse.
+pub fn cgroup_attach(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreate {
+        program: number(program),
+        ifindex: number(cgroup),
+        attach_type,
+        flags: 0,
         relative: 0,
         zero: 0,
         expected_revision: 0,
@@ -288,6 +339,7 @@ mod tests {
         assert_eq!(std::mem::offset_of!(Query, links), 40);
         assert_eq!(std::mem::offset_of!(LinkCreate, relative), 16);
         assert_eq!(std::mem::offset_of!(LinkInfo, ifindex), 16);
+        assert_eq!(std::mem::offset_of!(CgroupLinkInfo, attach_type), 24);
         assert_eq!(std::mem::offset_of!(ProgramInfo, maps), 56);
     }
 }

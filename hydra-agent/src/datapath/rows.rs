@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hydra_common::address::Address;
 use hydra_common::id::{Container, Identity};
-use hydra_common::tables::{Endpoint, Link, LinkKind, Publish, PublishKey};
+use hydra_common::tables::{Cgroup, CgroupKey, Endpoint, Link, LinkKind, MAX_OWN, Publish, PublishKey};
 
 use crate::desired;
 
@@ -89,6 +89,40 @@ impl Row for Publish {
     fn kind(&self) -> (u8, u16) {
         (self.flags as u8, self.port)
     }
+}
+
+impl Row for Cgroup {
+    container_row!(desired::Cgroup);
+
+    fn make(wanted: &Self::Wanted, identity: [Identity; 2]) -> Self {
+        let desired::Cgroup { identity: _, netns, address, container, flags } = *wanted;
+        Self { netns, address, identity, container, flags, zero: 0 }
+    }
+
+    fn kind(&self) -> (u8, u16) {
+        (0, self.flags as u16)
+    }
+}
+
+/// The identities of the processes on this host's own stack, in a settled order.
+pub fn on_own_stack(cgroups: &BTreeMap<CgroupKey, desired::Cgroup>) -> BTreeSet<Identity> {
+    let own = cgroups.values().filter(|row| row.flags & Cgroup::HOST != 0);
+    own.map(|row| row.identity).filter(|identity| *identity != Identity::UNKNOWN).collect()
+}
+
+/// The rows of cgroups, with those identities under no cgroup's number: calls of this host are left to the hook of whoever receives
+/// them only where all processes have that hook (`whole`). None where there is no room for all.
+pub fn with_own_stack(
+    cgroups: &BTreeMap<CgroupKey, desired::Cgroup>,
+    whole: bool,
+) -> BTreeMap<CgroupKey, desired::Cgroup> {
+    let mut rows = cgroups.clone();
+    let identities = on_own_stack(cgroups);
+    if whole && identities.len() <= MAX_OWN as usize {
+        let row = |identity| desired::Cgroup { identity, flags: Cgroup::HOST, ..desired::Cgroup::default() };
+        rows.extend((0..).zip(identities).map(|(place, identity)| (CgroupKey::new(0, place), row(identity))));
+    }
+    rows
 }
 
 /// What is to be done to a table of containers' rows.
@@ -235,6 +269,25 @@ mod tests {
         assert!(!reopened(&before, &after, OLD));
         let plan = plan(&before, &after, OLD, false);
         assert_eq!(plan, RowPlan { write: vec![(1, held(4, 7))], remove: vec![] });
+    }
+
+    #[test]
+    fn who_is_on_the_own_stack_is_listed_where_all_processes_are_seen_and_there_is_room() {
+        let own = |identity| desired::Cgroup {
+            identity: Identity(identity),
+            flags: Cgroup::HOST,
+            ..desired::Cgroup::default()
+        };
+        let stack = desired::Cgroup { identity: Identity(9), ..desired::Cgroup::default() };
+        let of = |rows: &[(u64, desired::Cgroup)]| -> BTreeMap<CgroupKey, desired::Cgroup> {
+            rows.iter().map(|(id, row)| (CgroupKey::new(*id, 0), *row)).collect()
+        };
+        let two = of(&[(40, own(7)), (41, own(6)), (42, own(7)), (43, stack)]);
+        assert_eq!(with_own_stack(&two, false), two, "some processes have no hook");
+        let listed: Vec<_> = with_own_stack(&two, true).into_iter().take(2).collect();
+        assert_eq!(listed, [(CgroupKey::new(0, 0), own(6)), (CgroupKey::new(0, 1), own(7))]);
+        let many: Vec<_> = (0..=u64::from(MAX_OWN)).map(|n| (40 + n, own(4 + n as u16))).collect();
+        assert_eq!(with_own_stack(&of(&many), true), of(&many), "not one of them");
     }
 
     #[test]

@@ -8,8 +8,8 @@ use hydra_common::address::Address;
 use hydra_common::id::{Identity, MAX_IDENTITIES};
 use hydra_common::names;
 use hydra_common::tables::{
-    Cell, Decision, Endpoint, Head, IdentityRow, Interval, Limit, Link, MAX_DECISIONS, MAX_INTERVALS,
-    MAX_LIMITS, MAX_RULE_SETS, PrefixRow, Publish, PublishKey, RuleSet, cell_index,
+    Cell, Cgroup, CgroupKey, Decision, Endpoint, Head, IdentityRow, Interval, Limit, Link, MAX_DECISIONS,
+    MAX_INTERVALS, MAX_LIMITS, MAX_RULE_SETS, PrefixRow, Publish, PublishKey, RuleSet, cell_index,
 };
 
 use super::error::{DatapathError, table};
@@ -35,6 +35,8 @@ pub struct Store {
     pub links: Table<u32, Link>,
     /// Rows of published ports.
     pub published: Table<PublishKey, Publish>,
+    /// Rows of cgroups.
+    pub cgroups: Table<CgroupKey, Cgroup>,
 }
 
 /// Opens one map by its name.
@@ -59,6 +61,7 @@ impl Store {
             endpoints: open(pins, names::ENDPOINTS, Table::open)?,
             links: open(pins, names::LINKS, Table::open)?,
             published: open(pins, names::PUBLISHED, Table::open)?,
+            cgroups: open(pins, names::CGROUPS, Table::open)?,
         })
     }
 

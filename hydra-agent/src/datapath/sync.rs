@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use hydra_common::address::Address;
-use hydra_common::tables::{Endpoint, Link, Publish, PublishKey};
+use hydra_common::tables::{Cgroup, CgroupKey, Endpoint, Link, Publish, PublishKey};
 use hydra_common::verdict::Hook;
 use nix::fcntl::Flock;
 use tracing::{info, warn};
@@ -19,6 +19,7 @@ use super::maps::{Bytes, Table};
 use super::pins::{self, Pins};
 use super::raw::{self, GracePeriod};
 use super::rows::{self, RowPlan};
+use super::sockets::{self, Seat};
 use super::store::Store;
 use super::tables::{self, Bank, Clocks};
 use crate::desired::Desired;
@@ -44,6 +45,7 @@ pub struct Datapath {
     pub(super) damage: Vec<NotEnforced>,
     /// XDP programs of others, as last looked for.
     pub(super) xdp: Vec<NotEnforced>,
+    pub(super) seat: Seat,
 }
 
 /// What the kernel holds now.
@@ -61,6 +63,8 @@ pub struct Held {
     pub links: BTreeMap<u32, Link>,
     /// By what a packet is sent to.
     pub published: BTreeMap<PublishKey, Publish>,
+    /// By cgroup and place.
+    pub cgroups: BTreeMap<CgroupKey, Cgroup>,
     /// What each bank holds, where it is known.
     pub(super) banks: [Option<Bank>; 2],
 }
@@ -92,17 +96,26 @@ pub struct SyncReport {
     pub not_enforced: Vec<NotEnforced>,
 }
 
+/// The object to load.
+#[cfg(debug_assertions)]
+fn object() -> Result<std::borrow::Cow<'static, [u8]>, DatapathError> {
+    super::debug::object()
+}
+
+/// The object to load.
+#[cfg(not(debug_assertions))]
+#[expect(clippy::unnecessary_wraps, reason = "a debug build may have none")]
+fn object() -> Result<std::borrow::Cow<'static, [u8]>, DatapathError> {
+    Ok(std::borrow::Cow::Borrowed(load::OBJECT))
+}
+
 impl Datapath {
     /// Opens the pins below `bpffs`: adopts what an earlier run left, loads what is missing. Changes no verdict.
     pub fn open(bpffs: &Path, mechanism: Mechanism) -> Result<Self, DatapathError> {
+        let datapath = Self::open_object(bpffs, mechanism, &object()?)?;
         #[cfg(debug_assertions)]
-        {
-            let datapath = Self::open_object(bpffs, mechanism, &super::debug::object()?)?;
-            super::debug::follow(datapath.programs.get(Hook::PortIn).1);
-            Ok(datapath)
-        }
-        #[cfg(not(debug_assertions))]
-        Self::open_object(bpffs, mechanism, load::OBJECT)
+        super::debug::follow(datapath.programs.get(Hook::PortIn).1);
+        Ok(datapath)
     }
 
     /// The same with another build of the object, for tests.
@@ -126,6 +139,7 @@ impl Datapath {
             seated: BTreeMap::new(),
             damage: Vec::new(),
             xdp: Vec::new(),
+            seat: Seat::Off,
         };
         datapath.refresh()?;
         info!(
@@ -138,6 +152,15 @@ impl Datapath {
         Ok(datapath)
     }
 
+    /// Where the hooks on processes belong from now on; nowhere, as long as nobody says.
+    pub fn with_sockets(mut self, seat: Seat) -> Result<Self, DatapathError> {
+        if matches!(seat, Seat::At(_)) {
+            load::sockets(&self.pins, &object()?, &mut self.programs)?;
+        }
+        self.seat = seat;
+        Ok(self)
+    }
+
     /// What the kernel holds, as last read or written.
     pub fn held(&self) -> &Held {
         &self.held
@@ -145,7 +168,9 @@ impl Datapath {
 
     /// What is really attached.
     pub fn hooks(&self) -> Vec<HookView> {
-        self.attacher.views().unwrap_or_default().into_values().collect()
+        let mut views: Vec<_> = self.attacher.views().unwrap_or_default().into_values().collect();
+        views.extend(sockets::views(&self.pins, &self.seat));
+        views
     }
 
     /// Makes the kernel hold `desired`. After an error the tables enforce what they did before. A hook that could not be attached
@@ -158,10 +183,18 @@ impl Datapath {
         let pinned = self.attacher.pinned().map_err(|e| DatapathError::pin("list", &self.pins.links, e))?;
         if self.held.generation == 0 {
             // Nothing is enforced yet. Programs without a policy deny everything: they come after it.
-            self.write_tables(desired, &BTreeSet::new(), &mut report)?;
+            self.write_tables(desired, (&BTreeSet::new(), false), &mut report)?;
         }
         let attached = self.attach(desired, &mut report);
-        self.write_tables(desired, &attached, &mut report)?;
+        let (sockets, wrong) = sockets::ensure(&self.pins, &self.seat, &self.programs, desired);
+        for (hook, done) in &sockets {
+            if *done != Done::Kept {
+                info!(hook, ?done, "a hook on processes is in its place");
+            }
+        }
+        report.not_enforced.extend(wrong);
+        let whole = sockets::sees_all(&self.seat, &sockets);
+        self.write_tables(desired, (&attached, whole), &mut report)?;
         for (ifindex, hook) in pinned.difference(&desired.hooks) {
             match self.attacher.detach(*ifindex, *hook) {
                 Ok(()) => report.detached.push((*ifindex, *hook)),
@@ -171,6 +204,7 @@ impl Datapath {
                 }),
             }
         }
+        report.not_enforced.extend(sockets::leave(&self.pins, &self.seat, &self.programs, desired));
         if report.not_enforced.is_empty() {
             self.forget_old_programs();
         }
@@ -180,6 +214,7 @@ impl Datapath {
         let hooks = self.attacher.views().unwrap_or_default();
         self.seated = hooks.iter().map(|(at, view)| (*at, view.link_id)).collect();
         report.hooks = hooks.into_values().collect();
+        report.hooks.extend(sockets::views(&self.pins, &self.seat));
         Ok(report)
     }
 
@@ -222,7 +257,7 @@ impl Datapath {
     fn write_tables(
         &mut self,
         desired: &Desired,
-        attached: &BTreeSet<u32>,
+        (attached, whole): (&BTreeSet<u32>, bool),
         report: &mut SyncReport,
     ) -> Result<(), DatapathError> {
         if self.doubt {
@@ -240,12 +275,14 @@ impl Datapath {
         new.head.pickup_until = pickup_until;
         tables::check_room(&new, desired)?;
         let endpoints = rows::without_unattached(&desired.endpoints, attached);
+        let cgroups = rows::with_own_stack(&desired.cgroups, whole);
         let bank = (self.held.generation & 1) as usize;
         let flip = !self.holds(bank, &new)?
             || rows::reopened(&self.held.endpoints, &endpoints, bank)
             || rows::reopened(&self.held.links, &desired.links, bank)
             || rows::reopened(&self.held.published, &desired.published, bank)
             || rows::exposed(&self.held.published, &desired.published)
+            || rows::reopened(&self.held.cgroups, &cgroups, bank)
             || self.held.banks[bank]
                 .as_ref()
                 .is_none_or(|current| tables::claimed(&self.held.endpoints, &endpoints, current));
@@ -260,13 +297,15 @@ impl Datapath {
         let endpoints = rows::plan(&self.held.endpoints, &endpoints, bank, flip);
         let links = rows::plan(&self.held.links, &desired.links, bank, flip);
         let published = rows::plan(&self.held.published, &desired.published, bank, flip);
-        report.rows += endpoints.rows() + links.rows() + published.rows();
+        let cgroups = rows::plan(&self.held.cgroups, &cgroups, bank, flip);
+        report.rows += endpoints.rows() + links.rows() + published.rows() + cgroups.rows();
         // First: a port that is the host's no more must not lead to a container that has its rights already.
         write_rows(&self.store.published, "published ports", &published, &mut self.held.published)?;
         write_rows(&self.store.endpoints, "endpoints", &endpoints, &mut self.held.endpoints)?;
         // Where this fails the endpoints' rows are good in the old bank too; those of changed containers stay closed until the
         // next try.
         write_rows(&self.store.links, "interfaces", &links, &mut self.held.links)?;
+        write_rows(&self.store.cgroups, "cgroups", &cgroups, &mut self.held.cgroups)?;
         if flip {
             self.store.flip(next)?;
             (self.held.generation, self.held.revision) = (next, desired.revision);
@@ -274,7 +313,7 @@ impl Datapath {
             report.flipped = true;
         }
         // The new rows are in force. What follows only tidies up: a failure there is no failure to apply.
-        match self.tidy(bank, flip, (&endpoints, &links, &published)) {
+        match self.tidy(bank, flip, (&endpoints, &links, &published, &cgroups)) {
             Ok(()) => self.doubt = false,
             Err(e) => report.not_enforced.push(NotEnforced {
                 what: "tables".to_owned(),
@@ -289,7 +328,7 @@ impl Datapath {
         &mut self,
         old: usize,
         flipped: bool,
-        (endpoints, links, published): Plans<'_>,
+        (endpoints, links, published, cgroups): Plans<'_>,
     ) -> Result<(), DatapathError> {
         if flipped {
             self.grace.wait().map_err(DatapathError::Grace)?;
@@ -297,6 +336,7 @@ impl Datapath {
         remove_rows(&self.store.endpoints, "endpoints", endpoints, &mut self.held.endpoints)?;
         remove_rows(&self.store.links, "interfaces", links, &mut self.held.links)?;
         remove_rows(&self.store.published, "published ports", published, &mut self.held.published)?;
+        remove_rows(&self.store.cgroups, "cgroups", cgroups, &mut self.held.cgroups)?;
         if flipped {
             self.store.write_prefixes(old as u32, &BTreeMap::new())?;
             if let Some(old) = &mut self.held.banks[old] {
@@ -332,6 +372,7 @@ impl Datapath {
             endpoints: self.store.endpoints.sorted().map_err(table("read", "endpoints"))?,
             links: self.store.links.sorted().map_err(table("read", "interfaces"))?,
             published: self.store.published.sorted().map_err(table("read", "published ports"))?,
+            cgroups: self.store.cgroups.sorted().map_err(table("read", "cgroups"))?,
             banks: [None, None],
         };
         self.doubt = false;
@@ -352,7 +393,12 @@ impl Datapath {
 }
 
 /// What is to be done to endpoints, interfaces and published ports.
-type Plans<'p> = (&'p RowPlan<Address, Endpoint>, &'p RowPlan<u32, Link>, &'p RowPlan<PublishKey, Publish>);
+type Plans<'p> = (
+    &'p RowPlan<Address, Endpoint>,
+    &'p RowPlan<u32, Link>,
+    &'p RowPlan<PublishKey, Publish>,
+    &'p RowPlan<CgroupKey, Cgroup>,
+);
 
 /// Both clocks now.
 pub fn clocks() -> Clocks {

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use hydra_common::address::Address;
 use hydra_common::id::{Identity, MAX_IDENTITIES};
 use hydra_common::tables::{
-    Cell, Decision, Endpoint, Head, IdentityRow, Interval, Limit, MAX_DECISIONS, MAX_ENDPOINTS,
+    Cell, Decision, Endpoint, Head, IdentityRow, Interval, Limit, MAX_CGROUPS, MAX_DECISIONS, MAX_ENDPOINTS,
     MAX_INTERVALS, MAX_LIMITS, MAX_LINKS, MAX_PREFIXES, MAX_PUBLISHED, MAX_RULE_SETS, PrefixData, PrefixRow,
     RuleSet,
 };
@@ -201,6 +201,7 @@ pub fn check_room(bank: &Bank, desired: &Desired) -> Result<(), DatapathError> {
         ("endpoints", desired.endpoints.len(), MAX_ENDPOINTS),
         ("interfaces", desired.links.len(), MAX_LINKS),
         ("published ports", desired.published.len(), MAX_PUBLISHED),
+        ("cgroups", desired.cgroups.len(), MAX_CGROUPS),
     ] {
         if needed > room as usize {
             return Err(DatapathError::NoRoom { table, needed, room: room as usize });

@@ -8,6 +8,7 @@ use hydra_common::verdict::Hook;
 
 use super::attach;
 use super::pins;
+use super::sockets;
 use super::sync::{Datapath, clocks};
 use super::tables::CLOCK_SLACK;
 use super::xdp;
@@ -26,6 +27,7 @@ impl Datapath {
             self.xdp = xdp_before(desired);
         }
         wrong.extend(self.xdp.iter().cloned());
+        wrong.extend(sockets::complaints(&self.pins, &self.seat, &self.programs, desired));
         let tables = self.tables_differ();
         if !tables.is_empty() {
             self.doubt = true;
@@ -71,7 +73,9 @@ impl Datapath {
         let gone = || -> io::Result<Vec<&str>> {
             let (maps, programs) = (there(&self.pins.maps)?, there(&self.programs.directory)?);
             let maps = names::MAPS.into_iter().filter(|name| !maps.contains(*name));
-            Ok(maps.chain(names::PROGRAMS.into_iter().filter(|name| !programs.contains(*name))).collect())
+            Ok(maps
+                .chain(self.programs.named().map(|(name, _)| name).filter(|name| !programs.contains(*name)))
+                .collect())
         };
         match gone() {
             Ok(gone) if gone.is_empty() => None,
@@ -90,6 +94,7 @@ impl Datapath {
         wrong.extend(altered("endpoints", self.store.endpoints.sorted(), &self.held.endpoints));
         wrong.extend(altered("interfaces", self.store.links.sorted(), &self.held.links));
         wrong.extend(altered("published ports", self.store.published.sorted(), &self.held.published));
+        wrong.extend(altered("cgroups", self.store.cgroups.sorted(), &self.held.cgroups));
         let bank = self.held.generation & 1;
         if let Some(policy) = &self.held.banks[bank as usize] {
             let rows = policy.cells.values().map(Vec::len).sum::<usize>() + policy.intervals.len();

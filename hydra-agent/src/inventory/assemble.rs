@@ -24,6 +24,8 @@ pub struct Kernelside {
     pub inside: BTreeMap<i32, Inside>,
     /// Namespaces with a file that leads to them: those behind a veth, and those of containers.
     pub spaces: Vec<Space>,
+    /// Cgroups of containers, by Docker's id.
+    pub cgroups: BTreeMap<String, u64>,
 }
 
 /// The inside of one namespace.
@@ -91,6 +93,9 @@ pub fn assemble(kernel: &Kernelside, view: &View) -> (Snapshot, Doubts) {
         links,
         host_network: Vec::new(),
         bindings: bindings(&view.world, &keys),
+        host_cgroups: BTreeMap::new(),
+        units: BTreeMap::new(),
+        cookie: None,
         problems: view.problems.clone(),
     };
     (snapshot, doubts)
@@ -233,6 +238,8 @@ impl<'a> Scene<'a> {
             members: names,
             labels: members.iter().map(|c| (c.name.clone(), c.labels.clone())).collect(),
             netns: Some(space.path.clone()),
+            cookie: space.id.cookie,
+            cgroups: members.iter().filter_map(|c| self.kernel.cgroups.get(&c.id)).copied().collect(),
             attachments,
             docker: true,
         }
@@ -276,6 +283,8 @@ impl<'a> Scene<'a> {
             name,
             labels: BTreeMap::new(),
             netns: space.map(|s| s.path.clone()),
+            cookie: space.and_then(|s| s.id.cookie),
+            cgroups: BTreeSet::new(),
             attachments,
             docker: false,
         }

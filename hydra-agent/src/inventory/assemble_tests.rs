@@ -106,6 +106,7 @@ fn host(ports: Vec<Interface>, inside: Vec<(i32, Inside)>, spaces: Vec<Space>) -
         addresses: vec![(10, net("10.1.0.1/24")), (10, net("fe80::1/64")), (11, net("10.2.0.1/24"))],
         inside: inside.into_iter().collect(),
         spaces,
+        cgroups: BTreeMap::new(),
     }
 }
 

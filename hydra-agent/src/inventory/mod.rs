@@ -26,9 +26,12 @@ use self::docker_view::{Container, View};
 use self::namespaces::{NamespaceError, Opened};
 use self::netlink::{Kernel, NetlinkError, Watch};
 use self::snapshot::{LinkType, Snapshot};
+use crate::cgroup::Hierarchy;
 
 /// Messages come in bursts: a start of a container makes about twenty.
 const BURST: Duration = Duration::from_millis(3);
+/// How often units are looked for.
+const UNITS: Duration = Duration::from_secs(1);
 /// How long the first look waits for the engine's first word.
 const FIRST_WORD: Duration = Duration::from_secs(10);
 /// How often a look is begun anew when a namespace goes away under it.
@@ -55,6 +58,8 @@ pub struct Settings {
     pub netns_dir: PathBuf,
     /// A look is due after that time even if nothing seems to have changed.
     pub every: Duration,
+    /// The cgroup v2 hierarchy, where there is one to look at.
+    pub cgroups: Option<Hierarchy>,
     /// The file that keeps Docker's last word over restarts of the agent.
     pub keep: Option<PathBuf>,
 }
@@ -65,6 +70,7 @@ impl Default for Settings {
             engine: Engine::default(),
             netns_dir: PathBuf::from("/run/netns"),
             every: Duration::from_secs(30),
+            cgroups: None,
             keep: None,
         }
     }
@@ -91,6 +97,8 @@ pub struct Inventory {
     kernel: Kernel,
     /// Inode of the namespace that the sockets are in.
     own: u64,
+    /// Its cookie.
+    cookie: Option<u64>,
     watch: Watch,
     blind: Option<String>,
     docker: Option<Client>,
@@ -111,6 +119,7 @@ impl Inventory {
             settings,
             kernel,
             own: namespaces::own()?.inode,
+            cookie: namespaces::cookie_here(),
             watch,
             blind,
             docker,
@@ -131,6 +140,9 @@ impl Inventory {
             Ok(listed) => {
                 let (mut snapshot, mut doubts) = assemble(&listed.kernel, &view);
                 snapshot.host_network = listed.host;
+                snapshot.host_cgroups = listed.host_cgroups;
+                snapshot.units = listed.units;
+                snapshot.cookie = self.cookie;
                 snapshot.problems.extend(listed.problems);
                 doubts.containers.extend(listed.gone);
                 (snapshot, doubts)
@@ -164,6 +176,7 @@ impl Inventory {
                     tracing::warn!(%error, "the watch on links and addresses broke off and is opened again");
                     self.watch_again().await;
                 },
+                () = units_changed(self.settings.cgroups.as_ref(), &self.last.units) => {}
                 () = tokio::time::sleep_until(latest) => {}
             }
             self.due = true;
@@ -225,8 +238,16 @@ impl Inventory {
         let mut found = Found::by_name_and_container(self.own, &self.settings, view)?;
         let places = std::mem::take(&mut found.places);
         let spaces = self.spaces(places, &behind).await?;
-        let kernel = Kernelside { links, addresses, inside, spaces };
-        Ok(Listed { kernel, gone: found.gone, host: found.host, problems: found.problems })
+        let units = self.settings.cgroups.as_ref().map(Hierarchy::units).unwrap_or_default();
+        let kernel = Kernelside { links, addresses, inside, spaces, cgroups: found.cgroups };
+        Ok(Listed {
+            kernel,
+            gone: found.gone,
+            host: found.host,
+            host_cgroups: found.host_cgroups,
+            units,
+            problems: found.problems,
+        })
     }
 
     /// Which of the namespaces found is behind which veth. Closes them all.
@@ -278,6 +299,17 @@ impl Inventory {
     }
 }
 
+/// Nothing tells of a unit that starts: the folders are looked at.
+async fn units_changed(hierarchy: Option<&Hierarchy>, known: &BTreeMap<String, u64>) {
+    let Some(hierarchy) = hierarchy else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(UNITS).await;
+        if hierarchy.units() != *known {
+            return;
+        }
+    }
+}
+
 async fn changed(docker: Option<&mut Client>) {
     match docker {
         Some(docker) => docker.changed().await,
@@ -293,6 +325,10 @@ struct Listed {
     gone: BTreeSet<String>,
     /// Names of the containers in the host's own stack.
     host: Vec<String>,
+    /// Their cgroups.
+    host_cgroups: BTreeMap<String, u64>,
+    /// Cgroups of units.
+    units: BTreeMap<String, u64>,
     problems: Vec<String>,
 }
 
@@ -311,6 +347,9 @@ struct Found {
     places: BTreeMap<u64, Place>,
     gone: BTreeSet<String>,
     host: Vec<String>,
+    host_cgroups: BTreeMap<String, u64>,
+    /// By Docker's id.
+    cgroups: BTreeMap<String, u64>,
     problems: Vec<String>,
 }
 
@@ -323,19 +362,25 @@ impl Found {
             }
         }
         for container in view.world.containers.values() {
-            found.container(container)?;
+            found.container(container, settings.cgroups.as_ref())?;
         }
         found.host.sort_unstable();
         Ok(found)
     }
 
-    fn container(&mut self, container: &Container) -> Result<(), NamespaceError> {
+    fn container(
+        &mut self,
+        container: &Container,
+        hierarchy: Option<&Hierarchy>,
+    ) -> Result<(), NamespaceError> {
+        let cgroup = hierarchy.and_then(|h| h.of_container(container.process, &container.id));
         if container.mode == "host" {
-            self.host.push(container.name.clone());
+            self.host(container, cgroup);
             return Ok(());
         }
+        self.cgroups.extend(cgroup.map(|number| (container.id.clone(), number)));
         match Opened::of_process(container.process) {
-            Ok(opened) if opened.inode == self.own => self.host.push(container.name.clone()),
+            Ok(opened) if opened.inode == self.own => self.host(container, cgroup),
             Ok(opened) => self.place(opened).containers.push(container.id.clone()),
             // It ended; Docker will say so.
             Err(error) if error.is_absence() => drop(self.gone.insert(container.id.clone())),
@@ -345,6 +390,11 @@ impl Found {
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    fn host(&mut self, container: &Container, cgroup: Option<u64>) {
+        self.host.push(container.name.clone());
+        self.host_cgroups.extend(cgroup.map(|number| (container.name.clone(), number)));
     }
 
     fn place(&mut self, opened: Opened) -> &mut Place {

@@ -254,7 +254,7 @@ pub async fn identify(namespaces: Vec<Opened>) -> io::Result<Vec<(Opened, Id)>> 
 }
 
 /// The cookie of the calling thread's namespace.
-fn cookie_here() -> Option<u64> {
+pub fn cookie_here() -> Option<u64> {
     use std::os::fd::AsRawFd;
     let socket = std::os::unix::net::UnixDatagram::unbound().ok()?;
     let mut cookie = 0_u64;

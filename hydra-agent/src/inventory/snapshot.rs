@@ -23,6 +23,12 @@ pub struct Snapshot {
     pub host_network: Vec<String>,
     /// Published ports of containers with a stack of their own, in order.
     pub bindings: Vec<Binding>,
+    /// Cgroups of these, by the same names; one without is missing.
+    pub host_cgroups: BTreeMap<String, u64>,
+    /// Cgroups of systemd's units, by name.
+    pub units: BTreeMap<String, u64>,
+    /// The kernel's cookie of the agent's own namespace, where it could be had.
+    pub cookie: Option<u64>,
     /// What could not be read, as sentences without a final period; the parts concerned are as they were read last.
     pub problems: Vec<String>,
 }
@@ -89,6 +95,10 @@ pub struct Stack {
     pub labels: BTreeMap<String, BTreeMap<String, String>>,
     /// A path that opens the namespace, while it lives.
     pub netns: Option<PathBuf>,
+    /// The kernel's cookie of the namespace, where it could be had.
+    pub cookie: Option<u64>,
+    /// Cgroups of its containers.
+    pub cgroups: BTreeSet<u64>,
     /// Its interfaces that have their other end on this host.
     pub attachments: Vec<Attachment>,
     /// A Docker container's stack; otherwise found over netlink alone.

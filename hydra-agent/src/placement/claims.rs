@@ -29,6 +29,8 @@ pub struct TierClaim {
     pub networks: BTreeSet<String>,
     /// Bridges by interface name.
     pub bridges: BTreeSet<String>,
+    /// Names of systemd units.
+    pub units: BTreeSet<String>,
     /// Blocks of these, where nobody else can be asked.
     pub subnets: BTreeSet<IpNet>,
     /// Blocks elsewhere.
@@ -124,11 +126,22 @@ impl Claims {
 }
 
 fn tier(tier: &Tier) -> TierClaim {
-    let Tier { name: _, description: _, networks, bridges, subnets, addresses, audit: _, optional, services } =
-        tier;
+    let Tier {
+        name: _,
+        description: _,
+        networks,
+        bridges,
+        units,
+        subnets,
+        addresses,
+        audit: _,
+        optional,
+        services,
+    } = tier;
     TierClaim {
         networks: networks.iter().cloned().collect(),
         bridges: bridges.iter().cloned().collect(),
+        units: units.iter().cloned().collect(),
         subnets: subnets.iter().copied().collect(),
         addresses: addresses.iter().copied().collect(),
         optional: *optional,

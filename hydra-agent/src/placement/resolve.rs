@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 
 use super::claims::{Claims, NetworkClaim, TierClaim};
-use super::{Bridge, Nowhere, Placement};
+use super::{Bridge, Nowhere, Placement, Processes};
 use crate::inventory::snapshot::{Attachment, DockerState, Link, LinkType, Snapshot};
+use crate::policy::rows::Owner;
 use crate::published::{NotEnforced, Remark};
 
 /// How far the addresses of a stack are believed.
@@ -158,6 +159,23 @@ fn resolve_tier(
             None => missing.push((format!("bridge {bridge}"), "there is no such interface".into())),
         }
     }
+    for unit in &tier.units {
+        match snapshot.units.get(unit) {
+            Some(cgroup) => {
+                anywhere = true;
+                let owner = Owner::Tier(name.to_owned());
+                out.processes.push(Processes { name: unit.clone(), owner, cgroup: *cgroup });
+            }
+            None if snapshot.units.is_empty() => missing.push((
+                format!("unit {unit}"),
+                "no unit of this host has a cgroup below that of the hooks".into(),
+            )),
+            None => missing.push((format!("unit {unit}"), "it does not run".into())),
+        }
+    }
+    // Of a tier that only has containers of this host's network.
+    let here = |c: &String| snapshot.host_network.contains(c);
+    anywhere |= tier.services.iter().any(|s| s.containers.iter().any(here));
     out.subnets.insert(name.to_owned(), subnets);
     // While Docker is not there its networks can't be missed.
     let may_come = matches!(snapshot.docker, DockerState::Down { .. }) && !tier.networks.is_empty();

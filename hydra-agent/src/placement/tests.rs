@@ -135,6 +135,8 @@ impl Scene {
             members: vec![name.into()],
             labels: BTreeMap::new(),
             netns: Some(format!("/proc/1/{name}").into()),
+            cookie: None,
+            cgroups: BTreeSet::new(),
             attachments,
             docker,
         });
@@ -421,13 +423,46 @@ fn a_named_container_somewhere_else_is_a_warning() {
 }
 
 #[test]
-fn a_named_container_in_the_hosts_stack_is_not_enforced() {
+fn a_named_container_in_the_hosts_stack_is_known_by_its_cgroup() {
     let mut s = Scene::usual();
     s.snapshot.host_network = vec!["other".into(), "pg".into()];
     assert_eq!(
         said(&s.place()),
-        ["pg: it uses this host's own network stack: it is `host`, not `databases/postgres`"]
+        [
+            "pg: it uses this host's own network stack, and its cgroup is not below that of the hooks: it is `host`, not `databases/postgres`"
+        ]
     );
+    s.snapshot.host_cgroups = BTreeMap::from([("other".into(), 8), ("pg".into(), 7)]);
+    let p = s.place();
+    let processes: Vec<_> =
+        p.processes.iter().map(|p| (p.name.as_str(), p.owner.to_string(), p.cgroup)).collect();
+    assert_eq!(processes, [("pg", "databases/postgres".to_owned(), 7)]);
+    assert_eq!(said(&p), Vec::<String>::new());
+}
+
+#[test]
+fn units_are_known_by_their_cgroups_and_missed_where_they_do_not_run() {
+    let mut s = Scene::usual();
+    let units = |names: &[&str]| TierClaim {
+        units: names.iter().map(|n| (*n).to_owned()).collect(),
+        ..TierClaim::default()
+    };
+    s.tier("proxies", units(&["caddy.service", "nginx.service"]));
+    s.tier("later", TierClaim { optional: true, ..units(&["later.service"]) });
+    s.snapshot.units = BTreeMap::from([("nginx.service".into(), 9), ("cron.service".into(), 8)]);
+    let p = s.place();
+    assert_eq!(p.processes.len(), 1);
+    assert_eq!((p.processes[0].name.as_str(), p.processes[0].cgroup), ("nginx.service", 9));
+    assert_eq!(p.nowhere, []);
+    assert!(
+        said(&p).contains(&"unit caddy.service: it does not run (tier `proxies`)".to_owned()),
+        "{:?}",
+        said(&p)
+    );
+    s.snapshot.units.remove("nginx.service");
+    let p = s.place();
+    assert_eq!(p.nowhere.iter().map(|n| n.tier.as_str()).collect::<Vec<_>>(), ["proxies"]);
+    assert_eq!(p.nowhere[0].looked_for, "unit caddy.service, unit nginx.service");
 }
 
 #[test]

@@ -219,7 +219,7 @@ fn line_of(model: &Model, ruling: Ruling) -> u8 {
 fn notes(model: &Model, from: &Owner, to: &Owner, ruling: Ruling, verdict: Verdict) -> Vec<String> {
     let mut notes = Vec::new();
     let reserved = |o: &Owner| matches!(o, Owner::External | Owner::Host | Owner::Unmanaged);
-    let here = |o: &Owner| model.tier(o.tier()).is_some_and(super::model::Tier::is_internal);
+    let here = |o: &Owner| model.tier(o.tier()).is_some_and(super::model::Tier::is_here);
     if reserved(from) && reserved(to) {
         notes.push(format!("not enforced here: `{from}` to `{to}` is never judged"));
     } else if !here(from) && !here(to) {

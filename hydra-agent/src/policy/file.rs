@@ -90,8 +90,8 @@ shape! {
         optional "subnets" subnets: List<At<Cidr>>,
         /// Blocks of addresses outside this host.
         optional "addresses" addresses: List<At<Cidr>>,
-        /// systemd units of this host. Not supported yet.
-        optional "units" units: Unsupported,
+        /// systemd units of this host, by their full names.
+        optional "units" units: List<At<Text>>,
         /// `audit`: what no rule allows passes and is recorded.
         optional "mode" mode: At<Mode>,
         /// It may resolve to nothing.

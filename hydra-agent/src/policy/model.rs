@@ -96,6 +96,8 @@ pub struct Tier {
     pub networks: Vec<String>,
     /// Bridges that it lives on, by interface name.
     pub bridges: Vec<String>,
+    /// systemd units of this host.
+    pub units: Vec<String>,
     /// `subnets:`, the blocks of its networks and bridges as the tier itself gives them.
     pub subnets: Vec<IpNet>,
     /// Blocks outside this host.
@@ -112,6 +114,13 @@ impl Tier {
     /// Whether it lives on networks or bridges of this host: what `internal` means.
     pub fn is_internal(&self) -> bool {
         !self.networks.is_empty() || !self.bridges.is_empty()
+    }
+
+    /// Whether this host's kernel may judge for it: at ports of its networks and bridges, or at the processes of its units and of its
+    /// services' containers.
+    pub fn is_here(&self) -> bool {
+        let processes = !self.units.is_empty() || self.services.iter().any(|s| !s.containers.is_empty());
+        self.is_internal() || processes
     }
 }
 
@@ -236,6 +245,7 @@ pub(super) struct Index {
     pub containers: BTreeMap<String, Owner>,
     pub networks: BTreeMap<String, usize>,
     pub bridges: BTreeMap<String, usize>,
+    pub units: BTreeMap<String, usize>,
 }
 
 impl Model {

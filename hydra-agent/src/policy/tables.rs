@@ -8,8 +8,8 @@ use hydra_common::decide::Parts;
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::id::Identity;
 use hydra_common::tables::{
-    Cell, Decision, Endpoint, Fragment, FragmentKey, Head, IdentityRow, Interval, Link, PrefixRow, Publish,
-    PublishKey, RuleSet, Tables,
+    Cell, Cgroup, CgroupKey, Decision, Endpoint, Fragment, FragmentKey, Head, IdentityRow, Interval, Link,
+    PrefixRow, Publish, PublishKey, RuleSet, Tables,
 };
 use ipnet::IpNet;
 
@@ -97,6 +97,9 @@ impl Tables for PolicyTables<'_> {
         self.endpoints.get(address)
     }
     fn published(&self, _: &PublishKey) -> Option<&Publish> {
+        None
+    }
+    fn cgroup(&self, _: &CgroupKey) -> Option<&Cgroup> {
         None
     }
     fn prefix(&self, _: u32, address: &Address) -> Option<&PrefixRow> {

@@ -55,6 +55,8 @@ pub fn cut(live: Live<'_>, compiled: &Compiled, placement: &Placement) -> Vec<St
                 let identity = owner.and_then(|o| compiled.identity(o, port.target));
                 (identity.unwrap_or(Identity::UNKNOWN), owner.is_none_or(Owner::declared))
             }
+            // A process of this host that a tier has: its address does not say so.
+            None if own(placement, to) && declared(compiled, flow.destination) => (flow.destination, true),
             None => end(compiled, placement, to),
         };
         if !source.1 && !destination.1 {
@@ -75,13 +77,18 @@ pub fn cut(live: Live<'_>, compiled: &Compiled, placement: &Placement) -> Vec<St
 fn end(compiled: &Compiled, placement: &Placement, ip: IpAddr) -> (Identity, bool) {
     let owner = match placement.addresses.get(&ip) {
         Some(home) => home.owner.clone(),
-        None if placement.host.contains(&ip) => Owner::Host,
+        None if own(placement, ip) => Owner::Host,
         // Behind a closed port: no cell lets it pass.
         None if placement.closed_addresses.contains_key(&ip) => return (Identity::UNKNOWN, true),
         None => owner_of_address(compiled, ip),
     };
     let identity = compiled.identity(&owner, Some(ip)).unwrap_or(Identity::UNKNOWN);
     (identity, owner.declared())
+}
+
+/// Whether it is an address of this host's own stack.
+fn own(placement: &Placement, ip: IpAddr) -> bool {
+    placement.host.contains(&ip) || ip.is_loopback()
 }
 
 fn declared(compiled: &Compiled, identity: Identity) -> bool {
@@ -211,6 +218,25 @@ mod tests {
             said("  - { name: a, from: apps, to: host }\n"),
             ["10.2.0.1 -> pg tcp/5432", "web -> pg tcp/5432"]
         );
+    }
+
+    #[test]
+    fn a_flow_to_a_process_of_a_tier_is_the_tier_s() {
+        let mut scene = Scene::usual();
+        scene.container("web", &[(102, 10, "front", &["10.1.0.5"])]);
+        let said = |rules: &str| {
+            let text = POLICY.replace("tiers:\n", "tiers:\n  proxy: { units: [proxy.service] }\n");
+            let (model, _) = policy::parse(&format!("{text}{rules}"), "t").unwrap();
+            let placement = place(&Claims::of(&model), &scene.snapshot, false, &mut Containers::default());
+            let world = World { live: crate::reconcile::homes(&placement).collect(), ..World::default() };
+            let compiled = compile(&model, &world, &mut Numbers::default()).unwrap();
+            let destination = compiled.identity(&Owner::Tier("proxy".into()), None).unwrap();
+            let (key, flow) = flow("10.1.0.5", 40_000, "127.0.0.1", 80, protocol::TCP);
+            let flows = [(key, Flow { destination, ..flow })];
+            cut(Live { flows: &flows, monotonic: 2_000_000_000, unix: 1_800_000_000 }, &compiled, &placement)
+        };
+        assert_eq!(said("  - { name: a, from: apps, to: proxy, ports: [tcp/80] }\n"), [""; 0]);
+        assert_eq!(said("  - { name: a, from: apps, to: host }\n"), ["web -> 127.0.0.1 tcp/80"]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What flags, variables and the file make of each other.
 
 use super::*;
+use crate::cgroup::Place;
 
 fn flags(words: &[&str]) -> Flags {
     let words = ["hydra-agent", "run"].iter().chain(words);
@@ -49,16 +50,15 @@ fn the_example_file_holds_the_defaults() {
         routes,
         attach,
         uplinks,
+        cgroup,
         labels,
         pickup,
         log,
     } = example;
     assert!(policy.is_some() && docker.is_some() && state_dir.is_some() && run_dir.is_some());
     assert!(bpffs.is_some() && listen.is_some() && netns_dir.is_some() && routes.is_some());
-    assert!(
-        attach.is_some() && uplinks.is_some() && labels.is_some() && pickup.is_some() && log.is_some(),
-        "every key is shown"
-    );
+    assert!(uplinks.is_some() && cgroup.is_some());
+    assert!(attach.is_some() && labels.is_some() && pickup.is_some() && log.is_some(), "every key is shown");
 }
 
 #[test]
@@ -74,13 +74,14 @@ fn a_flag_stands_above_the_file() {
 #[test]
 fn every_key_of_the_file_is_read() {
     let text = "policy: /p\ndocker: none\nstate-dir: /s\nrun-dir: /r\nbpffs: /b\nlisten: '[::1]:1'\n\
-        netns-dir: /n\nroutes: false\nattach: clsact\nuplinks: [eth0, wg0]\nlabels: true\npickup: 0\nlog: debug\n";
+        netns-dir: /n\nroutes: false\nattach: clsact\nuplinks: [eth0, wg0]\ncgroup: /c\nlabels: true\npickup: 0\nlog: debug\n";
     let s = Settings::merge(Flags::default(), file(text).unwrap()).unwrap();
     assert_eq!(s.policy, PolicyFile { path: "/p".into(), named: true });
     assert_eq!(s.docker, Docker::None);
     assert_eq!(s.listen, Some("[::1]:1".parse().unwrap()));
     assert_eq!((s.routes, s.labels, s.attach), (false, true, Attach::Clsact));
     assert_eq!(s.uplinks, Uplinks::Named(["eth0".into(), "wg0".into()].into()));
+    assert_eq!(s.cgroup, Place::At("/c".into()));
     assert_eq!((s.pickup, s.log.as_str()), (Pickup(0), "debug"));
 }
 

@@ -11,6 +11,8 @@ use crate::verdict::{Hook, Reason, Verdict};
 
 /// The ICMPv6 type of RFC 2710 and RFC 3810.
 const LISTENER_QUERY: u8 = 130;
+/// `lo` of every namespace.
+pub const LOOPBACK: u32 = 1;
 
 /// What kind of interface a frame came in by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,20 +52,21 @@ pub fn sender<'t, T: Tables>(
     at: &At,
     out: &mut Outcome,
 ) -> Result<Option<&'t Link>, Reason> {
-    if matches!(at.hook, Hook::PortOut | Hook::BridgeOut)
+    if matches!(at.hook, Hook::PortOut | Hook::BridgeOut | Hook::CgroupIn)
         && let Some(identity) = carrier(at.mark)
     {
         published::carried(tables, packet, at, out, identity);
         return Ok(None);
     }
     let index = match at.hook {
-        Hook::PortIn | Hook::UplinkIn => at.ifindex,
+        Hook::CgroupIn if at.ifindex == LOOPBACK => 0,
+        Hook::PortIn | Hook::UplinkIn | Hook::CgroupIn => at.ifindex,
         Hook::PortOut | Hook::BridgeOut => at.ingress,
         // The port is forgotten here; the port's own program has checked the source, or there was none.
         Hook::BridgeIn if at.mark & MARK_MASK == MARK_CHECKED => {
             tables.endpoint(&packet.source).ok_or(Reason::UnknownSource)?.port
         }
-        Hook::BridgeIn => return Err(Reason::UnknownSource),
+        Hook::BridgeIn | Hook::Connect | Hook::CgroupOut => return Err(Reason::UnknownSource),
     };
     if index == 0 {
         out.sender = Sender::Host;

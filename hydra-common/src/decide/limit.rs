@@ -17,7 +17,7 @@ pub fn counts<T: Tables>(tables: &T, at: &At, out: &Outcome) -> bool {
 
 /// Whether a port of a tier, by itself or through its bridge, is where the packet came into the host.
 #[inline(always)]
-fn sent_here<T: Tables>(tables: &T, ingress: u32) -> bool {
+pub(super) fn sent_here<T: Tables>(tables: &T, ingress: u32) -> bool {
     let kind = tables.link(ingress).map_or(LinkKind::Unknown, |link| LinkKind::from_row(link.kind));
     matches!(kind, LinkKind::Port | LinkKind::Bridge)
 }

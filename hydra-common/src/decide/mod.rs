@@ -10,10 +10,12 @@ mod ends;
 pub mod fragment;
 mod limit;
 mod outcome;
+pub mod own;
 mod parts;
 mod published;
 mod related;
 mod ruling;
+pub mod socket;
 
 pub use limit::{counts, settle};
 pub use outcome::{Hop, Outcome, Step, Way};
@@ -77,20 +79,36 @@ pub fn decide<'t, T: Parts>(
         out.not_judged(Way::Leave);
         return None;
     }
+    if !ready(tables, at, out) {
+        return None;
+    }
+    let said = enter(tables, packet, parsed, at, out);
+    settled(out, said)
+}
+
+/// Which policy holds. `false`: none does, or none that is whole.
+#[inline(always)]
+fn ready<T: Tables>(tables: &T, at: &At, out: &mut Outcome) -> bool {
     out.generation = tables.generation();
     if out.generation == 0 {
         out.reason = Reason::NoPolicy;
-        return None;
+        return false;
     }
-    let head = tables.head(out.bank())?;
+    let Some(head) = tables.head(out.bank()) else { return false };
     if head.generation != out.generation {
-        return None;
+        return false;
     }
     out.revision = head.revision;
     out.audit = head.flags & Head::AUDIT != 0;
     // What passes anyway is known when enforcing begins.
     out.pickup = out.audit || at.seconds() < head.pickup_until;
-    let live = match enter(tables, packet, parsed, at, out) {
+    true
+}
+
+/// An error denies, and the mode of the whole policy comes last.
+#[inline(always)]
+fn settled<F>(out: &mut Outcome, said: Result<Option<F>, Reason>) -> Option<F> {
+    let live = match said {
         Ok(live) => live,
         Err(reason) => {
             out.verdict = Verdict::Denied;
@@ -178,10 +196,14 @@ fn enter<'t, T: Parts>(
         return Ok(None);
     }
     tables.open(packet, at, out, live.as_deref());
+    let left = own::claimed(tables, packet, at, out);
     match tables.way(packet, at, out, link) {
         // The policy's reason stands before the frame's.
         Err(_) if matches!(out.verdict, Verdict::Denied) => out.way = Way::Judged,
         went => went?,
+    }
+    if left {
+        out.way = Way::Left;
     }
     Ok(live)
 }
@@ -355,7 +377,7 @@ fn known(packet: &Packet, at: &At, out: &Outcome) -> bool {
         || matches!(out.step, Step::Count | Step::Renew)
         || out.pickup
         || packet.is_group()
-        || carrier(at.mark).is_some()
+        || (carrier(at.mark).is_some() && !matches!(at.hook, Hook::CgroupIn))
 }
 
 /// A packet that opens a connection of TCP or an association of SCTP.

@@ -36,6 +36,8 @@ pub enum Way {
     Checked,
     /// Through the stack, marked with the sender's identity: whoever this host sends it on to is judged where he receives it.
     Carried,
+    /// The same, where only the process that receives it can be judged for: [`crate::names::MARK_LEFT`].
+    Left,
     /// Straight into the destination's namespace, by [`Outcome::hop`].
     Peer,
 }

@@ -5,10 +5,12 @@
 //! the receiver's hook judges him, and not the address that he has by then.
 
 use super::ends::{self, Sender};
+use super::limit::sent_here;
 use super::{At, Outcome, Parts, Step, Way, declared, opens};
 use crate::address::Address;
 use crate::flow::{Flow, Side};
 use crate::id::{Container, Identity, Tier};
+use crate::names::{MARK_CARRIED, MARK_MASK};
 use crate::packet::{Kind, Packet, Piece};
 use crate::tables::{Endpoint, LinkKind, Publish, PublishKey, Tables};
 use crate::track::{self, protocol};
@@ -130,8 +132,13 @@ pub fn carried<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcom
     if at.ingress != 0 && out.source_container == Container::NONE {
         out.marks |= Flow::MASQUERADED;
     }
-    // Uplink-in counts nothing of what it lets through.
-    out.elsewhere = ends::tier(tables, out.bank(), identity) != Tier::UNMANAGED;
+    // What a process of this host sends to a port is counted there, and uplink-in counts nothing of what it lets through.
+    let here = if matches!(at.hook, Hook::CgroupIn) {
+        at.mark & MARK_MASK == MARK_CARRIED
+    } else {
+        sent_here(tables, at.ingress)
+    };
+    out.elsewhere = here && ends::tier(tables, out.bank(), identity) != Tier::UNMANAGED;
 }
 
 /// How a packet that needs nothing else goes on: what its opener sends to this host may be sent on. So may the answer to a call that

@@ -257,6 +257,20 @@ impl Packet {
         }
     }
 
+    /// Reads a packet that begins with its IP header, where there is no frame around it.
+    #[inline(always)]
+    pub fn parse_bare<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
+        let Chunk([first]) = bytes.load::<1>(0).ok_or(Reason::Malformed)?;
+        self.ethertype = match first >> 4 {
+            4 => 0x0800,
+            6 => 0x86dd,
+            _ => return Err(Reason::Malformed),
+        };
+        let understood = self.network_header(bytes);
+        self.sender = self.key.canonical() as u8;
+        understood
+    }
+
     // From here on offsets go through `self`: see `crate::decide` on what the verifier makes of that.
     #[inline(always)]
     fn network_header<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {

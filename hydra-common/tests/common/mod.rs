@@ -30,13 +30,14 @@ pub struct Plain {
     pub heads: [Head; 2],
     pub links: HashMap<u32, Link>,
     pub endpoints: HashMap<Address, Endpoint>,
+    pub published: HashMap<PublishKey, Publish>,
+    pub cgroups: HashMap<CgroupKey, Cgroup>,
     pub prefixes: Vec<(Address, u32, PrefixRow)>,
     pub identities: HashMap<u16, IdentityRow>,
     pub cells: HashMap<(u16, u16), Cell>,
     pub sets: Vec<RuleSet>,
     pub intervals: Vec<Interval>,
     pub decisions: Vec<Decision>,
-    pub published: HashMap<PublishKey, Publish>,
     pub flows: HashMap<FlowKey, Flow>,
     pub fragments: HashMap<FragmentKey, Fragment>,
 }
@@ -60,6 +61,9 @@ impl Tables for Plain {
     }
     fn published(&self, key: &PublishKey) -> Option<&Publish> {
         self.published.get(key)
+    }
+    fn cgroup(&self, key: &CgroupKey) -> Option<&Cgroup> {
+        self.cgroups.get(key)
     }
     fn prefix(&self, _: u32, address: &Address) -> Option<&PrefixRow> {
         let bits = |a: &Address| u128::from_be_bytes(a.octets());

@@ -69,12 +69,20 @@ impl Engine {
 
     /// Starts the agent beside this engine, with this policy.
     pub fn agent(&self, policy: &str) -> Result<Agent> {
+        self.agent_with(policy, &[])
+    }
+
+    /// The same with hooks on the processes of this engine's containers, and on no others of the machine.
+    pub fn agent_on_processes(&self, policy: &str) -> Result<Agent> {
+        self.agent_with(policy, &["--cgroup", &self.cgroup().to_string_lossy()])
+    }
+
+    fn agent_with(&self, policy: &str, more: &[&str]) -> Result<Agent> {
         agent::write(self.world(), "policy.yaml", policy)?;
-        let path = self.world().scratch("policy.yaml");
-        Agent::start_with(
-            self.world(),
-            &["--policy", &path.to_string_lossy(), "--docker", &self.socket().to_string_lossy()],
-        )
+        let (path, socket) = (self.world().scratch("policy.yaml"), self.socket());
+        let (path, socket) = (path.to_string_lossy(), socket.to_string_lossy());
+        let own = ["--policy", &path, "--docker", &socket];
+        Agent::start_with(self.world(), &[&own[..], more].concat())
     }
 
     /// Asks Postgres at an address something that it answers with 42; `Err` is what `psql` said.

@@ -127,11 +127,12 @@ pub fn frame(mut bytes: &[u8]) {
         let (one, more) = rest.split_at(length);
         bytes = more;
         let one_of = |list: &[u32], n: u8| list[usize::from(n) % list.len()];
-        let hook = Hook::ALL[usize::from(head[0]) % Hook::ALL.len()];
+        let hook = Hook::INTERFACES[usize::from(head[0]) % Hook::INTERFACES.len()];
         let own: &[u32] = match hook {
             Hook::PortIn | Hook::PortOut => &PORTS,
             Hook::BridgeIn | Hook::BridgeOut => &BRIDGES,
             Hook::UplinkIn => &OTHERS,
+            Hook::Connect | Hook::CgroupIn | Hook::CgroupOut => continue,
         };
         let at = At {
             hook,

@@ -136,15 +136,17 @@ impl<'s> End<'s> {
             return DockerEnd::Networks(here);
         }
         match model.tier(self.owner.tier()) {
-            Some(tier) if !tier.is_internal() => DockerEnd::Outside,
+            Some(tier) if !tier.is_here() => DockerEnd::Outside,
+            // What it has is on the host's own stack.
+            Some(tier) if !tier.is_internal() => DockerEnd::Host,
             Some(tier) => DockerEnd::Networks(tier.networks.iter().cloned().collect()),
             None => DockerEnd::Networks(BTreeSet::new()),
         }
     }
 
-    /// Whether the kernel of this host has, or would have, a port of it to judge at.
+    /// Whether the kernel of this host has, or would have, a port or a process of it to judge at.
     pub(super) fn is_here(&self, model: &Model) -> bool {
-        let declared = model.tier(self.owner.tier()).is_some_and(crate::policy::model::Tier::is_internal);
+        let declared = model.tier(self.owner.tier()).is_some_and(crate::policy::model::Tier::is_here);
         self.closed.is_some()
             || declared && (!self.endpoints.is_empty() || self.addresses.is_empty() || self.unknown)
     }
@@ -157,6 +159,7 @@ impl<'s> End<'s> {
         }
         if let Some(tier) = model.tier(self.owner.tier()) {
             names.extend(tier.networks.iter().chain(&tier.bridges).cloned());
+            names.extend(tier.units.iter().map(|unit| format!("unit {unit}")));
         }
         names.remove("");
         names

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Checker;
+use crate::cgroup::UNITS;
 use crate::diagnostic::Place;
 use crate::policy::file;
 use crate::policy::model::{Model, Network, Service, Tier};
@@ -132,6 +133,7 @@ impl Checker {
             description: None,
             networks: Vec::new(),
             bridges: Vec::new(),
+            units: Vec::new(),
             subnets: Vec::new(),
             addresses: Vec::new(),
             audit: false,
@@ -184,6 +186,10 @@ impl Checker {
             }
             self.bridge(index, bridge, model);
         }
+        made.units = self.once("unit", units.as_ref());
+        for unit in units.iter().flat_map(|u| &u.items) {
+            self.unit(index, unit, model);
+        }
         made.subnets = self.nets(subnets.as_ref());
         made.addresses = self.nets(addresses.as_ref());
         if let Some(subnets) = subnets.as_ref().filter(|_| !made.is_internal()) {
@@ -192,13 +198,17 @@ impl Checker {
             self.error(subnets.place, message, Some(hint));
         }
         let names = |list: Option<&List<At<String>>>| list.is_some_and(|l| !l.empty);
-        let nothing = !names(networks.as_ref())
+        // A named container may live on this host's network.
+        let named = |s: &Option<file::Service>| s.as_ref().is_some_and(|s| names(s.containers.as_ref()));
+        let containers = services.iter().flat_map(|s| &s.0).any(|(_, s)| named(s));
+        let nothing = !containers
+            && !names(networks.as_ref())
             && !names(bridges.as_ref())
             && addresses.as_ref().is_none_or(|l| l.empty)
             && subnets.is_none()
-            && units.is_none();
+            && !names(units.as_ref());
         if nothing && !made.optional {
-            let message = format!("tier `{}` names no networks, bridges or addresses", name.value);
+            let message = format!("tier `{}` names no networks, bridges, addresses or units", name.value);
             self.warn(name.place, message, Some("say `optional: true` if that is meant".to_owned()));
         }
         for (service, shape) in services.iter().flat_map(|s| &s.0) {
@@ -213,6 +223,22 @@ impl Checker {
             let message = format!("bridge `{}` belongs to two tiers", bridge.value);
             let hint = format!("tier `{}` has it too", model.tiers[other].name);
             self.error(bridge.place, message, Some(hint));
+        }
+    }
+
+    /// Names of units (systemd.unit(5)), of the kinds that have processes.
+    fn unit(&mut self, index: usize, unit: &At<String>, model: &mut Model) {
+        let text = &unit.value;
+        let good = |c: char| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c);
+        let kind = UNITS.iter().any(|k| text.len() > k.len() && text.ends_with(k));
+        if !kind || text.len() > 255 || !text.chars().all(good) {
+            let plain = !text.is_empty() && !text.contains('.') && text.chars().all(good);
+            let hint = plain.then(|| format!("write `{text}.service`"));
+            self.error(unit.place, format!("`{text}` is no name of a unit"), hint);
+        }
+        if let Some(other) = model.index.units.insert(text.clone(), index).filter(|o| *o != index) {
+            let hint = format!("tier `{}` has it too", model.tiers[other].name);
+            self.error(unit.place, format!("unit `{text}` belongs to two tiers"), Some(hint));
         }
     }
 

@@ -240,4 +240,9 @@ fn what_is_not_enforced_here_is_said() {
         "not enforced here: neither `lan` nor `external` is on this host"
     );
     assert_eq!(note("web external tcp/22"), "");
+    // Processes of this host that have no port.
+    let text = "version: 1\ntiers:\n  proxy: { units: [proxy.service] }\n  edge: { services: { edge: { containers: [edge] } } }\n";
+    for question in ["external proxy tcp/80", "edge external tcp/80", "edge/edge host tcp/80"] {
+        assert_eq!(ask_at(text, question, NOW).notes.join("; "), "", "{question}");
+    }
 }

@@ -75,7 +75,10 @@ fn keys_and_types() {
             "version: 1\ntiers:\n  web: [networks]\n  db: { networks: { a: b } }\nrules: { a: b }\nexpect: none\n"
         ),
         ("a list in a list", "version: 1\ntiers:\n  web: { networks: [[a]] }\n"),
-        ("not supported", "version: 1\ntiers:\n  web: { units: [nginx.service] }\n"),
+        (
+            "units",
+            "version: 1\ntiers:\n  web: { units: [nginx, nginx.service, nginx.service, a/b.service, .service] }\n  db: { units: [nginx.service, x.timer] }\n"
+        ),
         ("no tier", "version: 1\ntiers:\n"),
         (
             "times",

@@ -1,0 +1,324 @@
+//! The walk of a packet of a process on this host's own stack: judge, record, count; then drop it, or say in the mark who sends.
+//!
+//! These programs run in a process or in a soft interrupt, and each can be interrupted by others on the same CPU: see
+//! [`maps::take_room`], and `sock` on counters.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::{
+    bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns, bpf_skb_ancestor_cgroup_id,
+    bpf_skb_load_bytes,
+};
+use aya_ebpf::programs::SkBuffContext;
+use hydra_common::address::Address;
+use hydra_common::decide::own::{left, own};
+use hydra_common::decide::{At, Outcome, Step, Way, counts, entry};
+use hydra_common::event::Event;
+use hydra_common::flow::Flow;
+use hydra_common::id::{Container, Identity};
+use hydra_common::names::{MARK_IDENTITY, MARK_LEFT, MARK_MASK, carried};
+use hydra_common::packet::{Bytes, Chunk, Packet};
+use hydra_common::tables::{Cgroup, CgroupKey, Count, DropKey, Gauge, MAX_CGROUP_DEPTH, Tables as _};
+use hydra_common::verdict::{Hook, Reason, Verdict};
+
+use crate::act::{add_atomic, advance, limit, renew};
+use crate::global::{coded, decoded, global};
+use crate::maps::{self, LiveFlow, Maps, Scratch};
+use crate::sock::{add, gauge, tell};
+
+const DROP: i32 = 0;
+const PASS: i32 = 1;
+/// Ethernet header: what the wire carries beside the packet.
+const ETHERNET: u64 = 14;
+/// Offsets beyond this are not read: no header chain that the parser walks is longer.
+const FARTHEST: usize = 0x0fff;
+
+/// One packet at one hook.
+#[inline(always)]
+pub fn run(ctx: &SkBuffContext, hook: Hook) -> i32 {
+    let skb = ctx.skb.skb;
+    let nobody = NOBODY;
+    let row = match row(skb) {
+        Some(row) if row.flags & Cgroup::HOST != 0 => row,
+        // What nobody may send to `host` was left to the processes of tiers.
+        // SAFETY: the context is valid while the program runs.
+        _ if matches!(hook, Hook::CgroupIn) && unsafe { (*skb).mark } & MARK_MASK == MARK_LEFT => &nobody,
+        _ => return PASS,
+    };
+    if matches!(hook, Hook::CgroupOut) {
+        // SAFETY: the context is valid while the program runs, and its mark may be read and written here.
+        unsafe {
+            let identity = row.identity[(Maps.generation() & 1) as usize];
+            (*skb).mark = ((*skb).mark & !(MARK_MASK | MARK_IDENTITY)) | carried(identity);
+        }
+        let mut destination = Address::default();
+        if destination_of(skb, &mut destination) && left(&Maps, &destination) {
+            return PASS;
+        }
+    }
+    // SAFETY: no arguments; two runs on one CPU at once have different numbers, but for one in four thousand million.
+    let number = unsafe { (u64::from(bpf_get_smp_processor_id()) << 32) | u64::from(bpf_get_prandom_u32()) };
+    let Some(room) = maps::take_room(number) else { return DROP };
+    let verdict = walk(skb, hook, row, room);
+    maps::leave_room(number);
+    match verdict {
+        Verdict::Denied => DROP,
+        Verdict::Allowed | Verdict::Audited => PASS,
+    }
+}
+
+/// What every other process of this host is.
+const NOBODY: Cgroup = Cgroup {
+    netns: 0,
+    address: Address::UNSPECIFIED6,
+    identity: [Identity::HOST; 2],
+    container: Container::NONE,
+    flags: Cgroup::HOST,
+    zero: 0,
+};
+
+/// Where a packet goes, read from its header alone: most of what processes send is for ports to judge.
+#[inline(never)]
+fn destination_of(skb: *mut __sk_buff, into: &mut Address) -> bool {
+    let mut first = Chunk([0; 1]);
+    let mut v4 = Chunk([0; 4]);
+    let mut v6 = Chunk([0; 16]);
+    if !read(skb, 0, &mut first) {
+        return false;
+    }
+    *into = match first.0[0] >> 4 {
+        4 if read(skb, 16, &mut v4) => Address::v4(v4.0),
+        6 if read(skb, 24, &mut v6) => Address::v6(v6.0),
+        _ => return false,
+    };
+    true
+}
+
+#[inline(always)]
+fn walk(skb: *mut __sk_buff, hook: Hook, row: &Cgroup, room: &mut Scratch) -> Verdict {
+    let Scratch { at, packet, outcome, flow: fresh } = room;
+    // SAFETY: the context is valid while the program runs; the clock has no arguments.
+    let (ifindex, mark, now) = unsafe { ((*skb).ifindex, (*skb).mark, bpf_ktime_get_coarse_ns()) };
+    // A limit counts here whatever a rule for `host` has counted before.
+    *at = At { hook, ifindex, ingress: 0, mark, now };
+    let at = &*at;
+    *packet = Packet::default();
+    let parsed = decoded(parse(skb, packet)).map(|_| ());
+    let live = own(&Maps, packet, parsed, at, row, outcome);
+    if counts(&Maps, at, outcome) {
+        limit(packet, outcome, at);
+    }
+    let count = wire(skb, packet.payload);
+    if !matches!(outcome.verdict, Verdict::Denied) {
+        match (outcome.step, live) {
+            (Step::Nothing | Step::End, _) => {}
+            (Step::Create, _) => create(packet, outcome, fresh, &count, at),
+            (Step::Count, Some(flow)) => tally(packet, outcome, flow, &count, now),
+            (Step::Renew, Some(flow)) => {
+                renew(packet, outcome, flow.pointer());
+                tally(packet, outcome, flow, &count, now);
+            }
+            (Step::Count | Step::Renew, None) => outcome.verdict = Verdict::Denied,
+        }
+    } else if matches!(outcome.step, Step::End) {
+        maps::end_flow(&packet.key);
+    }
+    if matches!(outcome.verdict, Verdict::Denied) || !outcome.elsewhere {
+        record(packet, outcome, at, &count);
+    }
+    if matches!(outcome.way, Way::Left) {
+        // SAFETY: the context is valid while the program runs, and its mark may be written here.
+        unsafe { (*skb).mark |= MARK_LEFT };
+    }
+    outcome.verdict
+}
+
+/// The row of the nearest cgroup of the packet's socket that has one.
+#[inline(never)]
+fn row(skb: *mut __sk_buff) -> Option<&'static Cgroup> {
+    let mut found: Option<&Cgroup> = None;
+    for level in 1..=MAX_CGROUP_DEPTH {
+        // SAFETY: the context is valid while the program runs; a level below the socket's own answers 0.
+        let id = unsafe { bpf_skb_ancestor_cgroup_id(skb, level as i32) };
+        if id == 0 {
+            break;
+        }
+        if let Some(row) = maps::find_cgroup(&CgroupKey::new(id, 0)) {
+            found = Some(row);
+        }
+    }
+    found
+}
+
+/// A packet from its IP header on.
+struct Bare(*mut __sk_buff);
+
+impl Bytes for Bare {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: usize) -> Option<Chunk<N>> {
+        let mut bytes = Chunk([0; N]);
+        if offset <= FARTHEST && read(self.0, offset as u32, &mut bytes) { Some(bytes) } else { None }
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.0).len as usize }
+    }
+
+    #[inline(always)]
+    fn tagged(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn ipv4(&self, packet: &mut Packet) -> Result<(), Reason> {
+        decoded(ipv4(self.0, packet)).map(|_| ())
+    }
+
+    #[inline(always)]
+    fn ipv6(&self, packet: &mut Packet) -> Result<(), Reason> {
+        decoded(ipv6(self.0, packet)).map(|_| ())
+    }
+
+    #[inline(always)]
+    fn transport_header(&self, packet: &mut Packet) -> Result<(), Reason> {
+        decoded(transport_header(self.0, packet)).map(|_| ())
+    }
+
+    #[inline(always)]
+    fn icmp(&self, packet: &mut Packet) -> Result<(), Reason> {
+        decoded(icmp(self.0, packet)).map(|_| ())
+    }
+}
+
+/// One copy for each `N` in the object, not one for each use.
+#[inline(never)]
+fn read<const N: usize>(skb: *mut __sk_buff, offset: u32, into: &mut Chunk<N>) -> bool {
+    // SAFETY: `into` has room for `N` bytes.
+    unsafe { bpf_skb_load_bytes(skb.cast(), offset, into.0.as_mut_ptr().cast(), N as u32) == 0 }
+}
+
+/// For a pointer that nobody passes: denied.
+const BAD: u32 = coded(Err(Reason::BadTable));
+
+global!(
+/// Reads a packet.
+fn parse = hydra_bare_parse(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
+    coded(packet.parse_bare(&Bare(skb)).map(|()| true))
+});
+
+global!(fn ipv4 = hydra_bare_ipv4(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
+    coded(packet.ipv4(&Bare(skb)).map(|()| true))
+});
+
+global!(fn ipv6 = hydra_bare_ipv6(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
+    coded(packet.ipv6(&Bare(skb)).map(|()| true))
+});
+
+global!(fn transport_header = hydra_bare_transport(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
+    coded(packet.transport_header(&Bare(skb)).map(|()| true))
+});
+
+global!(fn icmp = hydra_bare_icmp(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
+    coded(packet.icmp(&Bare(skb)).map(|()| true))
+});
+
+/// Wire packets and wire bytes, as if a wire's header stood in front: under GSO every segment repeats the headers up to `payload`.
+#[inline(always)]
+fn wire(skb: *mut __sk_buff, payload: u16) -> Count {
+    // SAFETY: the context is valid while the program runs.
+    let (length, segments) = unsafe { ((*skb).len, (*skb).gso_segs) };
+    let segments = if segments == 0 { 1 } else { u64::from(segments) };
+    let headers = u64::from(payload) + ETHERNET;
+    Count { packets: segments, bytes: u64::from(length) + ETHERNET + (segments - 1) * headers }
+}
+
+global!(
+/// Writes a new flow. One that finds no room is denied: its replies could not return.
+fn create = hydra_own_create(
+    packet: of Packet, outcome: into Outcome, fresh: into Flow, count: of Count, at: of At
+) {
+    let traffic = outcome.traffic(&Maps);
+    entry(packet, outcome, traffic, at.now, fresh);
+    let counted = outcome.elsewhere;
+    if !counted {
+        let side = packet.side().index();
+        fresh.packets[side] = count.packets;
+        fresh.bytes[side] = count.bytes;
+    }
+    if maps::put_flow(&packet.key, fresh).is_err() {
+        gauge(Gauge::FlowsRefused);
+        outcome.verdict = Verdict::Denied;
+        outcome.reason = Reason::FlowTableFull;
+    } else if !counted {
+        add(maps::traffic(traffic), count);
+    }
+});
+
+/// Counts a packet on its flow, unless another hook has.
+#[inline(always)]
+fn tally(packet: &Packet, outcome: &Outcome, flow: LiveFlow, count: &Count, now: u64) {
+    let side = packet.side().index();
+    let live = flow.pointer();
+    // SAFETY: the entry lives until the program ends, and its fields are aligned. Counters are only ever added to, atomically; of two
+    // stores to the other fields at once either is true enough.
+    unsafe {
+        if !outcome.elsewhere {
+            add(maps::traffic((*live).traffic), count);
+            add_atomic(&raw mut (*live).packets[side], count.packets);
+            add_atomic(&raw mut (*live).bytes[side], count.bytes);
+        }
+        core::ptr::write_volatile(&raw mut (*live).seen, now);
+        let end = &raw mut (*live).ends[side];
+        if *end == 0 {
+            core::ptr::write_volatile(end, outcome.near() as u8);
+        }
+    }
+    advance(packet, live);
+}
+
+global!(
+/// Counts a packet by its reason, and, where it was denied or would have been, by its tiers; tells user space.
+fn record = hydra_own_record(packet: of Packet, outcome: of Outcome, at: of At, count: of Count) {
+    add(maps::reason(outcome.reason as u8), count);
+    if !matches!(outcome.verdict, Verdict::Allowed) {
+        let (source, destination) = outcome.tiers(&Maps);
+        let key = DropKey {
+            source,
+            destination,
+            reason: outcome.reason as u8,
+            verdict: outcome.verdict as u8,
+            rule: outcome.rule,
+        };
+        add(maps::drops(&key), count);
+    }
+    let first = match outcome.verdict {
+        Verdict::Allowed => matches!(outcome.step, Step::Create | Step::Renew),
+        Verdict::Audited => !matches!(outcome.step, Step::Count),
+        Verdict::Denied => true,
+    };
+    if first {
+        tell(at.now, || Event {
+            time: at.now,
+            source: packet.source,
+            destination: packet.destination,
+            source_port: packet.source_port,
+            destination_port: packet.destination_port,
+            source_identity: outcome.source,
+            destination_identity: outcome.destination,
+            source_container: outcome.source_container,
+            destination_container: outcome.destination_container,
+            ifindex: at.ifindex,
+            length: count.bytes as u32,
+            revision: outcome.revision,
+            rule: outcome.rule,
+            protocol: packet.protocol,
+            tcp_flags: packet.tcp_flags,
+            verdict: outcome.verdict as u8,
+            reason: outcome.reason as u8,
+            hook: at.hook as u8,
+            ethertype: packet.ethertype,
+            ..Event::default()
+        });
+    }
+});
