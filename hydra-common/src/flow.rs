@@ -149,7 +149,8 @@ pub struct Flow {
     pub opener: u8,
     /// [`Path`].
     pub path: u8,
-    /// TCP flags seen from each side, ORed (RFC 9293, 3.1); for other protocols bit 0 says that the side has sent.
+    /// TCP flags seen from each side, ORed (RFC 9293, 3.1), and of the opener [`crate::track::MORE`]; for other protocols bit 0 says
+    /// that the side has sent.
     pub flags: [u8; 2],
     /// Who opened it.
     pub source: Identity,
@@ -170,6 +171,12 @@ pub struct Flow {
     pub acked: [u32; 2],
     /// The containers at both ends, if they are on this host.
     pub containers: [Container; 2],
+    /// TCP: the number of the opener's last SYN.
+    pub syn: u32,
+    /// The limit that it took from when it began, by [`crate::tables::Limit::bucket`] counted from 1; 0 = none.
+    pub taken: u16,
+    /// Zero.
+    pub zero2: [u8; 2],
     /// First packet, nanoseconds of the monotonic clock.
     pub created: u64,
     /// Last packet, nanoseconds of the monotonic clock.

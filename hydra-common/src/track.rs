@@ -138,6 +138,19 @@ pub struct Stand {
     pub next: u32,
     /// TCP: what it has acknowledged.
     pub acked: u32,
+    /// TCP: the number of the opener's last SYN, whoever the sender is.
+    pub syn: u32,
+}
+
+/// Of [`Flow::flags`] of the opener of a TCP connection or an SCTP association: it has sent something else since its last SYN or INIT.
+/// The bit is that of PSH, which is not kept.
+pub const MORE: u8 = 8;
+
+/// Whether a SYN or an INIT of the opener is its last one, sent again: the same number, and nothing else since. Whoever acknowledges, or resets,
+/// has had an answer, also where that went another way than the entry's.
+#[inline(always)]
+pub fn repeats(flow: &Flow, packet: &Packet) -> bool {
+    flow.flags[packet.side().index()] & MORE == 0 && flow.syn == packet.sequence
 }
 
 /// Bytes beyond the expected ones that may still belong: what a window without scaling holds (RFC 9293, 3.1). Between the frames
@@ -148,30 +161,53 @@ const NEAR: u32 = 65_535;
 #[inline(always)]
 pub fn begin(packet: &Packet) -> Stand {
     if packet.protocol != protocol::TCP {
-        return Stand { flags: 1, next: 0, acked: 0 };
+        return Stand { flags: 1 | more(packet), ..Stand::default() };
     }
     // Without a SYN it is a connection from before: what it says of itself is all there is.
     let flags = packet.tcp_flags & (tcp::FIN | tcp::SYN | tcp::RST | tcp::ACK);
-    Stand { flags, next: end(packet), acked: packet.acknowledgment }
+    let more = if flags == tcp::SYN { 0 } else { MORE };
+    Stand { flags: flags | more, next: end(packet), acked: packet.acknowledgment, syn: packet.sequence }
+}
+
+/// Of SCTP, whose verification tag is not kept: whoever has opened an association has answered with more than an INIT.
+#[inline(always)]
+const fn more(packet: &Packet) -> u8 {
+    if packet.protocol == protocol::SCTP && packet.chunk != sctp::INIT { MORE } else { 0 }
 }
 
 /// Where a packet's sender stands after it.
 #[inline(always)]
 pub fn follow(flow: &Flow, packet: &Packet) -> Stand {
     let side = packet.side().index();
-    let stand = Stand { flags: flow.flags[side], next: flow.next[side], acked: flow.acked[side] };
+    let stand =
+        Stand { flags: flow.flags[side], next: flow.next[side], acked: flow.acked[side], syn: flow.syn };
     if packet.protocol != protocol::TCP {
-        return Stand { flags: 1, ..stand };
+        let opener = flow.opener == packet.sender;
+        let kept = matches!(packet.piece, Piece::Later);
+        let more = if kept { stand.flags & MORE } else { more(packet) };
+        return Stand { flags: if opener { 1 | more } else { 1 }, ..stand };
     }
     // A later piece has no header of its own.
     if matches!(packet.piece, Piece::Later) {
         return stand;
     }
-    match packet.tcp_flags & (tcp::SYN | tcp::RST) {
+    let mut stand = match packet.tcp_flags & (tcp::SYN | tcp::RST) {
         0 => acknowledged(flow, packet, stand),
         tcp::SYN => opening(flow, packet, stand),
         _ => reset(flow, packet, stand),
+    };
+    if flow.opener == packet.sender && packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) != tcp::SYN {
+        stand.flags |= MORE;
     }
+    stand
+}
+
+/// Whether the opener of an established connection has sent another SYN, and nothing since. The other end may know nothing of the
+/// connection any more and answer it, or challenge it (RFC 9293, 3.10.7.4), and then the old one goes on. Until the one or the other
+/// acts on it, each stands where it did.
+#[inline(always)]
+fn reopening(flow: &Flow) -> bool {
+    flow.flags[Side::from_row(flow.opener).index()] & (tcp::ACK | MORE) == tcp::ACK
 }
 
 /// SYN: of the opener as long as nothing is established, with an acknowledgment of the other end as an answer to it.
@@ -181,13 +217,24 @@ fn opening(flow: &Flow, packet: &Packet, stand: Stand) -> Stand {
     let answer = packet.tcp_flags & tcp::ACK != 0;
     let other = flow.flags[packet.side().other().index()];
     let called = other & (tcp::SYN | tcp::ACK) == tcp::SYN;
+    let own = opener && !answer;
     let new = Stand {
         flags: packet.tcp_flags & (tcp::SYN | tcp::ACK),
         next: end(packet),
         acked: packet.acknowledgment,
+        syn: if own { packet.sequence } else { stand.syn },
     };
-    let counts = if opener { !answer && stand.flags & tcp::ACK == 0 } else { answer && called };
-    if counts { new } else { stand }
+    if own && stand.flags & tcp::ACK != 0 {
+        return Stand { flags: stand.flags & !MORE, syn: packet.sequence, ..stand };
+    }
+    let taken = reopening(flow) && follows(flow.syn, packet.acknowledgment);
+    if own || (!opener && answer && (called || taken)) { new } else { stand }
+}
+
+/// Whether a number is behind a SYN of that one, and the data that it may bring along (RFC 7413).
+#[inline(always)]
+const fn follows(syn: u32, number: u32) -> bool {
+    number.wrapping_sub(syn).wrapping_sub(1) <= NEAR
 }
 
 /// RST (RFC 9293, 3.10.7.3; RFC 5961, 3.2): exactly the number that the other end waits for, or has still to see; in answer to a
@@ -219,7 +266,13 @@ fn acknowledged(flow: &Flow, packet: &Packet, stand: Stand) -> Stand {
             flags: packet.tcp_flags & (tcp::FIN | tcp::ACK),
             next: end,
             acked: packet.acknowledgment,
+            ..stand
         };
+    }
+    if flow.opener == packet.sender && reopening(flow) && follows(stand.syn, packet.sequence) {
+        // The other end has answered the new SYN.
+        let flags = tcp::SYN | (packet.tcp_flags & (tcp::FIN | tcp::ACK));
+        return Stand { flags, next: end, acked: packet.acknowledgment, ..stand };
     }
     let mut expected = stand.next;
     if told && after(flow.acked[other], expected) {
@@ -242,6 +295,7 @@ fn acknowledged(flow: &Flow, packet: &Packet, stand: Stand) -> Stand {
         } else {
             stand.acked
         },
+        ..stand
     }
 }
 

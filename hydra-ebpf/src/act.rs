@@ -5,10 +5,10 @@ use aya_ebpf::helpers::{
     bpf_ktime_get_coarse_ns, bpf_l3_csum_replace, bpf_redirect_peer, bpf_skb_change_type, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
-use hydra_common::decide::{At, Hop, Outcome, Step, Way, counts, decide, entry, fragment, settle};
+use hydra_common::decide::{At, Hop, Outcome, Step, Way, counts, decide, entry, fragment, opens, settle};
 use hydra_common::flow::Flow;
 use hydra_common::names::{
-    MARK_CARRIED, MARK_CHECKED, MARK_IDENTITY, MARK_JUDGED, MARK_LEFT, MARK_MASK, carried, left,
+    MARK_CARRIED, MARK_CHECKED, MARK_IDENTITY, MARK_JUDGED, MARK_LEFT, MARK_MASK, carried, carrier, left,
 };
 use hydra_common::packet::{Bytes as _, Chunk, Packet};
 use hydra_common::tables::{Count, Gauge, Tables as _};
@@ -47,8 +47,11 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     let live = decide(&Maps, packet, parsed, at, outcome);
     #[cfg(feature = "log")]
     log(ctx, outcome, hook);
-    if counts(&Maps, at, outcome) {
-        limit(packet, outcome, at);
+    if counts(outcome) {
+        let carried = carrier(mark).is_some() && matches!(hook, Hook::PortOut | Hook::BridgeOut);
+        // SAFETY: the context is valid while the program runs.
+        let taken = if carried { unsafe { (*frame.raw()).tc_index } } else { 0 };
+        limit(packet, outcome, at, taken);
     }
     let count = frame.wire(packet.payload);
     if matches!(outcome.verdict, Verdict::Allowed | Verdict::Audited) {
@@ -99,18 +102,24 @@ fn log(ctx: &TcContext, outcome: &Outcome, hook: Hook) {
 }
 
 global!(
-/// Takes the flow that begins here from its limit. Each packet that finds all limits used up counts for the first of them.
-pub fn limit = hydra_limit(packet: of Packet, outcome: into Outcome, at: of At) {
+/// Takes the flow that begins here from its limit, if it has not taken from it where it was sent: `carried` is what that hook wrote.
+/// Each packet that finds all limits used up counts for the first of them.
+pub fn limit = hydra_limit(packet: of Packet, outcome: into Outcome, at: of At, carried: plain u32) {
     let bank = outcome.bank();
     let mut first = u32::MAX;
-    settle(&Maps, at.seconds(), outcome, |index| {
+    let mut from = carried;
+    let before = |index| carried != 0 && maps::limit(bank, index).is_some_and(|l| l.bucket + 1 == carried);
+    settle(&Maps, at.seconds(), outcome, before, |index| {
         let Some(limit) = maps::limit(bank, index) else { return false };
         let taken = maps::take(&packet.source, limit, at) != 0;
-        if !taken && first == u32::MAX {
+        if taken {
+            from = limit.bucket + 1;
+        } else if first == u32::MAX {
             first = limit.bucket;
         }
         taken
     });
+    outcome.taken = from as u16;
     if matches!(outcome.verdict, Verdict::Denied) {
         report::one_more(maps::limited(first));
     }
@@ -134,6 +143,7 @@ fn create = hydra_create(
             && twin.source == fresh.source
             && now.saturating_sub(twin.created) < AT_ONCE
             && track::State::of(&twin, packet.protocol) != track::State::Closing
+            && (!opens(packet) || track::repeats(&twin, packet))
         {
             tally(packet, outcome, twin, count, now);
             return 0;
@@ -193,6 +203,7 @@ pub fn advance = hydra_advance(packet: of Packet, live: live Flow) {
         }
         core::ptr::write_volatile(&raw mut (*live).next[side], stand.next);
         core::ptr::write_volatile(&raw mut (*live).acked[side], stand.acked);
+        core::ptr::write_volatile(&raw mut (*live).syn, stand.syn);
     }
 });
 
@@ -220,6 +231,7 @@ pub fn renew = hydra_renew(packet: of Packet, outcome: of Outcome, live: live Fl
         (*live).reason = outcome.reason as u8;
         (*live).path = outcome.path as u8;
         (*live).marks = outcome.marks;
+        (*live).taken = outcome.taken;
         (*live).source = outcome.source;
         (*live).destination = outcome.destination;
         (*live).traffic = traffic;
@@ -236,7 +248,15 @@ fn pass(frame: &Frame<'_>, packet: &Packet, outcome: &Outcome, mark: u32) -> i32
         Way::Leave => return NEXT,
         Way::Judged => set_mark(frame, mark, MARK_JUDGED),
         Way::Checked => set_mark(frame, mark, MARK_CHECKED),
-        Way::Carried => set_mark(frame, mark, carried(outcome.speaker(packet.side()))),
+        Way::Carried => {
+            set_mark(frame, mark, carried(outcome.speaker(packet.side())));
+            // An answer has taken nothing.
+            let counted = if outcome.opener as u8 == packet.sender { u32::from(outcome.taken) } else { 0 };
+            // Stays with the packet through netfilter and over bridges; only other programs' verdicts on its way in overwrite it
+            // (`tc_run` and `tcx_action_code`, Linux 6.6). Where it is lost the flow is counted twice.
+            // SAFETY: the context is valid while the program runs.
+            unsafe { (*frame.raw()).tc_index = counted };
+        }
         Way::Left => set_mark(frame, mark, left(outcome.source)),
         Way::Peer => {
             if let Some(action) = to_peer(frame, packet, &outcome.hop) {

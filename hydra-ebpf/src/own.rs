@@ -15,7 +15,7 @@ use hydra_common::decide::{At, Outcome, Step, Way, counts, entry};
 use hydra_common::event::Event;
 use hydra_common::flow::Flow;
 use hydra_common::id::{Container, Identity};
-use hydra_common::names::{MARK_IDENTITY, MARK_LEFT, MARK_MASK, carried};
+use hydra_common::names::{MARK_IDENTITY, MARK_LEFT, MARK_MASK, carried, carrier};
 use hydra_common::packet::{Bytes, Chunk, Packet};
 use hydra_common::tables::{Cgroup, CgroupKey, Count, DropKey, Gauge, MAX_CGROUP_DEPTH, Tables as _};
 use hydra_common::verdict::{Hook, Reason, Verdict};
@@ -98,14 +98,16 @@ fn walk(skb: *mut __sk_buff, hook: Hook, row: &Cgroup, room: &mut Scratch) -> Ve
     let Scratch { at, packet, outcome, flow: fresh } = room;
     // SAFETY: the context is valid while the program runs; the clock has no arguments.
     let (ifindex, mark, now) = unsafe { ((*skb).ifindex, (*skb).mark, bpf_ktime_get_coarse_ns()) };
-    // A limit counts here whatever a rule for `host` has counted before.
     *at = At { hook, ifindex, ingress: 0, mark, now };
     let at = &*at;
     *packet = Packet::default();
     let parsed = decoded(parse(skb, packet)).map(|_| ());
     let live = own(&Maps, packet, parsed, at, row, outcome);
-    if counts(&Maps, at, outcome) {
-        limit(packet, outcome, at);
+    if counts(outcome) {
+        let carried = carrier(mark).is_some() && matches!(hook, Hook::CgroupIn);
+        // SAFETY: the context is valid while the program runs.
+        let taken = if carried { unsafe { (*skb).tc_index } } else { 0 };
+        limit(packet, outcome, at, taken);
     }
     let count = wire(skb, packet.payload);
     if !matches!(outcome.verdict, Verdict::Denied) {

@@ -147,7 +147,13 @@ fn the_oracle_and_the_compiled_tables_agree_on_limits_that_are_used_up() {
                 seconds(now),
             ));
             let first = out.rule;
-            settle(&tables, seconds(now), &mut out, |index| !used.contains(&limited[index as usize]));
+            settle(
+                &tables,
+                seconds(now),
+                &mut out,
+                |_| false,
+                |index| !used.contains(&limited[index as usize]),
+            );
             if compiled.audit && out.verdict == Verdict::Denied {
                 out.verdict = Verdict::Audited;
             }

@@ -1,31 +1,64 @@
 //! Flows that begin under a rule with a `limit`: which ones count, and what stands behind a limit that is used up. Taking from the
 //! limit itself is the caller's: the tables are only read here.
 
-use super::{At, Outcome, Parts, Step, Way, apply_mode};
+use super::{Outcome, Parts, Ruling, Way, apply_mode};
 use crate::flow::Path;
-use crate::names::carrier;
-use crate::tables::{LinkKind, MAX_CHAIN, Tables};
+use crate::tables::MAX_CHAIN;
 use crate::verdict::{Reason, Verdict};
 
-/// Whether this packet begins a flow that a limit counts. What came with its sender's identity has been counted where it was sent,
-/// if that was a port of a tier; this host's own processes and containers of other networks are counted where they arrive.
+/// Whether this packet begins a flow that a limit counts.
 #[inline(always)]
-pub fn counts<T: Tables>(tables: &T, at: &At, out: &Outcome) -> bool {
-    let begins = matches!((out.verdict, out.step), (Verdict::Allowed, Step::Create)) && out.limit != 0;
-    begins && !(carrier(at.mark).is_some() && sent_here(tables, at.ingress))
-}
-
-/// Whether a port of a tier, by itself or through its bridge, is where the packet came into the host.
-#[inline(always)]
-pub(super) fn sent_here<T: Tables>(tables: &T, ingress: u32) -> bool {
-    let kind = tables.link(ingress).map_or(LinkKind::Unknown, |link| LinkKind::from_row(link.kind));
-    matches!(kind, LinkKind::Port | LinkKind::Bridge)
+pub fn counts(out: &Outcome) -> bool {
+    matches!(out.verdict, Verdict::Allowed) && out.begins && out.limit != 0
 }
 
 /// Takes one flow from the limit that an outcome rests on, or, where that is used up, from that of the next rule that allows, until
 /// one has room or none is left. `take` is asked with the limit's index.
+///
+/// `taken` says whether the flow has taken from a limit where it was sent: then that one counts it here too, and nothing is taken.
+/// Where two limits have to hold and the second is used up, the first keeps what was taken.
 #[inline(always)]
-pub fn settle<T: Parts>(tables: &T, now_s: u32, out: &mut Outcome, mut take: impl FnMut(u32) -> bool) {
+pub fn settle<T: Parts>(
+    tables: &T,
+    now_s: u32,
+    out: &mut Outcome,
+    taken: impl Fn(u32) -> bool,
+    mut take: impl FnMut(u32) -> bool,
+) {
+    // Twice: see [`super::published::strictest`].
+    for _ in 0..2 {
+        if !settled(tables, now_s, out, &taken) {
+            draw(tables, now_s, out, &mut take);
+        }
+        if out.also == 0 || !matches!(out.verdict, Verdict::Allowed) {
+            return;
+        }
+        let said = tables.alive(out.bank(), out.also, now_s);
+        out.ruled(&said);
+        out.also = 0;
+    }
+}
+
+/// Looks for the rule that counted the flow where it was sent.
+#[inline(always)]
+fn settled<T: Parts>(tables: &T, now_s: u32, out: &mut Outcome, taken: impl Fn(u32) -> bool) -> bool {
+    let Outcome { verdict, reason, rule, until, limit, spent, .. } = *out;
+    let mut said = Ruling { verdict, reason, rule, until, limit, spent };
+    for _ in 0..MAX_CHAIN {
+        if said.limit == 0 {
+            return false;
+        }
+        if taken(said.limit - 1) {
+            out.ruled(&said);
+            return true;
+        }
+        said = tables.alive(out.bank(), said.spent, now_s);
+    }
+    false
+}
+
+#[inline(always)]
+fn draw<T: Parts>(tables: &T, now_s: u32, out: &mut Outcome, mut take: impl FnMut(u32) -> bool) {
     for _ in 0..MAX_CHAIN {
         if out.limit == 0 || take(out.limit - 1) {
             return;

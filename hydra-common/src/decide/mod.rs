@@ -234,6 +234,7 @@ pub fn established(packet: &Packet, at: &At, out: &mut Outcome, flow: &Flow) -> 
     out.destination_container = flow.containers[side.other().index()];
     out.path = Path::from_row(flow.path);
     out.marks = flow.marks;
+    out.taken = flow.taken;
     out.step = Step::Count;
     true
 }
@@ -275,6 +276,9 @@ pub fn first<T: Parts>(
 }
 
 /// Lines 3 to 7, by the right of whoever opened: a reply that meets an entry of an older generation asks for the opener's.
+///
+/// A SYN of the opener begins a flow, unless it is the one that began the entry, sent again. Of a connection that is established it
+/// changes nothing else: the other end says by its answer whether it takes it (RFC 9293, 3.10.7.4), and [`track`] follows that.
 #[inline(always)]
 pub fn open<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome, live: Option<&Flow>) {
     let side = packet.side();
@@ -283,20 +287,21 @@ pub fn open<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome, l
     if let Some(flow) = live {
         let opener = Side::from_row(flow.opener);
         let reply = opener as u8 != side as u8;
-        let other = side.other().index();
+        let again = opens(packet) && (reply || !track::repeats(flow, packet));
         if !ends::same(flow, side, out) {
+            out.begins = true;
             // Somebody else with the same addresses: judged by his own right, and not on that entry, which is his once it is old. But a
             // port that NAT has given to another conversation is that one's now.
             if flow.generation != out.generation || matches!(out.sender, Sender::Carried) {
                 out.step = Step::Create;
             }
-        } else if opens(packet)
-            && (track::State::of(flow, packet.protocol) == track::State::Closing
-                || (!reply && flow.containers[other] != out.destination_container))
-        {
+        } else if opens(packet) && anew(packet, out, flow, again) {
+            out.begins = true;
             out.step = Step::Create;
         } else {
+            out.begins = again;
             out.step = Step::Renew;
+            out.taken = if again { 0 } else { flow.taken };
             out.path = Path::from_row(flow.path);
             if reply && opens(packet) {
                 out.step = Step::Count;
@@ -308,7 +313,10 @@ pub fn open<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome, l
             }
         }
     } else if !packet.is_group() && !packet.icmp_reply {
+        out.begins = true;
         out.step = Step::Create;
+    } else {
+        out.begins = packet.protocol != protocol::TCP || opens(packet);
     }
     judge(tables, out, selector, at);
     if packet.is_group() && matches!(at.hook, Hook::BridgeIn) {
@@ -330,6 +338,20 @@ pub fn open<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome, l
     // were not there.
     if matches!((out.verdict, out.step, at.hook), (Verdict::Allowed, Step::Create, Hook::PortIn)) {
         out.path = path(tables, packet);
+    }
+}
+
+/// Whether a SYN on a live entry makes another in its place. `again`: it is not the one that the entry began with.
+#[inline(always)]
+fn anew(packet: &Packet, out: &Outcome, flow: &Flow, again: bool) -> bool {
+    let side = packet.side();
+    match track::State::of(flow, packet.protocol) {
+        track::State::Closing => true,
+        _ if flow.opener != side as u8 => false,
+        track::State::New if again => true,
+        track::State::New | track::State::Established => {
+            flow.containers[side.other().index()] != out.destination_container
+        }
     }
 }
 
@@ -365,6 +387,8 @@ fn refused<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome) {
     out.marks = 0;
     out.path = Path::Stack;
     out.step = Step::Create;
+    out.begins = true;
+    out.taken = 0;
     out.ruled(&own);
 }
 
@@ -381,8 +405,9 @@ fn known(packet: &Packet, at: &At, out: &Outcome) -> bool {
 }
 
 /// A packet that opens a connection of TCP or an association of SCTP.
+#[must_use]
 #[inline(always)]
-fn opens(packet: &Packet) -> bool {
+pub fn opens(packet: &Packet) -> bool {
     match packet.protocol {
         protocol::TCP => packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN,
         // A later piece has no chunk, and reads as data.
@@ -466,6 +491,7 @@ pub fn entry(packet: &Packet, out: &Outcome, traffic: u32, now: u64, flow: &mut 
         destination: out.destination,
         traffic,
         marks: out.marks,
+        taken: out.taken,
         created: now,
         seen: now,
         ..Flow::default()
@@ -476,6 +502,7 @@ pub fn entry(packet: &Packet, out: &Outcome, traffic: u32, now: u64, flow: &mut 
     flow.flags[side.index()] = stand.flags;
     flow.next[side.index()] = stand.next;
     flow.acked[side.index()] = stand.acked;
+    flow.syn = stand.syn;
     flow.ends[side.index()] = out.near() as u8;
     flow.ends[side.other().index()] = out.beyond as u8;
 }

@@ -59,7 +59,7 @@ pub struct Hop {
 
 /// The verdict on one packet, and what follows from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(clippy::struct_excessive_bools, reason = "four answers that have nothing to do with each other")]
+#[allow(clippy::struct_excessive_bools, reason = "answers that have nothing to do with each other")]
 pub struct Outcome {
     /// The verdict, the policy's mode applied.
     pub verdict: Verdict,
@@ -81,6 +81,10 @@ pub struct Outcome {
     pub limit: u32,
     /// See [`super::Ruling::spent`].
     pub spent: u32,
+    /// A flow begins with this packet, or there is no entry that says that it has: a limit counts it.
+    pub begins: bool,
+    /// See [`crate::flow::Flow::taken`].
+    pub taken: u16,
     /// The policy's revision.
     pub revision: u32,
     /// The tables' generation.
@@ -101,6 +105,8 @@ pub struct Outcome {
     pub marks: u8,
     /// [`crate::tables::Head::AUDIT`].
     pub audit: bool,
+    /// The decision that has to hold as well, for its limit; 0 = none.
+    pub(super) also: u32,
     /// The container's own port of a published one; only read with [`crate::flow::Flow::PUBLISHED`].
     pub(super) port: u16,
     /// What may answer from the called end of a new entry.
@@ -125,6 +131,8 @@ impl Outcome {
         until: 0,
         limit: 0,
         spent: 0,
+        begins: false,
+        taken: 0,
         revision: 0,
         generation: 0,
         source: Identity::UNKNOWN,
@@ -134,6 +142,7 @@ impl Outcome {
         hop: Hop { port: 0, mtu: 0, routed: 0, mac: Mac::ZERO, gateway_mac: Mac::ZERO },
         elsewhere: false,
         marks: 0,
+        also: 0,
         port: 0,
         beyond: Far::Unset,
         sender: Sender::Outside,

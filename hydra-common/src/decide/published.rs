@@ -5,8 +5,7 @@
 //! the receiver's hook judges him, and not the address that he has by then.
 
 use super::ends::{self, Sender};
-use super::limit::sent_here;
-use super::{At, Outcome, Parts, Step, Way, declared, opens};
+use super::{At, Outcome, Parts, Step, Way, declared, opens, ruling};
 use crate::address::Address;
 use crate::flow::{Flow, Side};
 use crate::id::{Container, Identity, Tier};
@@ -98,7 +97,7 @@ pub fn answered<T: Tables>(tables: &T, packet: &Packet, out: &mut Outcome, flow:
 }
 
 /// What goes to a group or to a link-local address of IPv6 reaches every process of this host that listens on all addresses: it
-/// takes the right to the host, and to the container of a port that is published on all.
+/// takes the right to the host, and to the container of a port that is published on all. Where both have a limit both have to hold.
 #[inline(never)]
 pub fn strictest<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome) {
     let Some(row) = find(tables, &packet.destination, packet.destination_port, packet.protocol, true) else {
@@ -106,12 +105,17 @@ pub fn strictest<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &mut Outco
     };
     let identity = row.identity[(out.bank() & 1) as usize];
     let selector = crate::tables::selector(packet.protocol, row.port);
-    let said = tables.ruling(out.bank(), out.source, identity, selector, at.seconds());
-    let stricter = match said.verdict {
-        Verdict::Denied => true,
-        Verdict::Audited => matches!(out.verdict, Verdict::Allowed),
-        Verdict::Allowed => false,
+    let head = ruling::first(tables, out.bank(), out.source, identity, selector);
+    let said = tables.alive(out.bank(), head, at.seconds());
+    let stricter = match (said.verdict, out.verdict) {
+        (Verdict::Denied, _) => true,
+        (Verdict::Audited, own) => matches!(own, Verdict::Allowed),
+        (Verdict::Allowed, own) => matches!(own, Verdict::Allowed) && said.limit != 0,
     };
+    if stricter && matches!(said.verdict, Verdict::Allowed) && out.limit != 0 {
+        out.also = head;
+        return;
+    }
     if stricter {
         out.ruled(&said);
         out.destination = identity;
@@ -139,6 +143,13 @@ pub fn carried<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcom
         sent_here(tables, at.ingress)
     };
     out.elsewhere = here && ends::tier(tables, out.bank(), identity) != Tier::UNMANAGED;
+}
+
+/// Whether a port of a tier, by itself or through its bridge, is where the packet came into the host.
+#[inline(always)]
+fn sent_here<T: Tables>(tables: &T, ingress: u32) -> bool {
+    let kind = tables.link(ingress).map_or(LinkKind::Unknown, |link| LinkKind::from_row(link.kind));
+    matches!(kind, LinkKind::Port | LinkKind::Bridge)
 }
 
 /// How a packet that needs nothing else goes on: what its opener sends to this host may be sent on. So may the answer to a call that
@@ -253,6 +264,8 @@ pub fn uplink<'t, T: Parts>(
         out.step = Step::Nothing;
         out.way = on;
         out.elsewhere = true;
+        // A limit counts where the flow's entry is; what is for all of a link has none.
+        out.begins &= group;
     }
     Ok(live)
 }

@@ -47,7 +47,13 @@ const CLOSED: u32 = 0;
 
 /// The index of the first decision for a pair.
 #[inline(never)]
-fn first<T: Tables>(tables: &T, bank: u32, source: Identity, destination: Identity, selector: u32) -> u32 {
+pub(super) fn first<T: Tables>(
+    tables: &T,
+    bank: u32,
+    source: Identity,
+    destination: Identity,
+    selector: u32,
+) -> u32 {
     let Some(cell) = tables.cell(bank, source, destination) else { return CLOSED };
     let (index, is_set) = cell.index();
     if !is_set {

@@ -290,6 +290,7 @@ pub fn pass(tables: &mut Plain, frame: &[u8], at: &At) -> Outcome {
             (flow.flags, flow.next, flow.acked, flow.ends) = (old.flags, old.next, old.acked, old.ends);
             let (side, stand) = (packet.side().index(), track::follow(&old, &packet));
             (flow.flags[side], flow.next[side], flow.acked[side]) = (stand.flags, stand.next, stand.acked);
+            flow.syn = stand.syn;
             if flow.ends[side] == 0 {
                 flow.ends[side] = outcome.near() as u8;
             }

@@ -183,6 +183,7 @@ fn judge(tables: &mut PolicyTables<'_>, frame: &[u8], at: &At) {
             let stand = track::follow(flow, &packet);
             let side = packet.side().index();
             (flow.flags[side], flow.next[side], flow.acked[side]) = (stand.flags, stand.next, stand.acked);
+            flow.syn = stand.syn;
             flow.seen = at.now;
         }
     }

@@ -26,13 +26,19 @@ fn begins(compiled: &Compiled, now: i64, used: &[&str]) -> (String, Vec<String>)
     (out.generation, out.step, out.audit) = (PolicyTables::GENERATION, Step::Create, compiled.audit);
     out.ruled(&ruling(&tables, 1, from, to, selector, seconds(now)));
     let mut asked = Vec::new();
-    settle(&tables, seconds(now), &mut out, |index| {
-        let row = compiled.decisions.iter().find(|(d, _)| d.limit == index + 1).unwrap().0;
-        let rule = compiled.rule(row.rule).unwrap().to_owned();
-        let room = !used.contains(&rule.as_str());
-        asked.push(rule);
-        room
-    });
+    settle(
+        &tables,
+        seconds(now),
+        &mut out,
+        |_| false,
+        |index| {
+            let row = compiled.decisions.iter().find(|(d, _)| d.limit == index + 1).unwrap().0;
+            let rule = compiled.rule(row.rule).unwrap().to_owned();
+            let room = !used.contains(&rule.as_str());
+            asked.push(rule);
+            room
+        },
+    );
     let rule = compiled.rule(out.rule).unwrap_or("-");
     (format!("{} {} {rule}", out.verdict.as_str(), out.reason.as_str()), asked)
 }
