@@ -216,6 +216,10 @@ pub fn established(packet: &Packet, at: &At, out: &mut Outcome, flow: &Flow) -> 
     if !fresh || !ends::same(flow, side, out) {
         return false;
     }
+    // Who answers a call that was led on may be somebody whom the caller has no right to: the entry says for whom it was judged.
+    if matches!(out.sender, Sender::Carried) && flow.opener != side as u8 && flow.destination != out.source {
+        return false;
+    }
     // Whoever opens is judged by what holds now: the other end, the same one again between the same ports, a SYN sent again.
     if opens(packet) {
         return false;
