@@ -81,12 +81,12 @@ impl Scene {
         self.stage.world.enter(place, open).unwrap().unwrap()
     }
 
-    /// The kernel knows of no conversation with this port any more.
+    /// The kernel knows of no conversation with one of the ports any more.
     fn forgotten(&self) -> bool {
         eventually(|| {
             let read = || std::fs::read_to_string("/proc/thread-self/net/nf_conntrack");
             let known = self.stage.world.enter(HOST, read).unwrap().unwrap();
-            !known.contains(&format!("port={TO} "))
+            [FROM, TO].iter().all(|port| !known.contains(&format!("port={port} ")))
         })
     }
 
