@@ -1,7 +1,11 @@
 //! Runs the object's own programs in the kernel, one frame at a time (`BPF_PROG_TEST_RUN`), against tables that the agent's
 //! datapath wrote, and reads from the counters and the flow table what they made of it.
 
+mod sweep;
+
 use std::path::Path;
+
+pub use self::sweep::{Sweep, Wanted};
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{HashMap, Map, MapData, PerCpuArray, PerCpuHashMap};
@@ -12,8 +16,8 @@ use hydra_agent::desired::Desired;
 use hydra_agent::published::{Counters, Reader as _};
 use hydra_common::ABI;
 use hydra_common::flow::{Flow, FlowKey};
-use hydra_common::names::{BUCKETS, DROPS, FLOWS, PROGRAMS, PUBLISHED, REASONS};
-use hydra_common::tables::{BucketKey, Count, DropKey, Publish, PublishKey};
+use hydra_common::names::{BUCKETS, DROPS, FLOWS, FRAGMENTS, PROGRAMS, PUBLISHED, REASONS};
+use hydra_common::tables::{BucketKey, Count, DropKey, Fragment, FragmentKey, Publish, PublishKey};
 use hydra_common::verdict::{Hook, Reason, Verdict};
 
 /// A frame at a hook.
@@ -76,6 +80,7 @@ pub struct Runner {
     programs: Vec<SchedClassifier>,
     flows: HashMap<MapData, FlowKey, Flow>,
     buckets: HashMap<MapData, BucketKey, u64>,
+    fragments: HashMap<MapData, FragmentKey, Fragment>,
     published: HashMap<MapData, PublishKey, Publish>,
     drops: PerCpuHashMap<MapData, DropKey, Count>,
     reasons: PerCpuArray<MapData, Count>,
@@ -110,6 +115,7 @@ impl Runner {
             programs,
             flows: map(FLOWS)?.try_into()?,
             buckets: map(BUCKETS)?.try_into()?,
+            fragments: map(FRAGMENTS)?.try_into()?,
             published: map(PUBLISHED)?.try_into()?,
             drops: map(DROPS)?.try_into()?,
             reasons: map(REASONS)?.try_into()?,
@@ -150,6 +156,15 @@ impl Runner {
         let keys: Vec<FlowKey> = self.flows.keys().collect::<Result<_, _>>()?;
         for key in keys {
             self.flows.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the first pieces of datagrams.
+    pub fn forget_pieces(&mut self) -> Result<()> {
+        let keys: Vec<FragmentKey> = self.fragments.keys().collect::<Result<_, _>>()?;
+        for key in keys {
+            self.fragments.remove(&key)?;
         }
         Ok(())
     }
@@ -224,9 +239,11 @@ impl Runner {
     }
 
     fn counts(&self) -> Result<Vec<u64>> {
-        let of =
-            |reason: &Reason| Ok(self.reasons.get(&(*reason as u32), 0)?.iter().map(|c| c.packets).sum());
-        Reason::ALL.iter().map(of).collect()
+        Reason::ALL.iter().map(|reason| self.count(*reason)).collect()
+    }
+
+    fn count(&self, reason: Reason) -> Result<u64> {
+        Ok(self.reasons.get(&(reason as u32), 0)?.iter().map(|c| c.packets).sum())
     }
 }
 

@@ -37,9 +37,12 @@ pub struct Stage {
 
 impl Stage {
     /// Of a policy file's text, for single frames: nothing but what a test sends is to be counted, no neighbour discovery, no
-    /// multicast reports, so all interfaces are down.
+    /// multicast reports, so all interfaces are down. It waits for no turn: nothing in it takes time from anybody's measurement but
+    /// what any program takes.
     pub fn of(text: &str) -> Result<Self> {
-        let stage = Self::live(text)?;
+        let deployment = Deployment::of(text)?;
+        let world = World::beside(&deployment.topology)?;
+        let stage = Self::in_world(world, deployment, text)?;
         let ours = stage.links.keys().filter(|name| name.starts_with("hy"));
         let quiet: Vec<String> = ours.map(|name| format!("link set {name} down")).collect();
         stage.world.ip(HOST, &quiet)?;

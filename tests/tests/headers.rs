@@ -5,15 +5,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use hydra_agent::policy::rows::Compiled;
 use hydra_agent::policy::tables::PolicyTables;
 use hydra_agent::policy::unix_now;
-use hydra_common::decide::{At, Outcome, decide};
+use hydra_common::decide::{At, Outcome, Step, decide, fragment};
 use hydra_common::packet::Packet as Parsed;
-use hydra_common::tables::{Endpoint, Link};
+use hydra_common::tables::{DropKey, Endpoint, Link};
 use hydra_common::verdict::{Hook, Reason, Verdict};
 use hydra_tests::frames::hostile;
-use hydra_tests::judge::judge;
-use hydra_tests::kernel::{Runner, Shot};
+use hydra_tests::judge::{Must, judge};
+use hydra_tests::kernel::{Runner, Shot, Sweep, Wanted};
 use hydra_tests::packets::{Frame, Packet, Transport};
 use hydra_tests::random::Random;
 use hydra_tests::sample;
@@ -22,6 +23,9 @@ use hydra_tests::topology::HOST;
 
 /// Who sends: alone on its bridge with its own tier, and beside a container of another.
 const SENDERS: [&str; 2] = ["shop", "cache"];
+/// Frames between two looks at the whole tables.
+const ROUND: usize = 1_000;
+
 fn count(otherwise: usize) -> usize {
     std::env::var("HYDRA_FRAMES").ok().and_then(|n| n.parse().ok()).unwrap_or(otherwise)
 }
@@ -58,6 +62,48 @@ fn tables(stage: &Stage) -> PolicyTables<'_> {
     tables
 }
 
+/// What `decide` says of one frame in user space, and the oracle.
+struct Opinions {
+    must: Must,
+    outcome: Outcome,
+    wanted: Wanted,
+}
+
+impl Opinions {
+    fn of(stage: &Stage, tables: &PolicyTables<'_>, shot: &Shot, sender: &str) -> Self {
+        let now = unix_now();
+        let must = judge(stage, sender, &shot.frame, now).unwrap();
+        let mut packet = Parsed::default();
+        let parsed = packet.parse(&&shot.frame[..]);
+        let at = At {
+            hook: shot.hook,
+            ifindex: shot.ifindex,
+            ingress: shot.ingress,
+            mark: shot.mark,
+            now: now.unsigned_abs() * 1_000_000_000,
+        };
+        let mut outcome = Outcome::CLOSED;
+        let _ = decide(tables, &mut packet, parsed, &at, &mut outcome);
+        let Outcome { verdict, reason, rule, .. } = outcome;
+        let (source, destination) = outcome.tiers(tables);
+        let drop = DropKey { source, destination, reason: reason as u8, verdict: verdict as u8, rule };
+        let flow = (verdict != Verdict::Denied && outcome.step == Step::Create).then_some(packet.key);
+        let begins = verdict != Verdict::Denied && fragment::begins(&packet, &at, &outcome);
+        let fragment = begins.then(|| fragment::first(&packet, &outcome, at.now).0);
+        Self { must, outcome, wanted: Wanted { verdict, reason, rule, drop, flow, fragment } }
+    }
+
+    /// The two that need no kernel.
+    fn agree(&self, rules: &Compiled) -> bool {
+        self.must.is(self.outcome.verdict, Some(self.outcome.reason), rules.rule(self.outcome.rule))
+    }
+}
+
+fn shot(stage: &Stage, sender: &str, frame: Vec<u8>) -> Shot {
+    let ifindex = stage.port(sender, 0).unwrap();
+    Shot { hook: Hook::PortIn, ifindex, ingress: ifindex, mark: 0, frame }
+}
+
 /// Three opinions on one frame; `Err` says how they differ, else the reason that all have.
 fn opinions(
     stage: &Stage,
@@ -66,40 +112,69 @@ fn opinions(
     sender: &str,
     frame: &[u8],
 ) -> Result<Reason, String> {
-    let now = unix_now();
-    let ifindex = stage.port(sender, 0).unwrap();
-    let must = judge(stage, sender, frame, now).unwrap();
-    let mut packet = Parsed::default();
-    let parsed = packet.parse(&frame);
-    let at = At {
-        hook: Hook::PortIn,
-        ifindex,
-        ingress: ifindex,
-        mark: 0,
-        now: now.unsigned_abs() * 1_000_000_000,
-    };
-    let mut outcome = Outcome::CLOSED;
-    let _ = decide(tables, &mut packet, parsed, &at, &mut outcome);
+    let shot = shot(stage, sender, frame.to_vec());
+    let own = Opinions::of(stage, tables, &shot, sender);
+    let outcome = &own.outcome;
     runner.forget().unwrap();
-    let shot = Shot { hook: Hook::PortIn, ifindex, ingress: ifindex, mark: 0, frame: frame.to_vec() };
     let seen = runner.run(&shot).unwrap();
+    if own.wanted.fragment.is_some() {
+        // No frame is to follow another.
+        runner.forget_pieces().unwrap();
+    }
     let rules = &stage.desired.compiled;
     // A rule is known to the kernel's tables of what was dropped or has an entry.
     let (said, kernel) = (rules.rule(outcome.rule), rules.rule(seen.rule()));
     let recorded = seen.flow.is_some() || seen.verdict() == Verdict::Denied;
     let same = (outcome.verdict, outcome.reason) == (seen.verdict(), seen.reason.unwrap_or(Reason::BadTable))
         && (!recorded || said == kernel);
-    if !same || !must.is(outcome.verdict, Some(outcome.reason), said) {
+    if !same || !own.agree(rules) {
         return Err(format!(
-            "kernel {:?} {:?} {kernel:?}, decide {:?} {:?} {said:?}, oracle {must:?}\n{}",
+            "kernel {:?} {:?} {kernel:?}, decide {:?} {:?} {said:?}, oracle {:?}\n{}",
             seen.verdict(),
             seen.reason,
             outcome.verdict,
             outcome.reason,
+            own.must,
             written(stage, sender, frame)
         ));
     }
     Ok(outcome.reason)
+}
+
+/// The opinions on many frames at once; how often each reason was met, and how they differ.
+fn round(
+    stage: &Stage,
+    runner: &mut Runner,
+    tables: &PolicyTables<'_>,
+    frames: &[(&str, Vec<u8>)],
+    reasons: &mut BTreeMap<Reason, usize>,
+) -> Vec<String> {
+    let mut sweep = Sweep::begin(runner).unwrap();
+    let mut all = true;
+    for (sender, frame) in frames {
+        let shot = shot(stage, sender, frame.clone());
+        let own = Opinions::of(stage, tables, &shot, sender);
+        all = own.agree(&stage.desired.compiled) && sweep.holds(&shot, &own.wanted).unwrap();
+        if !all {
+            break;
+        }
+        *reasons.entry(own.outcome.reason).or_default() += 1;
+    }
+    let ended = sweep.end();
+    if all && ended.is_ok() {
+        return Vec::new();
+    }
+    // Each by itself says what it was.
+    runner.forget_pieces().unwrap();
+    let alone = |(sender, frame): &(&str, Vec<u8>)| opinions(stage, runner, tables, sender, frame).err();
+    let mut wrong: Vec<String> = frames.iter().filter_map(alone).collect();
+    if wrong.is_empty() {
+        wrong.push(format!(
+            "each agrees alone, but not all together: {}",
+            ended.err().map_or_else(String::new, |e| format!("{e:#}"))
+        ));
+    }
+    wrong
 }
 
 /// The MACs of a world, which every world has of its own, by the words that the corpus has for them.
@@ -160,23 +235,22 @@ fn three_opinions_of_random_frames_agree() {
             let tables = tables(&stage);
             let mut random = Random::from_environment();
             let mut reasons: BTreeMap<Reason, usize> = BTreeMap::new();
-            let mut wrong = Vec::new();
-            for _ in 0..frames {
-                let sender = *random.one(&SENDERS);
-                let frame = hostile(&mut random, &stage, sender).unwrap();
-                match opinions(&stage, &mut runner, &tables, sender, &frame) {
-                    Ok(reason) => *reasons.entry(reason).or_default() += 1,
-                    Err(how) => wrong.push(how),
-                }
-                if wrong.len() > 20 {
-                    break;
-                }
+            let (mut wrong, mut left) = (Vec::new(), frames);
+            while left > 0 && wrong.is_empty() {
+                let some = left.min(ROUND);
+                left -= some;
+                let mut one = || {
+                    let sender = *random.one(&SENDERS);
+                    (sender, hostile(&mut random, &stage, sender).unwrap())
+                };
+                let batch: Vec<_> = (0..some).map(|_| one()).collect();
+                wrong = round(&stage, &mut runner, &tables, &batch, &mut reasons);
             }
             (reasons, wrong)
         })
         .unwrap();
     assert!(wrong.is_empty(), "{} disagree:\n{}", wrong.len(), wrong.join("\n"));
-    println!("{frames} frames: {reasons:?}");
+    println!("figure: {frames} frames, 0 disagreements: {reasons:?}");
     let missed: Vec<Reason> = at_the_port().into_iter().filter(|r| !reasons.contains_key(r)).collect();
     assert!(missed.is_empty(), "never reached: {missed:?}");
 }
@@ -259,6 +333,52 @@ fn every_ethertype_but_three_is_refused() {
                 };
                 assert_eq!(reason, wanted, "{ethertype:#06x}");
             }
+        })
+        .unwrap();
+}
+
+/// The control: a round is over at the first frame that is not as it must be, and looks at its end for what nobody expected.
+#[test]
+fn a_round_notices_what_was_not_expected() {
+    let stage = Stage::of(&sample::policy()).unwrap();
+    let bpffs = stage.world.bpffs().join("hydra");
+    stage
+        .world
+        .enter(HOST, || {
+            let mut runner = Runner::open(&bpffs, &stage.desired).unwrap();
+            let tables = tables(&stage);
+            let topology = &stage.deployment.topology;
+            let (cache, db) = (topology.addresses("cache")[0], topology.addresses("db")[0]);
+            let packet = Packet::new(cache, db, Transport::Udp(40_000, 53, vec![0x68; 40]));
+            let frame = |to| Frame::ip(stage.mac("cache", 0).unwrap(), to, &packet).bytes();
+            let passes = shot(&stage, "cache", frame(stage.mac("db", 0).unwrap()));
+            let denied = shot(&stage, "cache", frame([2; 6]));
+            let [own, other] = [&passes, &denied].map(|s| Opinions::of(&stage, &tables, s, "cache").wanted);
+            assert_eq!((own.reason, other.reason), (Reason::IntraTier, Reason::WrongMac));
+            let mut told = |wanted: &[(&Shot, Wanted, bool)]| {
+                let mut sweep = Sweep::begin(&mut runner).unwrap();
+                for (shot, wanted, holds) in wanted {
+                    assert_eq!(sweep.holds(shot, wanted).unwrap(), *holds, "{wanted:?}");
+                }
+                sweep.end().is_ok()
+            };
+            assert!(told(&[(&passes, own, true), (&denied, other, true), (&passes, own, true)]));
+            assert!(!told(&[(&passes, other, false)]));
+            assert!(!told(&[(&denied, own, false)]));
+            assert!(!told(&[(&denied, Wanted { reason: Reason::NoRule, ..other }, false)]));
+            assert!(!told(&[(&denied, Wanted { drop: DropKey { rule: 7, ..other.drop }, ..other }, false)]));
+            // Its rule, its verdict or its entry are not what they must be, all else is.
+            assert!(told(&[(&passes, Wanted { rule: own.rule + 1, ..own }, false)]));
+            assert!(!told(&[(&passes, Wanted { flow: None, ..own }, true)]), "it has left an entry");
+            let first = Frame::ip(
+                stage.mac("cache", 0).unwrap(),
+                stage.mac("db", 0).unwrap(),
+                &packet.fragment(0, true),
+            );
+            let piece = shot(&stage, "cache", first.bytes());
+            let own = Opinions::of(&stage, &tables, &piece, "cache").wanted;
+            assert!(told(&[(&piece, own, true)]));
+            assert!(!told(&[(&piece, Wanted { fragment: None, ..own }, true)]), "it has left a row");
         })
         .unwrap();
 }
