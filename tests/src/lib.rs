@@ -18,6 +18,7 @@ pub mod fuzz;
 pub mod judge;
 pub mod kernel;
 pub mod lab;
+pub mod load;
 pub mod matrix;
 pub mod messages;
 pub mod oracle;

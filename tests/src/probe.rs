@@ -146,20 +146,7 @@ impl Stream {
 
     /// How many segments the client had to send again: 0 where none of its packets and no answer was lost for long.
     pub fn sent_again(&self) -> Result<u32> {
-        // SAFETY: all zero is a value of this plain struct.
-        let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-        let mut size = size_of::<libc::tcp_info>() as libc::socklen_t;
-        // SAFETY: pointer and size are those of one struct that outlives the call.
-        let done = unsafe {
-            libc::getsockopt(
-                self.tcp.as_raw_fd(),
-                libc::IPPROTO_TCP,
-                libc::TCP_INFO,
-                (&raw mut info).cast(),
-                &raw mut size,
-            )
-        };
-        if done == 0 { Ok(info.tcpi_total_retrans) } else { Err(io::Error::last_os_error().into()) }
+        Ok(sent_again(&self.tcp)?)
     }
 
     /// Sends so many bytes and reads their echo.
@@ -189,6 +176,24 @@ impl Stream {
         self.tcp.read_exact(&mut bytes)?;
         Ok(bytes)
     }
+}
+
+/// How many segments a connection's end had to send again.
+pub(crate) fn sent_again(tcp: &TcpStream) -> io::Result<u32> {
+    // SAFETY: all zero is a value of this plain struct.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut size = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: pointer and size are those of one struct that outlives the call.
+    let done = unsafe {
+        libc::getsockopt(
+            tcp.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut size,
+        )
+    };
+    if done == 0 { Ok(info.tcpi_total_retrans) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Something that reached a server.
