@@ -1,5 +1,4 @@
-//! Texts that are made to hurt: each is refused with a word for it, and the memory that reading it takes is bounded. One test, because
-//! what is allocated is counted for the whole program.
+//! Texts that are made to hurt: each is refused with a word for it, and the memory that reading it takes is bounded.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on ends here")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -9,7 +8,8 @@ use std::mem::MaybeUninit;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use hydra_agent::policy::parse_bytes;
 
@@ -18,6 +18,9 @@ struct Counted;
 
 static HELD: AtomicUsize = AtomicUsize::new(0);
 static MOST: AtomicUsize = AtomicUsize::new(0);
+
+/// What is held is counted for the whole program: one test after the other.
+static TURN: Mutex<()> = Mutex::new(());
 
 fn more(bytes: usize) {
     MOST.fetch_max(HELD.fetch_add(bytes, Ordering::Relaxed) + bytes, Ordering::Relaxed);
@@ -40,8 +43,17 @@ unsafe impl GlobalAlloc for Counted {
 #[global_allocator]
 static ALLOCATOR: Counted = Counted;
 
+/// The longest text that is read at all.
+const WHOLE: usize = 4 << 20;
 /// What reading may take beside the text itself.
 const ROOM: usize = 32 << 20;
+/// The same of what has the form of a large policy: it is read to its end before anything can be said of it, and takes what a good one of
+/// its size takes.
+const LARGE: usize = 64 << 20;
+
+fn room(name: &str) -> usize {
+    if name == "rules that are all wrong" { LARGE } else { ROOM }
+}
 
 fn bomb(width: usize, depth: usize) -> String {
     let list = |of: &str| vec![of; width].join(", ");
@@ -59,7 +71,6 @@ fn utf16(text: &str, little: bool) -> Vec<u8> {
 
 /// Name, text, and a word of the refusal.
 fn cases() -> Vec<(&'static str, Vec<u8>, &'static str)> {
-    const WHOLE: usize = 4 << 20;
     let good = "version: 1\ntiers: { a: { networks: [n] } }\n";
     let fill = |unit: &str| unit.repeat((WHOLE - 200) / unit.len());
     let deep = |open: &str, close: &str, times: usize| {
@@ -98,6 +109,11 @@ fn cases() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("a list of nothing", format!("version: 1\ntiers: [{}]\n", fill(",")).into(), ""),
         ("a list of small things", format!("version: 1\ntiers: [{}]\n", fill("a,")).into(), ""),
         ("a mapping of small things", format!("version: 1\ntiers: {{{}}}\n", fill("a: b,")).into(), ""),
+        (
+            "a quarter of the values that there may be",
+            format!("version: 1\ntiers: [{}]\n", "a,".repeat(260_000)).into(),
+            "found a list",
+        ),
         ("lists of lists", format!("version: 1\ntiers: [{}]\n", fill("[],")).into(), ""),
         ("keys that nobody knows", keys.into(), "unknown key"),
         ("rules that are all wrong", rules.into(), "unknown tier"),
@@ -126,6 +142,7 @@ fn cases() -> Vec<(&'static str, Vec<u8>, &'static str)> {
 
 #[test]
 fn texts_that_are_made_to_hurt_are_refused_within_bounds() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     // The control: what is good is read, and counted.
     assert!(parse_bytes(b"version: 1\ntiers: { a: { networks: [n] } }\n", "good").is_ok());
     let mut wrong = Vec::new();
@@ -149,20 +166,31 @@ fn texts_that_are_made_to_hurt_are_refused_within_bounds() {
         if said == "accepted" || !said.contains(word) {
             wrong.push(format!("{name}: {}", said.chars().take(200).collect::<String>()));
         }
-        // What has the form of a policy is read to its end before it is refused: a million values at most.
-        let room = if name.starts_with("rules") { 5 * ROOM } else { ROOM };
-        if most > room + bytes.len() || told > 2_001 {
+        if most > room(name) + bytes.len() || told > 2_001 {
             wrong.push(format!("{name}: it took {} KiB and told {told} problems", most >> 10));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Runs `hydractl policy validate`: its exit code, what it said, and the most memory that it held, in KiB.
-fn validate(file: &Path) -> (i32, String, i64) {
+/// What came of `hydractl policy validate` as a process.
+struct Run {
+    code: i32,
+    said: String,
+    took: Duration,
+    /// The most memory that it held, in KiB.
+    most: i64,
+}
+
+fn validate(file: &Path) -> Run {
     let hydractl = hydra_tests::binary::binary("hydractl").unwrap();
     let mut command = Command::new(hydractl);
     command.args(["policy", "validate"]).arg(file).stdout(Stdio::null()).stderr(Stdio::piped());
+    // A process begins its count with what its parent held before it became another program.
+    // SAFETY: no pointers.
+    unsafe { libc::malloc_trim(0) };
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    let begun = Instant::now();
     #[expect(clippy::zombie_processes, reason = "`wait4` below waits for it, and says what it held")]
     let mut child = command.spawn().unwrap();
     let mut said = String::new();
@@ -170,21 +198,40 @@ fn validate(file: &Path) -> (i32, String, i64) {
     let (mut status, mut usage) = (0, MaybeUninit::<libc::rusage>::zeroed());
     // SAFETY: both are places of their own, and the child is nobody else's to wait for.
     let waited = unsafe { libc::wait4(child.id().cast_signed(), &raw mut status, 0, usage.as_mut_ptr()) };
+    let took = begun.elapsed();
     assert_eq!(waited, child.id().cast_signed());
     // SAFETY: zeroes are a value of it, and the kernel has filled it.
-    (libc::WEXITSTATUS(status), said, unsafe { usage.assume_init() }.ru_maxrss)
+    let most = unsafe { usage.assume_init() }.ru_maxrss;
+    Run { code: libc::WEXITSTATUS(status), said, took, most }
 }
 
+/// The same as a process, beside one that reads a good text; and a gigabyte, which is refused without being read. The times are worth
+/// telling of a release build, which `CARGO_BIN_EXE_hydractl` may name.
 #[test]
-fn a_gigabyte_is_refused_without_being_read() {
+fn a_process_that_is_given_them_refuses_them_within_bounds() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = tempfile::tempdir().unwrap();
-    let (small, large) = (folder.path().join("small.yaml"), folder.path().join("large.yaml"));
-    std::fs::write(&small, "version: 1\ntiers: { a: { networks: [n] } }\n").unwrap();
-    std::fs::File::create(&large).unwrap().set_len(1 << 30).unwrap();
-    let (code, said, before) = validate(&small);
-    assert_eq!(code, 0, "{said}");
-    let (code, said, after) = validate(&large);
-    assert!(code == 2 && said.contains("larger than"), "{code} {said}");
-    println!("{before} KiB for a good one, {after} KiB for a gigabyte");
-    assert!(before > 0 && after - before <= 32 << 10, "it took {} KiB more", after - before);
+    let file = |number: usize| folder.path().join(format!("{number}.yaml"));
+    let write = |(number, (name, bytes, word)): (usize, (_, Vec<u8>, _))| {
+        std::fs::write(file(number), &bytes).unwrap();
+        (name, bytes.len() as u64, if bytes.len() > WHOLE { (2, "larger than") } else { (1, word) })
+    };
+    let mut cases: Vec<_> = cases().into_iter().enumerate().map(write).collect();
+    std::fs::File::create(file(cases.len())).unwrap().set_len(1 << 30).unwrap();
+    cases.push(("a gigabyte", 1 << 30, (2, "larger than")));
+    std::fs::write(file(cases.len()), "version: 1\ntiers: { a: { networks: [n] } }\n").unwrap();
+    let good = validate(&file(cases.len()));
+    assert!(good.code == 0 && good.most > 0, "{}", good.said);
+    println!("figure: a good one: {:?}, {} KiB", good.took, good.most);
+    let mut wrong = Vec::new();
+    for (number, (name, length, (code, word))) in cases.into_iter().enumerate() {
+        let run = validate(&file(number));
+        let more = run.most - good.most;
+        println!("figure: {name}: {length} bytes, {:?}, {more} KiB more than a good one", run.took);
+        if run.code != code || !run.said.contains(word) || more > (room(name) >> 10).cast_signed() as i64 {
+            let said: String = run.said.chars().take(200).collect();
+            wrong.push(format!("{name}: {} after {:?}, {more} KiB more: {said}", run.code, run.took));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -112,13 +112,9 @@ pub fn read(text: &str) -> Result<Node, Diagnostic> {
             duplicate_keys: duplicate_keys, merge_keys: MergeKeyPolicy::Error, strict_booleans: true, with_snippet: false, reject_unsupported_tags: true,
         }
     };
-    let parsed = serde_saphyr::from_str_with_options::<Tree>(text, options(DuplicateKeyPolicy::LastWins));
+    let parsed = serde_saphyr::from_str_with_options::<Raw>(text, options(DuplicateKeyPolicy::LastWins));
     let mut integer_keys = false;
-    let node = parsed.map_err(|e| syntax(&e))?.0;
-    let node = node
-        .map_or(Node { value: Value::Null, place: Place { line: 1, column: 1, length: 1 } }, |t| {
-            finish(t, text, &mut integer_keys)
-        });
+    let node = finish(parsed.map_err(|e| syntax(&e))?, text, &mut integer_keys);
     if node.value == Value::Null {
         return Err(
             Diagnostic::error("the text is empty").hint("a policy has at least `version: 1` and `tiers:`")
@@ -210,105 +206,107 @@ fn place_of(location: Location) -> Place {
     }
 }
 
-/// What the reader gives before scalars have their text.
-struct Tree(Option<Spanned<Raw>>);
-
-enum Raw {
-    Null,
-    Bool(bool),
-    /// A plain scalar that reads as a number: its text is in the source.
-    Number,
-    Text(String),
-    List(Vec<Spanned<Raw>>),
-    Map(Vec<(Spanned<Raw>, Spanned<Raw>)>),
+/// What the reader gives before scalars have their text: as large as a node, so that the tree is made where it lies.
+struct Raw {
+    value: RawValue,
+    place: Place,
 }
 
-impl<'de> Deserialize<'de> for Tree {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Spanned::<Raw>::deserialize(deserializer).map(|node| Self(Some(node)))
-    }
+enum RawValue {
+    Null,
+    Bool(bool),
+    /// A plain scalar that reads as a number: where its text is in the source, in bytes.
+    Number(usize, usize),
+    Text(String),
+    List(Vec<Raw>),
+    Map(Vec<(Raw, Raw)>),
 }
 
 impl<'de> Deserialize<'de> for Raw {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Spanned { mut value, referenced, defined } = Spanned::<RawValue>::deserialize(deserializer)?;
+        if let RawValue::Number(from, to) = &mut value {
+            let span = defined.span();
+            *from = span.byte_offset().unwrap_or(0) as usize;
+            *to = *from + span.byte_len().unwrap_or(0) as usize;
+        }
+        Ok(Self { value, place: place_of(referenced) })
+    }
+}
+
+impl<'de> Deserialize<'de> for RawValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Any;
         impl<'de> Visitor<'de> for Any {
-            type Value = Raw;
+            type Value = RawValue;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a value")
             }
-            fn visit_unit<E>(self) -> Result<Raw, E> {
-                Ok(Raw::Null)
+            fn visit_unit<E>(self) -> Result<RawValue, E> {
+                Ok(RawValue::Null)
             }
-            fn visit_bool<E>(self, value: bool) -> Result<Raw, E> {
-                Ok(Raw::Bool(value))
+            fn visit_bool<E>(self, value: bool) -> Result<RawValue, E> {
+                Ok(RawValue::Bool(value))
             }
-            fn visit_i64<E>(self, _: i64) -> Result<Raw, E> {
-                Ok(Raw::Number)
+            fn visit_i64<E>(self, _: i64) -> Result<RawValue, E> {
+                Ok(RawValue::Number(0, 0))
             }
-            fn visit_u64<E>(self, _: u64) -> Result<Raw, E> {
-                Ok(Raw::Number)
+            fn visit_u64<E>(self, _: u64) -> Result<RawValue, E> {
+                Ok(RawValue::Number(0, 0))
             }
-            fn visit_i128<E>(self, _: i128) -> Result<Raw, E> {
-                Ok(Raw::Number)
+            fn visit_i128<E>(self, _: i128) -> Result<RawValue, E> {
+                Ok(RawValue::Number(0, 0))
             }
-            fn visit_u128<E>(self, _: u128) -> Result<Raw, E> {
-                Ok(Raw::Number)
+            fn visit_u128<E>(self, _: u128) -> Result<RawValue, E> {
+                Ok(RawValue::Number(0, 0))
             }
-            fn visit_f64<E>(self, _: f64) -> Result<Raw, E> {
-                Ok(Raw::Number)
+            fn visit_f64<E>(self, _: f64) -> Result<RawValue, E> {
+                Ok(RawValue::Number(0, 0))
             }
-            fn visit_str<E>(self, value: &str) -> Result<Raw, E> {
-                Ok(Raw::Text(value.to_owned()))
+            fn visit_str<E>(self, value: &str) -> Result<RawValue, E> {
+                Ok(RawValue::Text(value.to_owned()))
             }
-            fn visit_string<E>(self, value: String) -> Result<Raw, E> {
-                Ok(Raw::Text(value))
+            fn visit_string<E>(self, value: String) -> Result<RawValue, E> {
+                Ok(RawValue::Text(value))
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Raw, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<RawValue, A::Error> {
                 let mut list = Vec::new();
                 while let Some(item) = seq.next_element()? {
                     list.push(item);
                 }
-                Ok(Raw::List(list))
+                Ok(RawValue::List(list))
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Raw, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawValue, A::Error> {
                 let mut list = Vec::new();
                 while let Some(entry) = map.next_entry()? {
                     list.push(entry);
                 }
-                Ok(Raw::Map(list))
+                Ok(RawValue::Map(list))
             }
         }
         deserializer.deserialize_any(Any)
     }
 }
 
-fn finish(raw: Spanned<Raw>, text: &str, integer_keys: &mut bool) -> Node {
-    let place = place_of(raw.referenced);
+fn finish(raw: Raw, text: &str, integer_keys: &mut bool) -> Node {
     let value = match raw.value {
-        Raw::Null => Value::Null,
-        Raw::Bool(value) => Value::Bool(value),
-        Raw::Number => Value::Text(slice(raw.defined, text)),
-        Raw::Text(value) => Value::Text(value),
-        Raw::List(list) => Value::List(list.into_iter().map(|n| finish(n, text, integer_keys)).collect()),
-        Raw::Map(list) => Value::Map(
+        RawValue::Null => Value::Null,
+        RawValue::Bool(value) => Value::Bool(value),
+        RawValue::Number(from, to) => Value::Text(text.get(from..to).unwrap_or_default().trim().to_owned()),
+        RawValue::Text(value) => Value::Text(value),
+        RawValue::List(list) => {
+            Value::List(list.into_iter().map(|n| finish(n, text, integer_keys)).collect())
+        }
+        RawValue::Map(list) => Value::Map(
             list.into_iter()
                 .map(|(key, value)| {
-                    *integer_keys |= matches!(key.value, Raw::Number);
+                    *integer_keys |= matches!(key.value, RawValue::Number(..));
                     (finish(key, text, integer_keys), finish(value, text, integer_keys))
                 })
                 .collect(),
         ),
     };
-    Node { value, place }
-}
-
-/// A scalar as the source has it.
-fn slice(location: Location, text: &str) -> String {
-    let span = location.span();
-    let start = span.byte_offset().unwrap_or(0) as usize;
-    let end = start + span.byte_len().unwrap_or(0) as usize;
-    text.get(start..end).unwrap_or_default().trim().to_owned()
+    Node { value, place: raw.place }
 }
 
 /// Whether a text reads as an address or a block of addresses.
