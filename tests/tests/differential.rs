@@ -22,6 +22,9 @@ use hydra_tests::sample;
 use hydra_tests::stage::{Stage, compiled, owner};
 use hydra_tests::topology::HOST;
 
+/// Questions to the tables of each policy.
+const EACH: usize = 400;
+
 fn count(otherwise: usize) -> usize {
     std::env::var("HYDRA_POLICIES").ok().and_then(|n| n.parse().ok()).unwrap_or(otherwise)
 }
@@ -90,7 +93,7 @@ fn the_oracle_and_the_compiled_tables_agree() {
         let (text, deployment, compiled) = valid(&mut random, &mut refused);
         let tables = PolicyTables::new(&compiled);
         let now = unix_now();
-        for _ in 0..400 {
+        for _ in 0..EACH {
             let (_, from) = end(&mut random, &deployment);
             let (_, to) = end(&mut random, &deployment);
             let what = random::what(&mut random, to.address.unwrap().is_ipv6());
@@ -111,7 +114,9 @@ fn the_oracle_and_the_compiled_tables_agree() {
             );
         }
     }
-    println!("{policies} policies, {refused} more were refused");
+    println!(
+        "figure: {policies} policies, {EACH} questions to each, 0 disagreements; {refused} more were refused"
+    );
     assert!(refused < policies, "most random policies are refused");
 }
 
@@ -166,7 +171,9 @@ fn the_oracle_and_the_compiled_tables_agree_on_limits_that_are_used_up() {
             );
         }
     }
-    println!("{denied} flows were denied for a limit, {next} were allowed by a later rule");
+    println!(
+        "figure: {denied} flows were denied for a limit, {next} were allowed by a later rule, 0 disagreements"
+    );
     assert!(denied > 0 && next > 0, "the random policies hardly use limits up: {denied}, {next}");
 }
 
@@ -228,10 +235,11 @@ fn the_oracle_and_the_kernel_agree() {
     let stage = Stage::of(&sample::policy()).unwrap();
     let bpffs = stage.world.bpffs().join("hydra");
     let mut random = Random::from_environment();
-    let mut refused = 0;
+    let (mut refused, mut packets) = (0, 0_u64);
+    let policies = count(12);
     let mut stage = stage;
     let mut runner = stage.world.enter(HOST, || Runner::open(&bpffs, &stage.desired)).unwrap().unwrap();
-    for number in 0..count(12) {
+    for number in 0..policies {
         let begin = random.clone();
         let (text, deployment, compiled) = valid(&mut random, &mut refused);
         stage.restage(deployment, Arc::new(compiled), number as u32 + 2).unwrap();
@@ -252,6 +260,7 @@ fn the_oracle_and_the_kernel_agree() {
                     // Questions assume that no limit is used up.
                     runner.refill().unwrap();
                     let seen = runner.run(&shot).unwrap();
+                    packets += 1;
                     // The sender's own address on another of its ports, a block of its own network: line 1 is tested elsewhere.
                     let rule = name(&stage.desired.compiled, seen.rule());
                     let seen = Answer { verdict: seen.verdict(), reason: seen.reason.unwrap_or(Reason::BadTable), rule };
@@ -263,4 +272,5 @@ fn the_oracle_and_the_kernel_agree() {
             })
             .unwrap();
     }
+    println!("figure: {policies} policies in the kernel, {packets} packets, 0 disagreements");
 }

@@ -82,7 +82,7 @@ fn race(version: Version) -> Result<()> {
         let done = closed("busy");
         stop.store(true, Ordering::Relaxed);
         let applied = applying.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        println!("busy: {applied} policies were applied meanwhile");
+        println!("figure: busy: {applied} policies were applied meanwhile");
         done
     })?;
     course.say("idle and busy", &agent)?;
@@ -170,7 +170,11 @@ impl Course {
         let remove: Vec<&str> =
             ["rm", "--force"].into_iter().chain(names.iter().map(String::as_str)).collect();
         self.engine.docker(&remove)?;
-        println!("{state}: {racers} containers in {took:?}, {} of {} arrived", arrived.len(), all.len());
+        println!(
+            "figure: {state}: {racers} containers in {took:?}, {} of {} arrived",
+            arrived.len(),
+            all.len()
+        );
         Ok(arrived)
     }
 
@@ -189,7 +193,10 @@ impl Course {
     fn say(&self, when: &str, agent: &Agent) -> Result<()> {
         let metrics = agent.metrics(self.engine.world())?;
         let lines = metrics.lines().filter_map(|line| line.strip_prefix("hydra_attach_seconds_"));
-        println!("{when}: seconds until ports had their programs: {}", lines.collect::<Vec<_>>().join(", "));
+        println!(
+            "figure: {when}: seconds until ports had their programs: {}",
+            lines.collect::<Vec<_>>().join(", ")
+        );
         Ok(())
     }
 }

@@ -174,7 +174,7 @@ fn what_explain_says_is_what_the_kernel_does() {
                     }
                 };
             }
-            println!("{asked} questions: {verdicts:?}");
+            println!("figure: {asked} questions, {} differences: {verdicts:?}", wrong.len());
             (wrong, verdicts)
         })
         .unwrap();

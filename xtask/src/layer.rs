@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::lint;
+use crate::long::{self, Form, Long};
 use crate::process::{self, Job, Ran};
 use crate::programs::{Built, Program};
 use crate::say::{self, Progress};
@@ -77,6 +78,8 @@ pub struct Run<'a> {
     pub filters: &'a [String],
     /// Where the output of each step is kept.
     pub logs: &'a Path,
+    /// The long forms, and nothing else.
+    pub long: Option<Long>,
 }
 
 impl Run<'_> {
@@ -120,19 +123,37 @@ impl Run<'_> {
         }
         let mut any = false;
         for program in self.built.tests.iter().filter(|program| Layer::of(program) == layer) {
-            if self.only.is_empty() || self.only.contains(&program.target) {
+            if !self.only.is_empty() && !self.only.contains(&program.target) {
+                continue;
+            }
+            let Some(long) = &self.long else {
                 any = true;
-                *tally += self.program(layer, program, root)?;
+                *tally += self.program(layer, program, root, None)?;
+                continue;
+            };
+            if program.target == long::FUZZ {
+                any = true;
+                self.fuzz(layer, long.minutes, tally)?;
+            }
+            for form in long::forms(&program.target) {
+                any = true;
+                *tally += self.program(layer, program, root, Some((long, form)))?;
             }
         }
-        if layer == Layer::Unit && self.only.is_empty() && self.filters.is_empty() {
+        if layer == Layer::Unit && self.only.is_empty() && self.filters.is_empty() && self.long.is_none() {
             let job = Job::cargo().args(["test", "--workspace", "--doc", "--locked"]);
             *tally += self.libtest(layer, "examples in the documentation", &job)?;
         }
         Ok((!any).then(|| "there is no test program of this layer".to_owned()))
     }
 
-    fn program(&self, layer: Layer, program: &Program, root: bool) -> Result<Tally> {
+    fn program(
+        &self,
+        layer: Layer,
+        program: &Program,
+        root: bool,
+        long: Option<(&Long, &Form)>,
+    ) -> Result<Tally> {
         let mut job = Job::new(&program.file)
             .args(["--show-output"])
             .args(self.filters)
@@ -150,11 +171,20 @@ impl Run<'_> {
             // Kernel tables and engines are not shared between tests that run at the same time.
             job = job.args(["--test-threads=1"]).for_root();
         }
-        let name = if program.package == "tests" || !program.integration {
+        let mut name = if program.package == "tests" || !program.integration {
             program.target.clone()
         } else {
             format!("{} of {}", program.target, program.package)
         };
+        if let Some((long, form)) = long {
+            let (variable, number) = form.number();
+            if !form.test.is_empty() {
+                name = format!("{name} {}", form.test);
+                job = job.args([form.test]);
+            }
+            name = format!("{name} with {variable}={number}");
+            job = job.env(variable, number).env("HYDRA_SEED", &long.seed);
+        }
         self.libtest(layer, &name, &job)
     }
 
@@ -169,6 +199,9 @@ impl Run<'_> {
         for why in skips(&ran.all) {
             say::line(&format!("    skipped: {why}"));
         }
+        for figure in ran.all.lines().filter_map(|line| line.trim_start().strip_prefix("figure: ")) {
+            say::quote(figure);
+        }
         for note in ran.all.lines().filter(|line| line.starts_with("note: processes left behind")) {
             say::quote(note);
         }
@@ -177,6 +210,31 @@ impl Run<'_> {
             say::line(&format!("    ended with {}: {}", ran.status, job.shown()));
         }
         Ok(tally)
+    }
+
+    /// Runs libFuzzer's targets for so many minutes each; where it can't run, each of them is skipped.
+    fn fuzz(&self, layer: Layer, minutes: u32, tally: &mut Tally) -> Result<()> {
+        let why = long::no_fuzzer();
+        for target in long::TARGETS {
+            if let Some(why) = &why {
+                say::line(&format!("  libFuzzer's {target}: skipped: {why}"));
+                tally.skipped += 1;
+                continue;
+            }
+            std::fs::create_dir_all(crate::root().join("fuzz/corpus").join(target))?;
+            let name = format!("libFuzzer's {target} for {minutes} min");
+            let (ran, progress) = self.step(layer, &name, &long::fuzz(target, minutes))?;
+            let held = ran.status.success();
+            progress.end(if held { "holds" } else { "FAILED" });
+            if held {
+                say::quote(&long::figure(target, &ran.all));
+            } else {
+                say::quote(&ran.all);
+                say::line(&format!("    what it found is in `fuzz/artifacts/{target}`"));
+            }
+            *tally += Tally::one(held);
+        }
+        Ok(())
     }
 
     /// Runs named commands, each of which counts as one test.

@@ -6,6 +6,7 @@ mod ebpf;
 mod r#gen;
 mod layer;
 mod lint;
+mod long;
 mod needs;
 mod process;
 mod programs;

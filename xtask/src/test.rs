@@ -3,10 +3,11 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 
 use crate::layer::{Layer, Run};
+use crate::long::{self, Long};
 use crate::needs::{self, For};
 use crate::process;
 use crate::programs::{self, Built};
@@ -28,6 +29,12 @@ Examples:
   cargo xtask test unit netns         two layers
   cargo xtask test matrix             one test program
   cargo xtask test matrix -- ipv6     the tests of it that have `ipv6` in their name
+  cargo xtask test --long             the long forms: hours
+  cargo xtask test --long headers     one of them
+
+A long form is a test with as many cases as the project's targets name; `HYDRA_FRAMES`, `HYDRA_CYCLES` and their like set
+other numbers, `HYDRA_SEED` the cases, which else are others each time. The long form of `fuzz` is libFuzzer on the
+targets in `fuzz/`, where cargo-fuzz and a nightly tool chain are installed. What was measured is printed with its number.
 
 The object layer needs a compiler with the source of its library; where there is none to be had it is skipped, which
 fails the run only if `CI` is set. Any other layer that cannot run at all fails it.
@@ -43,6 +50,12 @@ pub struct Args {
     /// A layer to leave out
     #[arg(long, value_name = "LAYER")]
     skip: Vec<Layer>,
+    /// Run the long forms of the tests that have one, and no other test
+    #[arg(long)]
+    long: bool,
+    /// With `--long`: how many minutes libFuzzer has for each of its targets
+    #[arg(long, value_name = "N", default_value_t = 10, requires = "long")]
+    minutes: u32,
     /// For the test programs: a part of a test's name, or options of libtest
     #[arg(last = true, value_name = "FILTER")]
     filters: Vec<String>,
@@ -51,13 +64,20 @@ pub struct Args {
 impl Args {
     /// Everything, without questions.
     pub fn everything() -> Self {
-        Self { names: Vec::new(), yes: true, skip: Vec::new(), filters: Vec::new() }
+        Self { names: Vec::new(), yes: true, skip: Vec::new(), long: false, minutes: 0, filters: Vec::new() }
     }
 }
 
 /// Runs the layers, prints the table, and answers with the exit code.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let (mut layers, only) = sort_names(&args.names);
+    if args.long {
+        long::check(&only)?;
+        layers.retain(|layer| layer.has_programs());
+        if layers.is_empty() && only.is_empty() {
+            bail!("only unit, netns and docker have long forms");
+        }
+    }
     let built = if !only.is_empty() || layers.iter().any(|layer| layer.has_programs()) {
         // Only the names of test programs need the build before anything else is known.
         if only.is_empty() { None } else { Some(programs::build_tests()?) }
@@ -89,7 +109,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut layers = layers.into_iter();
     let stop = match built {
         Ok(built) => {
-            let run = Run { built: &built, only: &only, filters: &args.filters, logs: &logs };
+            let long = args.long.then(|| Long::new(args.minutes));
+            if let Some(long) = &long {
+                say::line(&format!("the random tests begin with HYDRA_SEED={}", long.seed));
+            }
+            let run = Run { built: &built, only: &only, filters: &args.filters, logs: &logs, long };
             layers.by_ref().find_map(|layer| {
                 if let Some(at) = unmet.iter().position(|(by, _)| *by == For::Layer(layer)) {
                     rows.push(Run::not_run(layer, unmet.swap_remove(at).1));

@@ -196,7 +196,7 @@ fn an_address_in_another_tier_inherits_no_rights() {
     assert!(ears.with(b"from the wrong one").is_empty());
     assert!(lab.dropped(&agent, "no-rule").unwrap() >= cycles * ENOUGH);
     println!(
-        "{cycles} times, while the peer sent {} datagrams of each family",
+        "figure: {cycles} times to another tier, 0 accepted, while the peer sent {} datagrams of each family",
         peer.sent.load(Ordering::Relaxed)
     );
 }
