@@ -240,3 +240,19 @@ fn an_address_that_this_host_had_once_makes_nobody_the_host() {
         assert_eq!(says(&t, &f, Hook::PortOut, 11, way), (Verdict::Denied, Reason::SpoofedAddress));
     }
 }
+
+/// A neighbour's port is no way to an entry under somebody else's address: its own program was away when the frame was sent, or somebody
+/// took the mark from it.
+#[test]
+fn a_frame_to_a_neighbour_for_anothers_address_opens_no_way_to_the_other() {
+    let mut t = world();
+    let packet = network("10.1.0.11", "10.2.0.21", 17, &udp(4000, 53));
+    let aside = ethernet(mac(11), mac(12), 0x0800, &packet);
+    let o = pass(&mut t, &aside, &at(Hook::PortOut, 12, 11));
+    assert_eq!((o.verdict, o.reason), (Verdict::Denied, Reason::UnknownDestination));
+    let ask = frame(11, 10, "10.1.0.11", "10.2.0.21", 17, &udp(4000, 53));
+    assert_eq!(says(&t, &ask, Hook::PortIn, 11, 0), (Verdict::Denied, Reason::NoRule));
+    // For the neighbour's own address it is as good as any.
+    let own = ethernet(mac(11), mac(12), 0x0800, &network("10.1.0.11", "10.1.0.12", 17, &udp(4000, 53)));
+    assert_eq!(says(&t, &own, Hook::PortOut, 12, 11), (Verdict::Allowed, Reason::IntraTier));
+}

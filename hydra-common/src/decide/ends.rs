@@ -311,9 +311,11 @@ pub fn destination<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Ou
         if link.container == Container::NONE && link.flags & Link::UNBOUND == 0 {
             return Err(Reason::UnknownDestination);
         }
-        if let Some(e) = known
-            && e.container == link.container
-        {
+        if let Some(e) = known {
+            // For another's address: the receiver's right would make an entry that the other's packets count on.
+            if e.container != link.container {
+                return Err(Reason::UnknownDestination);
+            }
             out.destination = e.identity[slot];
         }
         return Ok(());
