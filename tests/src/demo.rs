@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::agent::Agent;
 use crate::binary::root;
 use crate::deployment::Deployment;
-use crate::matrix::{self, Trial};
+use crate::matrix::{self, LeftOut, Trial};
 use crate::world::World;
 
 /// How long silence must last to count as silence. The first attempt of TCP is repeated after one second.
@@ -50,7 +50,7 @@ pub fn run(out: &mut impl Write) -> Result<bool> {
         return Ok(false);
     }
 
-    compare(out, &world, &deployment, &mut trials, begun, || Agent::start(&world, &text))
+    compare(out, &world, &deployment, (&mut trials, &LeftOut::new()), begun, || Agent::start(&world, &text))
 }
 
 /// The second half: starts the agent, makes all attempts again, and shows what came of them. `false`: something differed.
@@ -58,7 +58,7 @@ pub(crate) fn compare(
     out: &mut impl Write,
     world: &World,
     deployment: &Deployment,
-    trials: &mut [Trial],
+    (trials, left_out): (&mut [Trial], &LeftOut),
     begun: Instant,
     start: impl FnOnce() -> Result<Agent>,
 ) -> Result<bool> {
@@ -75,9 +75,12 @@ pub(crate) fn compare(
     )?;
     attempts(out, "with hydra", world, trials)?;
 
-    writeln!(out, "\nexpected (# everything passes, + some of it, . nothing, ! differs):\n")?;
-    writeln!(out, "{}", matrix::grid(deployment, trials, false))?;
-    writeln!(out, "seen:\n\n{}", matrix::grid(deployment, trials, true))?;
+    writeln!(
+        out,
+        "\nexpected (# everything passes, + some of it, . nothing, ! differs, blank: not tried):\n"
+    )?;
+    writeln!(out, "{}", matrix::grid(deployment, trials, left_out, false))?;
+    writeln!(out, "seen:\n\n{}", matrix::grid(deployment, trials, left_out, true))?;
     flows(out, &agent.json(world, &["flows"])?)?;
 
     let differ: Vec<&Trial> = trials.iter().filter(|t| !t.agrees()).collect();

@@ -1,6 +1,6 @@
 //! The whole matrix of a deployment: what the oracle expects of every pair, what real traffic shows, and the two as grids.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -122,9 +122,12 @@ pub fn run(
     Ok(())
 }
 
+/// Pairs of places of which an attempt that the policy allows is not made, because nothing follows from it.
+pub type LeftOut = BTreeSet<(String, String)>;
+
 /// A grid of places: `#` where everything passes, `+` where some of it does, `.` where nothing does, `!` where it differs from
-/// what is expected.
-pub fn grid(deployment: &Deployment, trials: &[Trial], seen: bool) -> String {
+/// what is expected. Blank where nothing was tried, or only what is denied.
+pub fn grid(deployment: &Deployment, trials: &[Trial], left_out: &LeftOut, seen: bool) -> String {
     let places = deployment.topology.places();
     let mut cells: BTreeMap<(&str, &str), Vec<&Trial>> = BTreeMap::new();
     for trial in trials {
@@ -156,6 +159,7 @@ pub fn grid(deployment: &Deployment, trials: &[Trial], seen: bool) -> String {
                     let passes =
                         trials.iter().filter(|t| if seen { t.seen() == Some(true) } else { t.expected() });
                     match passes.count() {
+                        0 if left_out.contains(&((*from).to_owned(), (*to).to_owned())) => ' ',
                         0 => '.',
                         n if n == trials.len() => '#',
                         _ => '+',

@@ -8,7 +8,7 @@ mod adopted;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Seek, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -365,14 +366,31 @@ pub fn require_root() -> Result<()> {
     bail!("this test makes network namespaces, which needs root\n\nhint: `cargo xtask test` (it uses sudo)")
 }
 
-/// Waits for this machine's one turn.
+/// Waits for this machine's one turn, and says so where it has to.
 fn turn() -> Result<Flock<File>> {
     fs::create_dir_all(SCRATCH).with_context(|| format!("cannot make {SCRATCH}"))?;
-    let path = Path::new(SCRATCH).join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path)?;
-    Flock::lock(file, FlockArg::LockExclusive)
-        .map_err(|(_, errno)| errno)
-        .with_context(|| format!("cannot lock {}", path.display()))
+    take_turn(&Path::new(SCRATCH).join("lock"), &mut std::io::stderr())
+}
+
+/// The lock holds the number of the process that has it. `said` is not `eprintln!`: what a test prints is shown when it is over.
+fn take_turn(path: &Path, said: &mut impl Write) -> Result<Flock<File>> {
+    let cannot = || format!("cannot lock {}", path.display());
+    let file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
+    let mut turn = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(turn) => turn,
+        Err((mut file, Errno::EWOULDBLOCK)) => {
+            let mut holder = String::new();
+            let _ = file.read_to_string(&mut holder);
+            let holder = holder.trim().parse::<u32>().map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+            let _ = writeln!(said, "waiting for another run{holder}");
+            Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).with_context(cannot)?
+        }
+        Err((_, errno)) => return Err(errno).with_context(cannot),
+    };
+    turn.set_len(0)?;
+    turn.rewind()?;
+    write!(turn, "{}", std::process::id())?;
+    Ok(turn)
 }
 
 /// On the keeper's thread: namespaces of its own, and files that hold them.
@@ -443,4 +461,43 @@ fn port_lines(container: &Container) -> Vec<String> {
 fn address_line(interface: &str, address: &IpNet) -> String {
     let nodad = if address.addr().is_ipv6() { " nodad" } else { "" };
     format!("address add {address} dev {interface}{nodad}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_to_wait_for_the_turn_is_told_for_whom() {
+        let path = std::env::temp_dir().join(format!("hydra-turn-{}", std::process::id()));
+        let mut said = Vec::new();
+        let first = take_turn(&path, &mut said).unwrap();
+        assert_eq!(said, b"");
+        let (tell, told) = mpsc::channel();
+        let other = path.clone();
+        let waiting = thread::spawn(move || take_turn(&other, &mut Telling(tell)).map(drop));
+        assert_eq!(told.recv().unwrap(), format!("waiting for another run (pid {})\n", std::process::id()));
+        drop(first);
+        waiting.join().unwrap().unwrap();
+        fs::remove_file(path).unwrap();
+    }
+
+    /// Sends what is written, whole lines at a time.
+    struct Telling(mpsc::Sender<String>);
+
+    impl Write for Telling {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.write_all(bytes).map(|()| bytes.len())
+        }
+        fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+            let _ = self.0.send(String::from_utf8_lossy(bytes).into_owned());
+            Ok(())
+        }
+        fn write_fmt(&mut self, text: std::fmt::Arguments<'_>) -> std::io::Result<()> {
+            self.write_all(text.to_string().as_bytes())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
 }

@@ -16,8 +16,10 @@ mod supervise;
 mod tally;
 mod test;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::{Parser, Subcommand};
 
@@ -69,9 +71,16 @@ fn main() -> ExitCode {
     })
 }
 
-/// The folder of the workspace.
+/// The folder of the workspace: of the one that cargo runs this for, else of the one that it was built from. A built program may
+/// be used from another copy of the sources.
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| workspace(std::env::var_os("CARGO_MANIFEST_DIR")))
+}
+
+fn workspace(run_for: Option<OsString>) -> PathBuf {
+    let manifest = run_for.map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    manifest.parent().unwrap_or(Path::new(".")).to_owned()
 }
 
 /// Where cargo builds to, and where the logs of the steps are kept.
@@ -79,5 +88,16 @@ fn target() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
         Some(folder) => root().join(folder),
         None => root().join("target"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_workspace_is_the_one_that_cargo_runs_this_for() {
+        assert_eq!(workspace(Some("/src/other/xtask".into())), Path::new("/src/other"));
+        assert!(workspace(None).join("xtask/src/main.rs").is_file());
     }
 }

@@ -1,5 +1,4 @@
 //! Everything that the verbs print: words and tables on stdout, errors on stderr, a moving line on a terminal.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the one place of xtask that prints")]
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -11,16 +10,23 @@ const STILL: Duration = Duration::from_mins(1);
 
 /// Prints one line.
 pub fn line(text: &str) {
-    println!("{text}");
-    let _ = std::io::stdout().flush();
+    print(&format!("{text}\n"));
 }
 
 /// Prints what a step wrote, indented.
 pub fn quote(text: &str) {
-    for row in text.lines() {
-        println!("    {row}");
+    print(&text.lines().flat_map(|row| ["    ", row, "\n"]).collect::<String>());
+}
+
+/// Where nobody reads any more, as after `| head`, the run is stopped as by Ctrl-C, so that what it started is tidied up.
+fn print(text: &str) {
+    if !reaches(&mut std::io::stdout().lock(), text) {
+        crate::process::stop();
     }
-    let _ = std::io::stdout().flush();
+}
+
+fn reaches(out: &mut impl Write, text: &str) -> bool {
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
 }
 
 /// Prints an error with its causes; a cause that begins with `hint:` stands apart.
@@ -33,16 +39,14 @@ pub fn failure(error: &anyhow::Error) {
             None => words.push(cause),
         }
     }
-    eprintln!("error: {}", words.join(": "));
-    for hint in hints {
-        eprintln!("\nhint: {hint}");
-    }
+    let hints: String = hints.iter().flat_map(|hint| ["\nhint: ", hint, "\n"]).collect();
+    // Nobody is told where stderr is closed: there is nobody to tell.
+    let _ = write!(std::io::stderr(), "error: {}\n{hints}", words.join(": "));
 }
 
 /// Asks a question that is answered with yes by a bare return.
 pub fn ask(question: &str) -> std::io::Result<bool> {
-    print!("{question} [Y/n] ");
-    std::io::stdout().flush()?;
+    print(&format!("{question} [Y/n] "));
     let mut answer = String::new();
     if std::io::stdin().read_line(&mut answer)? == 0 {
         return Ok(false);
@@ -119,6 +123,14 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reader_that_goes_away_is_noticed() {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        assert!(reaches(&mut writer, "a line\n"));
+        drop(reader);
+        assert!(!reaches(&mut writer, "another\n"));
+    }
 
     #[test]
     fn durations_read_like_words() {

@@ -1,6 +1,7 @@
 //! `cargo xtask demo` builds and runs this as root; with `--docker` it shows the same on a real engine.
 #![expect(clippy::print_stderr, reason = "a program's last words")]
 
+use std::io::{Error, ErrorKind};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -13,6 +14,10 @@ fn main() -> ExitCode {
     match shown {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
+        // Whoever read this has seen enough, and has no use for a message.
+        Err(error) if error.downcast_ref::<Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) => {
+            ExitCode::from(2)
+        }
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::from(2)
