@@ -18,3 +18,4 @@ pub mod render;
 pub mod serve;
 pub mod settings;
 pub mod state;
+pub mod usage;

@@ -165,7 +165,7 @@ impl std::fmt::Display for Remark {
 }
 
 /// One applied policy. The row of `hydractl policy history`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
 pub struct RevisionView {
     /// Its number.
     pub revision: u32,
@@ -175,6 +175,9 @@ pub struct RevisionView {
     pub applied: String,
     /// By whom: `uid=0 pid=123`, `--policy`, `rollback`.
     pub by: String,
+    /// The revision whose text it is, where a rollback put that in force again.
+    #[serde(default)]
+    pub restores: Option<u32>,
     /// SHA-256 is not needed: the text's length in bytes tells two apart well enough beside its number.
     pub bytes: u64,
 }
@@ -195,7 +198,15 @@ pub enum Command {
         /// The answer.
         reply: oneshot::Sender<Result<ApplyReport, ApplyError>>,
     },
-    /// Apply an earlier revision's text again, as a new revision. `None`: the one before the current.
+    /// The text of a revision.
+    Show {
+        /// Which.
+        revision: u32,
+        /// The text, if it is kept.
+        reply: oneshot::Sender<Option<String>>,
+    },
+    /// Apply an earlier revision's text again, as a new revision. `None`: the one before the current; where that took one back, the
+    /// one before that.
     Rollback {
         /// Which.
         revision: Option<u32>,
@@ -211,6 +222,9 @@ pub enum Command {
 pub struct ApplyReport {
     /// The new revision; with `dry_run` the one that it would be.
     pub revision: u32,
+    /// The earlier revision whose text it is, of a rollback.
+    #[serde(default)]
+    pub restores: Option<u32>,
     /// The policy's name.
     pub policy: String,
     /// Lines of the policy's diff to the one before, as `policy diff` prints them.
@@ -230,6 +244,9 @@ pub enum ApplyError {
     /// There is no such revision.
     #[error("there is no revision {0}")]
     NoRevision(u32),
+    /// Nothing was applied before.
+    #[error("there is no earlier revision")]
+    NoEarlier,
     /// The kernel did not take it; the old one is whole.
     #[error("the kernel did not take the policy, the previous one stays in force: {0}")]
     Kernel(String),

@@ -2,10 +2,13 @@
 //! outside (names, labels, what the system says) leaves here without anything that a terminal would obey.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
+use std::os::fd::AsFd as _;
 
 use anstyle::{AnsiColor, Style};
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -26,7 +29,10 @@ pub enum Format {
 pub enum RenderError {
     /// Stdout did not take it.
     #[error("cannot write to the standard output: {0}")]
-    Write(#[from] io::Error),
+    Write(io::Error),
+    /// Whoever read stdout went away: the end of what has no end of its own, and no error.
+    #[error("nobody reads the standard output any more")]
+    HungUp,
     /// It has no JSON form.
     #[error("cannot turn the answer into JSON: {0}")]
     Json(#[from] serde_json::Error),
@@ -48,20 +54,99 @@ pub fn object<T: Serialize>(value: &T, format: Format) -> Result<(), RenderError
     data(&serialized(value, format)?)
 }
 
-/// One value on one line of JSON.
-pub fn line<T: Serialize>(value: &T) -> Result<(), RenderError> {
-    let mut text = ascii_where_it_matters(&serde_json::to_string(value)?);
-    text.push('\n');
-    data(&text)
+/// Rows that come one by one without end, each shown as it comes: rows of a table, JSON lines, or YAML documents.
+#[derive(Debug)]
+pub struct Stream {
+    format: Format,
+    columns: &'static [&'static str],
+    /// Of the columns, in characters: as wide as what has been seen.
+    widths: Vec<usize>,
+    begun: bool,
+}
+
+impl Stream {
+    /// In the format that was asked for; else a table on a terminal, and JSON lines for a program.
+    pub fn new(columns: &'static [&'static str], asked: Option<Format>) -> Self {
+        let own = if io::stdout().is_terminal() { Format::Table } else { Format::Json };
+        let widths = columns.iter().map(|c| c.len()).collect();
+        Self { format: asked.unwrap_or(own), columns, widths, begun: false }
+    }
+
+    /// One more. [`RenderError::HungUp`] when nobody reads.
+    pub fn row<T: Serialize>(&mut self, row: &T) -> Result<(), RenderError> {
+        let text = match self.format {
+            Format::Table => self.table_row(&serde_json::to_value(row)?),
+            Format::Json => ascii_where_it_matters(&serde_json::to_string(row)?) + "\n",
+            Format::Yaml => format!("---\n{}", serialized(row, Format::Yaml)?),
+        };
+        write(&text)
+    }
+
+    fn table_row(&mut self, row: &Value) -> String {
+        let cells: Vec<_> = self.columns.iter().map(|c| row.get(c).unwrap_or(&Value::Null)).collect();
+        let texts: Vec<String> = cells.iter().map(|value| plain(value)).collect();
+        for (width, text) in self.widths.iter_mut().zip(&texts) {
+            *width = (*width).max(text.chars().count());
+        }
+        let mut out = String::new();
+        if !self.begun {
+            let heads: Vec<_> = self.columns.iter().zip(&self.widths).collect();
+            let line: Vec<String> =
+                heads.iter().map(|(c, width)| format!("{:<1$}", c.to_uppercase(), **width)).collect();
+            out = line.join("  ").trim_end().to_owned() + "\n";
+            self.begun = true;
+        }
+        let mut line = String::new();
+        for (((column, value), text), width) in self.columns.iter().zip(&cells).zip(&texts).zip(&self.widths)
+        {
+            let room = " ".repeat(width - text.chars().count());
+            let shown = if *column == "verdict" { verdict(text) } else { text.clone() };
+            let _ = if value.is_number() {
+                write!(line, "{room}{shown}  ")
+            } else {
+                write!(line, "{shown}{room}  ")
+            };
+        }
+        out + line.trim_end() + "\n"
+    }
 }
 
 /// Text to stdout as it is; a reader that went away is not an error. Anything from outside in it must have been through
 /// [`escape`].
 pub fn data(text: &str) -> Result<(), RenderError> {
+    match write(text) {
+        Err(RenderError::HungUp) => Ok(()),
+        other => other,
+    }
+}
+
+fn write(text: &str) -> Result<(), RenderError> {
     let mut out = anstream::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|e| {
+        if e.kind() == io::ErrorKind::BrokenPipe { RenderError::HungUp } else { RenderError::Write(e) }
+    })
+}
+
+/// Waits until whoever reads stdout has gone, which a writer that has nothing to write does not learn otherwise. For ever where
+/// stdout is a file.
+pub async fn hung_up() {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    // A thread of its own: it may wait to the end of the process.
+    std::thread::spawn(move || {
+        let out = io::stdout();
+        loop {
+            // Asked for nothing: errors and hang-ups are told all the same (poll(2)).
+            let mut watched = [PollFd::new(out.as_fd(), PollFlags::empty())];
+            match poll(&mut watched, PollTimeout::NONE) {
+                Ok(_) => return tell.send(()),
+                Err(Errno::EINTR) => {}
+                Err(_) => return Err(()),
+            }
+        }
+    });
+    if told.await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -73,6 +158,13 @@ pub fn words(text: &str) {
 /// `error: what happened`, and what mends it.
 pub fn error(message: &str, hint: Option<&str>) {
     words(&error_text(message, hint));
+}
+
+/// A warning of one line, or of a policy's text with its place, to stderr.
+pub fn warning(message: &str) {
+    let style = colour(AnsiColor::Yellow).bold();
+    let message = message.strip_prefix("warning: ").unwrap_or(message);
+    words(&format!("{style}warning{style:#}: {}", escape_lines(message)));
 }
 
 /// What [`error`] prints.
@@ -188,18 +280,24 @@ fn table<T: Serialize>(rows: &[T], columns: &[&str]) -> Result<String, RenderErr
 }
 
 fn cell(column: &str, value: &Value) -> Cell {
+    let cell = Cell::new(plain(value));
+    match (column, value.as_str()) {
+        ("verdict", Some("allowed")) => cell.fg(Color::Green),
+        ("verdict", Some("denied")) => cell.fg(Color::Red),
+        ("verdict", Some("audited")) => cell.fg(Color::Yellow),
+        _ if value.is_number() => cell.set_alignment(CellAlignment::Right),
+        _ => cell,
+    }
+}
+
+/// What stands in a table's cell.
+fn plain(value: &Value) -> String {
     match value {
-        Value::Null => Cell::new("-"),
-        Value::Bool(b) => Cell::new(if *b { "yes" } else { "no" }),
-        Value::Number(n) => Cell::new(n).set_alignment(CellAlignment::Right),
-        Value::String(s) if s.is_empty() => Cell::new("-"),
-        Value::String(s) => match (column, s.as_str()) {
-            ("verdict", "allowed") => Cell::new(s).fg(Color::Green),
-            ("verdict", "denied") => Cell::new(s).fg(Color::Red),
-            ("verdict", "audited") => Cell::new(s).fg(Color::Yellow),
-            _ => Cell::new(escape(s)),
-        },
-        Value::Array(_) | Value::Object(_) => Cell::new(escape(&value.to_string())),
+        Value::Null => "-".into(),
+        Value::Bool(b) => if *b { "yes" } else { "no" }.into(),
+        Value::String(s) if s.is_empty() => "-".into(),
+        Value::String(s) => escape(s),
+        Value::Number(_) | Value::Array(_) | Value::Object(_) => escape(&value.to_string()),
     }
 }
 
@@ -233,6 +331,23 @@ mod tests {
         a\u{1b}[31mb\u{202e}c\u{9b}d\u{a}e\u{200b}\u{e0041}  denied   1234567  -
         ");
         assert_eq!(text.lines().count(), 3);
+    }
+
+    #[test]
+    fn rows_that_come_one_by_one_stand_below_their_heads() {
+        let mut stream = Stream {
+            format: Format::Table,
+            columns: &["container", "verdict", "packets", "rule"],
+            widths: vec![9, 7, 7, 4],
+            begun: false,
+        };
+        let text: String =
+            rows().iter().map(|row| stream.table_row(&serde_json::to_value(row).unwrap())).collect();
+        insta::assert_snapshot!(anstream::adapter::strip_str(&text), @r"
+        CONTAINER       VERDICT  PACKETS  RULE
+        hydra-postgres  allowed       12  db-clients
+        a\u{1b}[31mb\u{202e}c\u{9b}d\u{a}e\u{200b}\u{e0041}  denied   1234567  -
+        ");
     }
 
     #[test]

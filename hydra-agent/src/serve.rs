@@ -8,6 +8,7 @@ mod errors;
 mod file;
 mod kernel;
 mod log;
+mod purge;
 mod rights;
 mod routing;
 mod start;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use self::agent::Agent;
 pub use self::errors::RunError;
 use self::kernel::Kernel;
+pub use self::purge::purge;
 use self::turn::{Loop, Signals};
 use crate::api::{self, ControlSocket};
 use crate::cgroup::Hierarchy;
@@ -45,27 +47,6 @@ pub fn run(flags: Flags) -> Result<(), RunError> {
     log::start(&settings.log).map_err(RunError::Log)?;
     rights::check()?;
     runtime()?.block_on(serve(settings))
-}
-
-/// `hydra-agent purge`: the end of enforcement. Gives what was taken away.
-pub fn purge(flags: Flags) -> Result<Vec<String>, RunError> {
-    let settings = Settings::load(flags)?;
-    log::start(&settings.log).map_err(RunError::Log)?;
-    rights::check()?;
-    if State::in_use(&settings.directories.state) {
-        return Err(RunError::AgentRuns(settings.directories.state));
-    }
-    let bpffs = settings.directories.bpffs.clone();
-    let purged = datapath::purge(&bpffs)?;
-    let (mut removed, mut failed) = (purged.removed, purged.failed);
-    let routes = runtime()?.block_on(async {
-        let mut inventory = Inventory::new(watching(&settings, None))?;
-        let snapshot = inventory.observe().await;
-        Ok::<_, RunError>(routing::remove_all(&snapshot).await)
-    })?;
-    removed.extend(routes.0);
-    failed.extend(routes.1);
-    if failed.is_empty() { Ok(removed) } else { Err(RunError::Purge(failed)) }
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, RunError> {
@@ -94,7 +75,21 @@ fn watching(settings: &Settings, cgroups: Option<Hierarchy>) -> inventory::Setti
 async fn serve(settings: Settings) -> Result<(), RunError> {
     let mut signals = Signals::new().map_err(RunError::Begin)?;
     // Whoever comes second fails here, before it has touched anything.
-    let socket = ControlSocket::bind(&settings.directories.run)?;
+    let mut socket = Some(ControlSocket::bind(&settings.directories.run)?);
+    let done = enforce(settings, &mut signals, &mut socket).await;
+    // A start that failed before anybody was served: nobody is to knock where nobody is.
+    if let Some(socket) = socket {
+        socket.remove();
+    }
+    done
+}
+
+/// From the state directory to a signal. Takes the socket when it serves.
+async fn enforce(
+    settings: Settings,
+    signals: &mut Signals,
+    socket: &mut Option<ControlSocket>,
+) -> Result<(), RunError> {
     let (mut state, broken) = State::open(&settings.directories.state)?;
     let mut lasting = Vec::new();
     for file in &broken {
@@ -165,24 +160,23 @@ async fn serve(settings: Settings) -> Result<(), RunError> {
         tracing::error!(error = why, "the policy in force is not understood");
         agent.lasting.push(NotEnforced { what: "policy".to_owned(), why });
     }
-    let api = tokio::spawn(api::serve(
-        socket,
-        api::Options { listen, limits: api::Limits::default() },
-        handle,
-        stop.clone(),
-    ));
+    let options = api::Options { listen, limits: api::Limits::default() };
+    let api = socket.take().map(|socket| tokio::spawn(api::serve(socket, options, handle, stop.clone())));
     let mut looped = Loop::new(agent, inventory, queue);
-    looped.first(snapshot, file).await?;
-    looped.turn(&mut signals).await;
-
-    systemd::stopping();
-    tracing::info!("stopping; what is enforced stays enforced");
+    let begun = looped.first(snapshot, file).await;
+    if begun.is_ok() {
+        looped.turn(signals).await;
+        systemd::stopping();
+        tracing::info!("stopping; what is enforced stays enforced");
+    }
     stop.cancel();
     looped.agent.flush();
-    if tokio::time::timeout(FAREWELL, api).await.is_err() {
+    if let Some(api) = api
+        && tokio::time::timeout(FAREWELL, api).await.is_err()
+    {
         tracing::warn!("requests in flight were cut off");
     }
-    Ok(())
+    begun
 }
 
 struct Opened {
@@ -223,7 +217,9 @@ fn begin_with(policy: &PolicyFile, state: &State) -> Result<start::Start, RunErr
     };
     let start = start::decide(start::Found { file: text, taken_over: state.policy_file_text(), current });
     match &start {
-        start::Start { adopt: None, apply: None, problem: Some(why) } => Err(RunError::NoPolicy(why.clone())),
+        start::Start { adopt: None, apply: None, problem: Some(why) } => {
+            Err(RunError::Unreadable { path: policy.path.clone(), why: why.clone() })
+        }
         start::Start { .. } => Ok(start),
     }
 }

@@ -26,7 +26,7 @@ pub const DEFAULT_RUN_DIR: &str = "/run/hydra";
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/hydra";
 /// Where `ip netns add` keeps names.
 pub const DEFAULT_NETNS_DIR: &str = "/run/netns";
-/// Metrics and page.
+/// Metrics.
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9473);
 /// The socket's name in the run directory.
 pub const SOCKET: &str = "agent.sock";
@@ -72,7 +72,7 @@ pub struct Flags {
     /// Where programs, links and maps are pinned [default: /sys/fs/bpf/hydra]
     #[arg(long, value_name = "DIR", env = "HYDRA_BPFFS")]
     pub bpffs: Option<PathBuf>,
-    /// Metrics and page, or `none` [default: 127.0.0.1:9473]
+    /// Metrics, on a loopback address, or `none` [default: 127.0.0.1:9473]
     #[arg(long, value_name = "ADDR|none", env = "HYDRA_LISTEN")]
     pub listen: Option<Listen>,
     /// Where named network namespaces are found [default: /run/netns]
@@ -168,7 +168,7 @@ impl FromStr for Docker {
     }
 }
 
-/// Where metrics and page are served.
+/// Where metrics are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listen {
     /// Nowhere.
@@ -184,9 +184,14 @@ impl FromStr for Listen {
         if text == "none" {
             return Ok(Self::None);
         }
-        text.parse()
-            .map(Self::At)
-            .map_err(|_| "expected `none` or an address with its port, as in `127.0.0.1:9473`".into())
+        // The listener is for this machine alone: whoever collects from elsewhere asks by way of something that knows him.
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.ip().is_loopback() => Ok(Self::At(address)),
+            Ok(_) => {
+                Err("expected `none` or a loopback address with its port, as in `127.0.0.1:9473`".into())
+            }
+            Err(_) => Err("expected `none` or an address with its port, as in `127.0.0.1:9473`".into()),
+        }
     }
 }
 
@@ -301,7 +306,7 @@ pub struct Settings {
     pub docker: Docker,
     /// Where things are kept.
     pub directories: Directories,
-    /// Metrics and page; `None` is nowhere.
+    /// Metrics; `None` is nowhere.
     pub listen: Option<SocketAddr>,
     /// Where named namespaces are found.
     pub netns_dir: PathBuf,

@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics, its helpers too")]
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command as Process, Output, Stdio};
@@ -44,6 +45,7 @@ rules:
   - { name: db-clients, from: ai, to: databases }
   - { name: no-ssh, from: any, to: databases, ports: tcp/22, action: deny }
   - { name: models, from: ai, to: inference, ports: tcp/5000 }
+  - { name: login, from: external, to: apps, ports: tcp/443, limit: 3/min, expires: 2036-12-01T00:00:00Z }
 expect:
   - { from: apps, to: databases, port: tcp/5432, verdict: denied }
   - { from: ai, to: databases/postgres, port: tcp/5432, verdict: allowed, rule: db-clients }
@@ -169,13 +171,15 @@ fn published() -> Published {
                 policy: "small".into(),
                 applied: "2026-11-20T08:00:00Z".into(),
                 by: "--policy".into(),
+                restores: None,
                 bytes: 480,
             },
             RevisionView {
                 revision: 3,
                 policy: "small".into(),
                 applied: "2026-11-21T08:00:00Z".into(),
-                by: "uid=0 gid=0 pid=77".into(),
+                by: "uid=0 gid=0 pid=77 rollback to 1".into(),
+                restores: Some(1),
                 bytes: 512,
             },
         ],
@@ -329,22 +333,34 @@ async fn answer(mut commands: mpsc::Receiver<Command>) {
                     }
                     Ok((model, warnings)) => Ok(ApplyReport {
                         revision: 4,
+                        restores: None,
                         policy: model.name,
                         changes: vec!["- rule `no-ssh`".into(), "+ rule `web`".into()],
                         cut: vec!["litellm -> postgres tcp/5432".into()],
-                        warnings: warnings.iter().map(|w| w.message.clone()).collect(),
+                        warnings: warnings
+                            .iter()
+                            .map(|w| w.message.clone())
+                            .chain(["`eth7`: a card in the bridge of `apps`".to_owned()])
+                            .collect(),
                     }),
                 };
                 let _ = reply.send(answer);
             }
             Command::Rollback { revision, reply, .. } => {
                 let answer = match revision {
-                    None | Some(2) => {
-                        Ok(ApplyReport { revision: 4, policy: "small".into(), ..ApplyReport::default() })
-                    }
+                    None | Some(2) => Ok(ApplyReport {
+                        revision: 4,
+                        restores: Some(2),
+                        policy: "small".into(),
+                        ..ApplyReport::default()
+                    }),
+                    Some(1) => Err(ApplyError::NoEarlier),
                     Some(other) => Err(ApplyError::NoRevision(other)),
                 };
                 let _ = reply.send(answer);
+            }
+            Command::Show { revision, reply } => {
+                let _ = reply.send((revision == 2).then(|| POLICY.replace("name: small", "name: old")));
             }
         }
     }
@@ -418,6 +434,19 @@ fn drops_in_every_format_and_as_they_come() {
         std::thread::yield_now();
     }
     let mut all = format!("# hydractl drops --follow\n{line}\n");
+    for format in ["table", "json", "yaml"] {
+        let args = ["drops", "--follow", "-n", "1", "-o", format];
+        let mut follow = agent.hydractl(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut out = io::BufReader::new(follow.stdout.take().unwrap());
+        let mut said = String::new();
+        while !said.contains("databases") {
+            io::BufRead::read_line(&mut out, &mut said).unwrap();
+        }
+        drop(out);
+        let said_wrong = follow.wait_with_output().unwrap();
+        assert!(said_wrong.status.success() && said_wrong.stderr.is_empty(), "{said_wrong:?}");
+        writeln!(all, "# hydractl {}\n{said}", args.join(" ")).unwrap();
+    }
     for args in [
         vec!["drops"],
         vec!["drops", "-o", "json"],
@@ -441,8 +470,45 @@ fn follow_ends_with_the_agent() {
     drop(agent);
     let mut said = String::new();
     io::Read::read_to_string(&mut follow.stderr.take().unwrap(), &mut said).unwrap();
-    assert_eq!(said, "the agent ended the stream\n");
-    assert_eq!(follow.wait().unwrap().code(), Some(0));
+    let (error, hint) = said.split_once("\n\n").unwrap();
+    assert!(error.starts_with("error: the agent on `") && error.ends_with("` ended the stream"), "{said}");
+    assert_eq!(hint, "hint: `systemctl status hydra-agent`; what it enforced stays enforced meanwhile\n");
+    assert_eq!(follow.wait().unwrap().code(), Some(2));
+}
+
+/// Nothing comes, so nothing is written: only the hang-up itself can tell.
+#[test]
+fn an_idle_follower_ends_when_its_reader_goes() {
+    let agent = agent();
+    let mut follow =
+        agent.hydractl(&["drops", "--follow"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    while agent.events.receiver_count() < 2 {
+        std::thread::yield_now();
+    }
+    drop(follow.stdout.take());
+    let done = follow.wait_with_output().unwrap();
+    assert_eq!((done.status.code(), String::from_utf8(done.stderr).unwrap().as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_name_that_nobody_has_is_refused_by_every_filter() {
+    let agent = agent();
+    let mut all = String::new();
+    for args in [
+        vec!["flows", "--from", "databse"],
+        vec!["flows", "--to", "litelm"],
+        vec!["flows", "--to", "postgres", "-o", "json"],
+        vec!["flows", "--to", "any"],
+        vec!["drops", "--to", "nope"],
+        vec!["drops", "--follow", "--from", "weeb"],
+        vec!["drops", "--reason", "no-ruel"],
+        vec!["ports", "--to", "nope"],
+        vec!["ports", "--from", "exernal"],
+        vec!["explain", "litelm", "databases", "tcp/5432"],
+    ] {
+        all += &agent.run(&args);
+    }
+    insta::assert_snapshot!(all);
 }
 
 #[test]
@@ -470,6 +536,7 @@ fn explain_names_rule_line_identities_and_docker() {
         ("external", "host", "tcp/22"),
         ("inference", "external", "tcp/22"),
         ("2001:db8::1", "web", "tcp/80"),
+        ("external", "web", "tcp/443"),
         ("nobody", "apps", "tcp/80"),
         ("apps", "databses", "tcp/80"),
         ("apps", "databases", "tcp"),
@@ -510,6 +577,10 @@ fn policies_are_shown_applied_refused_and_taken_back() {
         (vec!["policy", "validate", "-", "--live"], named("elsewhere").as_str()),
         (vec!["policy", "validate", "-", "--live"], POLICY),
         (vec!["policy", "rollback"], ""),
+        (vec!["policy", "rollback", "1"], ""),
+        (vec!["policy", "show", "2"], ""),
+        (vec!["policy", "show", "2", "-o", "json"], ""),
+        (vec!["policy", "show", "9"], ""),
         (vec!["policy", "rollback", "9"], ""),
         (vec!["policy", "diff", "-"], POLICY),
         (vec!["policy", "diff", "-"], mistakes),
@@ -555,6 +626,8 @@ fn files_are_validated_tested_compared_and_explained_without_an_agent() {
         "explain apps databases tcp/5432 --policy good.yaml",
         "explain ai postgres postgres --policy good.yaml -o json",
         "explain ai nobody tcp/1 --policy good.yaml",
+        "explain apps databases tcp/5432 --policy failing.yaml",
+        "policy test good.yaml broken.yaml",
         "explain ai databases tcp/1 --policy broken.yaml",
     ] {
         let args: Vec<_> = args.split(' ').collect();

@@ -99,6 +99,8 @@ fn mistakes_on_the_command_line() {
         vec!["policy", "rollback", "0"],
         vec!["explain", "apps", "databases"],
         vec!["drops", "--follow", "--totals"],
+        vec!["drops", "--json"],
+        vec!["flows", "--fro", "apps"],
         vec!["completions", "sh"],
         vec!["policy", "validate", "/nonexistent/p.yaml"],
         vec!["policy", "validate", "-", "-"],
@@ -108,6 +110,33 @@ fn mistakes_on_the_command_line() {
         write!(all, "# hydractl {}\n{}\n", args.join(" "), seen(&output, dir.path())).unwrap();
     }
     insta::assert_snapshot!(all);
+}
+
+#[test]
+fn mistakes_on_the_agents_command_line() {
+    let mut all = String::new();
+    for args in [
+        vec!["start"],
+        vec!["run", "--polcy", "p.yaml"],
+        vec!["run", "--listen", "0.0.0.0:9473"],
+        vec!["run", "--attach", "xdp"],
+        vec!["run", "--labels"],
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hydra-agent"));
+        let output = command.args(&args).env("NO_COLOR", "1").env("COLUMNS", "100").output().unwrap();
+        write!(all, "# hydra-agent {}\n{}\n", args.join(" "), seen(&output, Path::new("/nonexistent")))
+            .unwrap();
+    }
+    insta::assert_snapshot!(all);
+}
+
+/// As an unset one: a variable of a unit or a script that was left empty.
+#[test]
+fn an_empty_variable_names_no_socket() {
+    let output = hydractl().env("HYDRA_SOCKET", "").args(["--help"]).output().unwrap();
+    assert!(output.status.success());
+    let output = hydractl().env("HYDRA_SOCKET", "").arg("status").output().unwrap();
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("``"), "{output:?}");
 }
 
 #[test]

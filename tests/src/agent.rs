@@ -235,8 +235,13 @@ pub fn ctl(world: &World, socket: &std::path::Path, arguments: &[&str]) -> Resul
 
 /// Takes all enforcement away, with `hydra-agent purge`.
 pub fn purge(world: &World) -> Result<Output> {
+    purge_with(world, &[])
+}
+
+/// The same with further arguments, which stand above those before.
+pub fn purge_with(world: &World, arguments: &[&str]) -> Result<Output> {
     let mut command = Command::new(binary("hydra-agent")?);
-    command.arg("purge").args(Agent::directories(world));
+    command.arg("purge").args(Agent::directories(world)).args(arguments);
     world.output(HOST, command)
 }
 

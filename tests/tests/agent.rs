@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use hydra_tests::agent::{Agent, purge, write};
+use hydra_tests::agent::{Agent, purge, purge_with, write};
 use hydra_tests::binary::binary;
 use hydra_tests::topology::{Bridge, Container, HOST, Port, Topology};
 use hydra_tests::world::World;
@@ -158,7 +158,13 @@ fn a_bad_policy_at_the_first_start_touches_nothing_and_later_changes_nothing() {
     assert_eq!(pins(&world), [""; 0]);
 
     let output = run(&world, &["--policy", "/nonexistent/hy.yaml"]);
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert_eq!(
+        said(&output),
+        "error: the policy file `/nonexistent/hy.yaml` cannot be read: No such file or directory\n\nhint: `ls -l /nonexistent/hy.yaml`\n"
+    );
+    let socket = world.scratch("run").join("agent.sock");
+    assert!(!is_there(&world, &socket), "nobody is to knock where nobody is");
 
     Agent::start(&world, &open()).unwrap().stop().unwrap();
     let agent = Agent::start_with(&world, &["--policy", &bad]).unwrap();
@@ -234,11 +240,23 @@ fn sighup_takes_the_file_over_and_sigterm_leaves_everything() {
     assert_eq!(pins(&world).len(), 1, "enforcement stays");
     assert!(!is_there(&world, &world.scratch("run").join("agent.sock")));
 
+    let elsewhere = world.bpffs().join("other").display().to_string();
+    let output = purge_with(&world, &["--bpffs", &elsewhere]).unwrap();
+    assert_eq!(output.status.code(), Some(2), "enforcement goes on: {}", said(&output));
+    assert!(
+        said(&output).starts_with("error: hydra still enforces on `") && said(&output).contains(&elsewhere),
+        "{}",
+        said(&output)
+    );
+    assert!(said(&output).contains("\nhint: give the flags that the agent ran with"), "{}", said(&output));
+    assert_eq!(pins(&world).len(), 1);
+
     let output = purge(&world).unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     assert_eq!(pins(&world), [""; 0]);
     let output = purge(&world).unwrap();
     assert_eq!(output.status.code(), Some(0), "nothing to do is fine: {}", said(&output));
+    assert!(said(&output).starts_with("nothing to remove: "), "{}", said(&output));
 }
 
 #[test]

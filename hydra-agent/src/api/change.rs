@@ -99,11 +99,14 @@ fn log(what: &str, peer: Peer, outcome: &Outcome) {
     }
 }
 
-fn refusal(error: ApplyError) -> Refusal {
+/// As an answer.
+pub(super) fn refusal(error: ApplyError) -> Refusal {
     let text = error.to_string();
     match error {
         ApplyError::Refused(diagnostics) => Refusal::policy(diagnostics),
-        ApplyError::NoRevision(_) => Refusal::new(StatusCode::NOT_FOUND, text, "`hydractl policy history`"),
+        ApplyError::NoRevision(_) | ApplyError::NoEarlier => {
+            Refusal::new(StatusCode::NOT_FOUND, text, "`hydractl policy history`")
+        }
         ApplyError::Kernel(_) | ApplyError::Disk(_) => Refusal::failed(text),
     }
 }

@@ -18,6 +18,7 @@ use prometheus_client::registry::Registry;
 
 use super::App;
 use super::view::Names;
+use crate::inventory::snapshot::DockerState;
 use crate::policy::rows::Owner;
 use crate::published::{Counters, Published};
 
@@ -103,6 +104,11 @@ impl Collector for Scrape {
         let ok = self.readable && self.state.applied.is_some() && self.state.not_enforced.is_empty();
         let help = "1 while everything that the policy asks for is enforced";
         gauge(&mut encoder, "hydra_enforcement_ok", help, i64::from(ok))?;
+        if self.state.snapshot.docker != DockerState::Off {
+            let up = matches!(self.state.snapshot.docker, DockerState::Up { .. });
+            let help = "1 while Docker answers; left out where nobody asks it";
+            gauge(&mut encoder, "hydra_docker_up", help, i64::from(up))?;
+        }
         let tiers = self.state.endpoints.iter().map(|e| e.tier.as_str());
         by_tier(&mut encoder, "hydra_endpoints", "Addresses of containers by tier", tiers)?;
         let tiers = self.state.ports.iter().map(|p| p.owner.as_ref().map_or("unknown", Owner::tier));

@@ -8,6 +8,8 @@ mod change;
 mod connection;
 pub(crate) mod explain;
 mod extract;
+mod filter;
+mod follow;
 mod listener;
 mod memory;
 mod ports;

@@ -13,8 +13,9 @@ use hydra_common::verdict::Verdict;
 use super::App;
 use super::explain::{End, binding};
 use super::extract::{Asked, Refusal};
-use super::read::{Who, no_policy, service};
-use super::view;
+use super::filter::{Who, service};
+use super::read::no_policy;
+use super::view::{self, Names};
 use super::wire::{PortFilter, PortRow};
 use crate::policy::explain::Judge;
 use crate::policy::ports::Packet;
@@ -30,14 +31,14 @@ pub(super) async fn ports(
     Asked(filter): Asked<PortFilter>,
 ) -> Result<Json<Vec<PortRow>>, Refusal> {
     let state = app.state();
-    rows(&state, filter, unix_now()).map(Json)
+    rows(&state, &app.memory.names(&state), filter, unix_now()).map(Json)
 }
 
-fn rows(state: &Published, filter: PortFilter, now: i64) -> Result<Vec<PortRow>, Refusal> {
+fn rows(state: &Published, names: &Names, filter: PortFilter, now: i64) -> Result<Vec<PortRow>, Refusal> {
     let applied = state.applied.as_deref().ok_or_else(no_policy)?;
     let PortFilter { from, to, port, limit } = filter;
     let from = from.map(|text| End::find(state, applied, &text)).transpose()?;
-    let to = to.map(Who::new);
+    let to = to.map(|text| Who::find(state, names, text)).transpose()?;
     let (protocol, number) = port.as_deref().map_or(Ok((None, None)), service)?;
     let ask = Ask { applied, judge: Judge::new(&applied.compiled, now) };
     let chosen = state.ports.iter().filter(|view| {

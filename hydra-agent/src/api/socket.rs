@@ -105,7 +105,7 @@ impl ControlSocket {
     }
 
     /// Removes the socket, unless somebody else's has taken its place.
-    pub(super) fn remove(&self) {
+    pub(crate) fn remove(&self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.inode) {
             let _ = fs::remove_file(&self.path);
         }

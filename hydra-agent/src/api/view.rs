@@ -48,6 +48,13 @@ impl Names {
         Self { current, policies, containers, interfaces }
     }
 
+    /// Whether rows may name a tier, service or container so: of the policy in force, of one before, or of a container that is gone.
+    pub(super) fn knows(&self, name: &str) -> bool {
+        matches!(name, "unknown" | "external" | "host" | "unmanaged")
+            || self.containers.values().any(|c| c == name)
+            || self.current.iter().chain(self.policies.values()).any(|a| a.model.owner(name).is_some())
+    }
+
     /// The key under which drops are summed.
     pub(super) fn total_key(&self, key: DropKey) -> (String, String, &'static str, &'static str, String) {
         (

@@ -321,6 +321,15 @@ pub struct Filter {
     pub limit: Option<usize>,
 }
 
+/// The query of `GET /v1/policy`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyRequest {
+    /// Which; without it the one in force.
+    #[serde(default)]
+    pub revision: Option<u32>,
+}
+
 /// `GET /v1/policy`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyReply {
@@ -439,6 +448,12 @@ pub struct Explanation {
     pub reason: String,
     /// The rule that decided, or empty.
     pub rule: String,
+    /// Its limit, `60/min` of one source address, or empty. The answer assumes that it is not used up.
+    #[serde(default)]
+    pub limit: String,
+    /// When it ends, RFC 3339 in UTC, or empty.
+    #[serde(default)]
+    pub expires: String,
     /// The line of the precedence that decided.
     pub line: u8,
     /// Whom `from` stands for: `databases/postgres`.
@@ -462,6 +477,15 @@ pub struct Explanation {
     pub enforced: Option<bool>,
     /// Why it is not, or empty.
     pub not_enforced: String,
+}
+
+impl Explanation {
+    /// No rule decided.
+    pub(crate) fn no_rule(&mut self) {
+        self.rule.clear();
+        self.limit.clear();
+        self.expires.clear();
+    }
 }
 
 /// The body of every reply that is not 2xx.

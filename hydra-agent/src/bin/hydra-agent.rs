@@ -4,14 +4,18 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use hydra_agent::{serve, settings};
+use hydra_agent::{serve, settings, usage};
 
 fn main() -> ExitCode {
-    let done = match settings::Cli::parse().action {
+    let cli = match settings::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage::answer(&error),
+    };
+    let done = match cli.action {
         settings::Action::Run(flags) => serve::run(flags),
-        settings::Action::Purge(flags) => serve::purge(flags).map(|removed| {
-            for line in removed {
-                anstream::eprintln!("removed {line}");
+        settings::Action::Purge(flags) => serve::purge(flags).map(|done| {
+            for line in done {
+                anstream::eprintln!("{line}");
             }
         }),
     };

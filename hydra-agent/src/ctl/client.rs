@@ -17,6 +17,7 @@ use tokio::net::UnixStream;
 
 use super::failure::{Failure, version};
 use crate::api::wire::{ABI_HEADER, ErrorReply, VERSION_HEADER};
+use crate::render::{self, RenderError};
 
 /// For what the agent only has to look up.
 const READ: Duration = Duration::from_secs(30);
@@ -45,14 +46,14 @@ impl Client {
         self.ask(CHANGE, Request::post(path).header("content-type", "application/json"), body.into())
     }
 
-    /// What comes from `path`, line by line, until it ends or `each` fails.
+    /// What comes from `path`, line by line, until the agent ends it, which is a failure too, or `each` fails.
     pub(super) fn follow(
         &self,
         path: &str,
         query: &impl Serialize,
         mut each: impl FnMut(&[u8]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        run(async {
+        let lines = async {
             let request = Request::get(target(path, query));
             let mut body = self.within(READ, self.send(request, Bytes::new())).await?.into_body();
             let mut pending: Vec<u8> = Vec::new();
@@ -65,7 +66,13 @@ impl Client {
                     pending = rest;
                 }
             }
-            Ok(())
+            Err(Failure::Ended(self.socket.clone()))
+        };
+        run(async {
+            tokio::select! {
+                done = lines => done,
+                () = render::hung_up() => Err(RenderError::HungUp.into()),
+            }
         })
     }
 

@@ -2,9 +2,10 @@
 
 use clap::Args;
 
-use super::{Answer, Client, Outcome, Output};
+use super::failure::Failure;
+use super::{Answer, Client, Outcome};
 use crate::api::wire::{DropRow, DropTotalRow, Filter, FollowLine};
-use crate::render;
+use crate::render::{self, Format, RenderError, Stream};
 
 const COLUMNS: [&str; 13] = [
     "time",
@@ -26,8 +27,8 @@ const TOTALS: [&str; 7] =
 
 #[derive(Debug, Args)]
 pub(super) struct Asked {
-    /// Print what comes from now on, a JSON object per line, until interrupted
-    #[arg(short, long, conflicts_with_all = ["limit", "output", "totals"])]
+    /// Print what comes from now on, until interrupted; with `-n N` after the last N
+    #[arg(short, long, conflicts_with = "totals")]
     follow: bool,
     /// Print exact counts by tiers, reason and rule instead of single packets
     #[arg(long, conflicts_with_all = ["from", "to", "port", "verdict", "reason", "limit"])]
@@ -50,30 +51,41 @@ pub(super) struct Asked {
     /// At most so many, the newest
     #[arg(short = 'n', long, value_name = "N")]
     limit: Option<usize>,
-    #[command(flatten)]
-    output: Output,
+    /// How data is printed [default: table; with --follow JSON lines where stdout is no terminal]
+    #[arg(short, long, value_name = "FORMAT", value_enum)]
+    output: Option<Format>,
 }
 
 pub(super) fn run(client: &Client, asked: Asked) -> Outcome {
     let Asked { follow, totals, from, to, port, verdict, reason, limit, output } = asked;
     let filter = Filter { from, to, port, verdict, reason, limit };
     if follow {
-        client.follow("/v1/drops/follow", &filter, |line| {
-            match serde_json::from_slice(line).map_err(|e| client.other(e))? {
-                FollowLine::Drop(row) => Ok(render::line(&row)?),
-                FollowLine::Lost { lost } => {
-                    render::words(&format!("{lost} packets were not told: this reader is too slow"));
-                    Ok(())
-                }
-            }
-        })?;
-        render::words("the agent ended the stream");
-    } else if totals {
+        return self::follow(client, &filter, output);
+    }
+    let format = output.unwrap_or_default();
+    if totals {
         let rows: Vec<DropTotalRow> = client.get("/v1/drops/totals", &())?;
-        render::list(&rows, &TOTALS, output.output)?;
+        render::list(&rows, &TOTALS, format)?;
     } else {
         let rows: Vec<DropRow> = client.get("/v1/drops", &filter)?;
-        render::list(&rows, &COLUMNS, output.output)?;
+        render::list(&rows, &COLUMNS, format)?;
     }
     Ok(Answer::Yes)
+}
+
+fn follow(client: &Client, filter: &Filter, output: Option<Format>) -> Outcome {
+    let mut shown = Stream::new(&COLUMNS, output);
+    let done = client.follow("/v1/drops/follow", filter, |line| {
+        match serde_json::from_slice(line).map_err(|e| client.other(e))? {
+            FollowLine::Drop(row) => Ok(shown.row(&row)?),
+            FollowLine::Lost { lost } => {
+                render::words(&format!("{lost} packets were not told: this reader is too slow"));
+                Ok(())
+            }
+        }
+    });
+    match done {
+        Ok(()) | Err(Failure::Render(RenderError::HungUp)) => Ok(Answer::Yes),
+        Err(failure) => Err(failure),
+    }
 }

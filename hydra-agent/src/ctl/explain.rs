@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use clap::Args;
 
 use super::failure::Failure;
-use super::policy::{model, read};
+use super::policy::{model_to_ask, read};
 use super::{Answer, Client, Outcome, Output};
 use crate::api::explain::of_file;
 use crate::api::wire::{ExplainRequest, Explanation};
@@ -46,7 +46,7 @@ pub(super) fn run(client: &Client, asked: Asked) -> Outcome {
 }
 
 fn from_file(file: &str, asked: &ExplainRequest) -> Result<Explanation, Failure> {
-    let (model, compiled) = model(&read(file)?)?;
+    let (model, compiled) = model_to_ask(&read(file)?)?;
     let question = Question::read(&model, &asked.from, &asked.to, &asked.port)
         .map_err(|no| Failure::Question { what: no.message, hint: no.hint.unwrap_or_default() })?;
     Ok(of_file(asked, &explain(&model, &compiled, &question, unix_now())))
@@ -83,6 +83,12 @@ fn for_people(answer: &Explanation) -> String {
     }
     row("reason", &answer.reason);
     row("rule", if answer.rule.is_empty() { "none" } else { &answer.rule });
+    if !answer.limit.is_empty() {
+        row("limit", &format!("{} per source (whether it is used up is not known here)", answer.limit));
+    }
+    if !answer.expires.is_empty() {
+        row("expires", &answer.expires);
+    }
     row("precedence", &format!("line {}", answer.line));
     if answer.revision > 0 {
         row("revision", &answer.revision.to_string());

@@ -34,6 +34,9 @@ pub(super) enum Failure {
     /// Somebody answers, but not as an agent does.
     #[error("what answers on `{0}` is not a hydra agent")]
     NotAnAgent(PathBuf),
+    /// The agent has nothing more to tell: it stops.
+    #[error("the agent on `{0}` ended the stream")]
+    Ended(PathBuf),
     /// The agent has not answered.
     #[error("the agent on `{socket}` has not answered for {} s", after.as_secs())]
     TimedOut {
@@ -133,6 +136,9 @@ impl Failure {
             }
             Self::NotAnAgent(_) => "name the agent's socket with `hydractl --socket PATH …`".into(),
             Self::TimedOut { .. } | Self::Broke { .. } => "`journalctl -u hydra-agent` says more".into(),
+            Self::Ended(_) => {
+                "`systemctl status hydra-agent`; what it enforced stays enforced meanwhile".into()
+            }
             Self::Agent(reply) => reply.hint.clone(),
             Self::Question { hint, .. } => hint.clone(),
             Self::File { path, .. } => format!("`ls -l {path}`"),

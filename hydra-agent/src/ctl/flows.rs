@@ -6,14 +6,16 @@ use super::{Answer, Client, Outcome, Output};
 use crate::api::wire::{Filter, FlowRow};
 use crate::render;
 
-const COLUMNS: [&str; 14] = [
+const COLUMNS: [&str; 16] = [
     "protocol",
     "source",
     "source_port",
     "source_container",
+    "source_tier",
     "destination",
     "destination_port",
     "destination_container",
+    "destination_tier",
     "verdict",
     "rule",
     "packets",

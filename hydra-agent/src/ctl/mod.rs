@@ -16,11 +16,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
 use self::client::Client;
 use self::failure::Failure;
 use crate::render::Format;
+use crate::usage;
 
 /// The socket of an agent with default directories.
 pub const DEFAULT_SOCKET: &str = "/run/hydra/agent.sock";
@@ -36,10 +38,15 @@ pub const DEFAULT_SOCKET: &str = "/run/hydra/agent.sock";
 )]
 pub struct Cli {
     /// The agent's socket
-    #[arg(long, value_name = "PATH", env = "HYDRA_SOCKET", default_value = DEFAULT_SOCKET, hide_env_values = true)]
+    #[arg(long, value_name = "PATH", env = "HYDRA_SOCKET", default_value = DEFAULT_SOCKET, hide_env_values = true, value_parser = OsStringValueParser::new().map(socket))]
     socket: PathBuf,
     #[command(subcommand)]
     command: Command,
+}
+
+/// A variable that is set to nothing is not set.
+fn socket(path: OsString) -> PathBuf {
+    if path.is_empty() { DEFAULT_SOCKET.into() } else { path.into() }
 }
 
 #[derive(Debug, Subcommand)]
@@ -92,8 +99,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(e) => {
             // Help goes to stdout with 0, mistakes to stderr with 2: clap's own ways are the product's.
-            let _ = e.print();
-            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
+            return usage::answer(&e);
         }
     };
     match run(cli) {
@@ -122,6 +128,12 @@ mod tests {
     use clap::CommandFactory;
 
     use super::Cli;
+
+    #[test]
+    fn a_socket_of_no_name_is_the_usual_one() {
+        assert_eq!(super::socket("".into()), std::path::Path::new(super::DEFAULT_SOCKET));
+        assert_eq!(super::socket("/x".into()), std::path::Path::new("/x"));
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::compile::{CompileError, World, compile};
 use super::model::Model;
 use super::ports;
+use super::rfc3339;
 use super::rows::{Compiled, Numbers, Owner};
 use super::tables::{PolicyTables, seconds};
 
@@ -67,7 +68,7 @@ pub fn diff(old: Option<&Model>, new: &Model, now: i64) -> Result<Diff, CompileE
     };
     let (before, after) = (json(old), json(new));
     for key in ["name", "audit", "multihome", "shared-stack", "defaults"] {
-        changed(&format!("policy: {key}"), &before[key], &after[key], &mut lines);
+        changed("policy", key, &before[key], &after[key], &mut lines);
     }
     named("network", &of_map(&before["networks"]), &of_map(&after["networks"]), &mut lines);
     named("tier", &of_list(&before["tiers"], ""), &of_list(&after["tiers"], ""), &mut lines);
@@ -123,16 +124,30 @@ fn named(what: &str, old: &BTreeMap<String, Value>, new: &BTreeMap<String, Value
                 let keys: BTreeSet<&String> =
                     [a, b].iter().filter_map(|v| v.as_object()).flat_map(|m| m.keys()).collect();
                 for key in keys {
-                    changed(&format!("{what} `{name}`: {key}"), &a[key], &b[key], lines);
+                    changed(&format!("{what} `{name}`"), key, &a[key], &b[key], lines);
                 }
             }
         }
     }
 }
 
-fn changed(what: &str, old: &Value, new: &Value, lines: &mut Vec<String>) {
+fn changed(whose: &str, key: &str, old: &Value, new: &Value, lines: &mut Vec<String>) {
     if old != new {
-        lines.push(format!("~ {what}: {} -> {}", shown(old), shown(new)));
+        let (old, new) = (written(whose, key, old), written(whose, key, new));
+        let key = if key == "audit" { "mode" } else { key };
+        lines.push(format!("~ {whose}: {key}: {old} -> {new}"));
+    }
+}
+
+/// A value as a policy file writes it.
+fn written(whose: &str, key: &str, value: &Value) -> String {
+    match (key, value) {
+        ("audit", Value::Bool(audit)) => if *audit { "audit" } else { "enforce" }.to_owned(),
+        ("expires", Value::Number(n)) => n.as_i64().map_or_else(|| n.to_string(), rfc3339),
+        ("ports", Value::Array(list)) if list.is_empty() && whose.starts_with("rule") => {
+            "everything".to_owned()
+        }
+        _ => shown(value),
     }
 }
 
@@ -153,16 +168,16 @@ fn cells(old: &Model, new: &Model, now: i64) -> Result<Vec<CellChange>, CompileE
     let (a, b) = (offline(old)?, offline(new)?);
     let (before, after) = (PolicyTables::new(&a), PolicyTables::new(&b));
     let common: Vec<Owner> = new.owners().into_iter().filter(|o| a.names.contains_key(o)).collect();
-    let mut changes = Vec::new();
-    for from in &common {
-        for to in &common {
+    let mut pairs = BTreeMap::new();
+    for (i, from) in common.iter().enumerate() {
+        for (j, to) in common.iter().enumerate() {
             let says = |compiled: &Compiled, tables: &PolicyTables<'_>, selector: u32| {
                 let id = |o: &Owner| compiled.identity(o, None).unwrap_or_default();
                 let r = ruling(tables, 1, id(from), id(to), selector, seconds(now));
                 let why = compiled.rule(r.rule).unwrap_or(r.reason.as_str()).to_owned();
                 (r.verdict, why)
             };
-            let mut ranges: Vec<(u32, u32, CellChange)> = Vec::new();
+            let mut ranges: Vec<(u32, u32, Turn)> = Vec::new();
             let edges: BTreeSet<u32> = edges(&a, from, to).into_iter().chain(edges(&b, from, to)).collect();
             let ends = edges.iter().skip(1).map(|e| e - 1).chain([ports::LAST]);
             for (first, last) in edges.iter().copied().zip(ends) {
@@ -173,19 +188,76 @@ fn cells(old: &Model, new: &Model, now: i64) -> Result<Vec<CellChange>, CompileE
                 let text = |(verdict, why): (hydra_common::verdict::Verdict, String)| {
                     format!("{} ({why})", verdict.as_str())
                 };
-                let change = CellChange {
-                    from: from.to_string(),
-                    to: to.to_string(),
-                    ports: String::new(),
-                    before: text(was),
-                    after: text(is),
-                };
-                ranges.push((first, last, change));
+                ranges.push((first, last, Turn { ports: String::new(), before: text(was), after: text(is) }));
             }
-            changes.extend(merged(ranges));
+            if !ranges.is_empty() {
+                pairs.insert((i, j), merged(ranges));
+            }
         }
     }
-    Ok(changes)
+    Ok(folded(&common, &pairs))
+}
+
+/// What changes between two owners.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Turn {
+    ports: String,
+    before: String,
+    after: String,
+}
+
+/// Rows of single pairs; a tier stands for itself with all of its services where these agree.
+fn folded(owners: &[Owner], pairs: &BTreeMap<(usize, usize), Vec<Turn>>) -> Vec<CellChange> {
+    let tiers: Vec<Vec<usize>> = owners
+        .chunk_by(|a, b| a.tier() == b.tier())
+        .scan(0, |first, tier| Some((std::mem::replace(first, *first + tier.len())..*first).collect()))
+        .collect();
+    // First the called ends of every opener, then the openers of what came of it.
+    let mut by_called: BTreeMap<End, BTreeMap<usize, Vec<Turn>>> = BTreeMap::new();
+    for from in 0..owners.len() {
+        let of = |to: usize| pairs.get(&(from, to));
+        for (to, turns) in tiers.iter().flat_map(|tier| together(tier, of)) {
+            by_called.entry(to).or_default().insert(from, turns.clone());
+        }
+    }
+    let mut rows = BTreeMap::new();
+    for (to, openers) in &by_called {
+        for (from, turns) in tiers.iter().flat_map(|tier| together(tier, |from| openers.get(&from))) {
+            rows.insert((from, *to), turns);
+        }
+    }
+    let text = |end: End| {
+        let owner = &owners[end.owner];
+        let rest = if matches!(owner, Owner::Tier(_)) && !end.whole { " without a service" } else { "" };
+        format!("{owner}{rest}")
+    };
+    let row = |((from, to), turns): ((End, End), &Vec<Turn>)| -> Vec<CellChange> {
+        let change = |t: &Turn| {
+            let Turn { ports, before, after } = t.clone();
+            CellChange { from: text(from), to: text(to), ports, before, after }
+        };
+        turns.iter().map(change).collect()
+    };
+    rows.into_iter().flat_map(row).collect()
+}
+
+/// One end of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct End {
+    owner: usize,
+    /// It is a tier, and stands for its services too.
+    whole: bool,
+}
+
+/// A tier's owners as one, where all of them change alike, else those that change.
+fn together<'t>(tier: &[usize], of: impl Fn(usize) -> Option<&'t Vec<Turn>>) -> Vec<(End, &'t Vec<Turn>)> {
+    let first = tier.first().copied().unwrap_or_default();
+    match of(first) {
+        Some(turns) if tier.iter().all(|i| of(*i) == Some(turns)) => {
+            vec![(End { owner: first, whole: true }, turns)]
+        }
+        _ => tier.iter().filter_map(|i| Some((End { owner: *i, whole: false }, of(*i)?))).collect(),
+    }
 }
 
 fn offline(model: &Model) -> Result<Compiled, CompileError> {
@@ -206,15 +278,86 @@ fn edges(compiled: &Compiled, from: &Owner, to: &Owner) -> Vec<u32> {
 }
 
 /// Ranges of one pair with the same change are one row.
-fn merged(ranges: Vec<(u32, u32, CellChange)>) -> Vec<CellChange> {
-    let mut rows: Vec<(Vec<(u32, u32)>, CellChange)> = Vec::new();
-    for (first, last, change) in ranges {
-        match rows.iter_mut().find(|(_, row)| *row == change) {
+fn merged(ranges: Vec<(u32, u32, Turn)>) -> Vec<Turn> {
+    let mut rows: Vec<(Vec<(u32, u32)>, Turn)> = Vec::new();
+    for (first, last, turn) in ranges {
+        match rows.iter_mut().find(|(_, row)| *row == turn) {
             Some((list, _)) => list.push((first, last)),
-            None => rows.push((vec![(first, last)], change)),
+            None => rows.push((vec![(first, last)], turn)),
         }
     }
-    rows.into_iter()
-        .map(|(list, change)| CellChange { ports: ports::Ports::of(list).to_string(), ..change })
-        .collect()
+    rows.into_iter().map(|(list, turn)| Turn { ports: ports::Ports::of(list).to_string(), ..turn }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::parse;
+
+    const BEFORE: &str = "
+version: 1
+tiers:
+  apps: { networks: [a], services: { web: { containers: [web] }, api: { containers: [api] } } }
+  databases: { networks: [d], services: { postgres: { containers: [pg] } } }
+  legacy: { networks: [l], mode: audit }
+rules:
+  - { name: sql, from: apps, to: databases, ports: tcp/5432 }
+  - { name: debug, from: apps/web, to: legacy, expires: 2036-12-01T00:00:00Z }
+";
+
+    fn said(before: &str, after: &str) -> String {
+        let model = |text: &str| parse(text, "p.yaml").unwrap().0;
+        diff(Some(&model(before)), &model(after), 1_800_000_000).unwrap().to_lines().join("\n")
+    }
+
+    #[test]
+    fn values_are_written_as_in_a_file() {
+        let after = BEFORE
+            .replace("version: 1", "version: 1\nmode: audit")
+            .replace(", mode: audit }", " }")
+            .replace(", expires: 2036-12-01T00:00:00Z", ", ports: tcp/80")
+            .replace(", ports: tcp/5432", ", limit: 60/min, expires: 2036-11-01T00:00:00Z");
+        insta::assert_snapshot!(said(BEFORE, &after), @r"
+        ~ policy: mode: enforce -> audit
+        ~ tier `legacy`: mode: audit -> enforce
+        ~ rule `debug`: expires: 2036-12-01T00:00:00Z -> none
+        ~ rule `debug`: ports: everything -> tcp/80
+        ~ rule `sql`: expires: none -> 2036-11-01T00:00:00Z
+        ~ rule `sql`: limit: none -> 60/min
+        ~ rule `sql`: ports: tcp/5432 -> everything
+        external -> legacy everything: audited (no-rule) -> denied (no-rule)
+        unmanaged -> legacy everything: audited (no-rule) -> denied (no-rule)
+        apps without a service -> legacy everything: audited (no-rule) -> denied (no-rule)
+        apps -> databases proto/0-5, tcp/0-5431, tcp/5433-65535, proto/7-255: denied (no-rule) -> allowed (sql)
+        apps/web -> legacy proto/0-5, tcp/0-79, tcp/81-65535, proto/7-255: allowed (debug) -> denied (no-rule)
+        apps/api -> legacy everything: audited (no-rule) -> denied (no-rule)
+        databases -> legacy everything: audited (no-rule) -> denied (no-rule)
+        legacy -> external everything: audited (no-rule) -> denied (no-rule)
+        legacy -> host everything: audited (no-rule) -> denied (no-rule)
+        legacy -> unmanaged everything: audited (no-rule) -> denied (no-rule)
+        legacy -> apps everything: audited (no-rule) -> denied (no-rule)
+        legacy -> databases everything: audited (no-rule) -> denied (no-rule)
+        ");
+    }
+
+    #[test]
+    fn a_tier_stands_for_its_services_where_all_of_them_change_alike() {
+        let whole = BEFORE.replace("tcp/5432", "tcp/5433");
+        insta::assert_snapshot!(said(BEFORE, &whole), @r"
+        ~ rule `sql`: ports: tcp/5432 -> tcp/5433
+        apps -> databases tcp/5432: allowed (sql) -> denied (no-rule)
+        apps -> databases tcp/5433: denied (no-rule) -> allowed (sql)
+        ");
+        let one = BEFORE.replace("to: databases,", "to: databases/postgres,");
+        insta::assert_snapshot!(said(BEFORE, &one), @r"
+        ~ rule `sql`: to: databases -> databases/postgres
+        apps -> databases without a service tcp/5432: allowed (sql) -> denied (no-rule)
+        ");
+        let opener = BEFORE.replace("from: apps,", "from: apps/api,");
+        insta::assert_snapshot!(said(BEFORE, &opener), @r"
+        ~ rule `sql`: from: apps -> apps/api
+        apps without a service -> databases tcp/5432: allowed (sql) -> denied (no-rule)
+        apps/web -> databases tcp/5432: allowed (sql) -> denied (no-rule)
+        ");
+    }
 }

@@ -76,14 +76,20 @@ fn one(model: &Model, compiled: &Compiled, row: &Expect, now: i64) -> Outcome {
 }
 
 /// The rows that do not hold, as errors; less those that could hold if rules with errors meant the right thing.
-pub fn failures(model: &Model, compiled: &Compiled, doubts: &[Doubt], now: i64) -> Vec<Diagnostic> {
+pub fn failures(
+    model: &Model,
+    compiled: &Compiled,
+    doubts: &[Doubt],
+    source: &str,
+    now: i64,
+) -> Vec<Diagnostic> {
     let sure = |row: &Expect, o: &Outcome| !doubts.iter().any(|d| d.could_mend(model, compiled, row, o));
     let outcomes = run(model, compiled, now);
     let failed = model.expect.iter().zip(&outcomes).filter(|(row, o)| !o.passed && sure(row, o));
-    failed.map(|(_, o)| failure(o)).collect()
+    failed.map(|(_, o)| failure(o, source)).collect()
 }
 
-fn failure(o: &Outcome) -> Diagnostic {
+fn failure(o: &Outcome, source: &str) -> Diagnostic {
     let why = if o.rule.is_empty() { format!("reason {}", o.reason) } else { format!("rule `{}`", o.rule) };
     let question = format!("`{}` to `{}` on `{}`", o.from, o.to, o.port);
     let (message, place) = if o.verdict == o.wanted {
@@ -91,6 +97,29 @@ fn failure(o: &Outcome) -> Diagnostic {
     } else {
         (format!("{question} is {}, not {}: {why}", o.verdict, o.wanted), None)
     };
-    let hint = format!("ask `hydractl explain --policy FILE {} {} {}`", o.from, o.to, o.port);
+    let hint = format!("ask `hydractl explain --policy {} {} {} {}`", file(source), o.from, o.to, o.port);
     Diagnostic::error(message).at(place.unwrap_or(o.place)).hint(hint)
+}
+
+/// What messages call a text, as a shell takes it, where that is a file.
+fn file(source: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+,@%=:".contains(c);
+    match source {
+        "" => "FILE".to_owned(),
+        _ if source.starts_with(['<', '-']) => "FILE".to_owned(),
+        _ if source.chars().all(plain) => source.to_owned(),
+        _ => format!("'{}'", source.replace('\'', "'\\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::file;
+
+    #[test]
+    fn a_hint_names_the_file_as_a_shell_takes_it() {
+        assert_eq!(file("policies/hydra.yaml"), "policies/hydra.yaml");
+        assert_eq!(file("my policy's.yaml"), r"'my policy'\''s.yaml'");
+        assert_eq!(file("<stdin>"), "FILE");
+    }
 }

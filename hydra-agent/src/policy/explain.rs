@@ -9,7 +9,8 @@ use hydra_common::id::Identity;
 use hydra_common::verdict::{Reason, Verdict};
 use serde::Serialize;
 
-use super::model::{Model, Party};
+use super::limit::Limit;
+use super::model::{Model, Party, Rule};
 use super::ports::{self, Packet};
 use super::precedence::line;
 use super::rows::{Compiled, Owner};
@@ -105,8 +106,12 @@ pub struct Answer {
     pub from_owner: String,
     /// Whose TO is.
     pub to_owner: String,
-    /// Unix seconds at which the deciding rule expires.
+    /// Unix seconds at which the answer may change, because a rule expires.
     pub until: Option<i64>,
+    /// How many flows of one source address the deciding rule lets begin, as `60/min`. The answer assumes that it is not used up.
+    pub limit: Option<Limit>,
+    /// Unix seconds from which on the deciding rule is as if it were not there.
+    pub expires: Option<i64>,
     /// What else there is to know: that it is not enforced here, that a mode softened it.
     pub notes: Vec<String>,
 }
@@ -154,6 +159,8 @@ pub fn explain_identities(
             from_owner: from_owner.to_string(),
             to_owner: to_owner.to_string(),
             until: (ruling.until != 0).then_some(i64::from(ruling.until)),
+            limit: deciding(model, ruling).and_then(|r| r.limit),
+            expires: deciding(model, ruling).and_then(|r| r.expires),
             notes: notes(model, &from_owner, &to_owner, ruling, verdict),
         };
         let same = |a: &Answer| {
@@ -207,9 +214,14 @@ fn softened(audit: bool, verdict: Verdict) -> Verdict {
     if audit && verdict == Verdict::Denied { Verdict::Audited } else { verdict }
 }
 
+/// The rule that decided, if one did.
+fn deciding(model: &Model, ruling: Ruling) -> Option<&Rule> {
+    model.rules.get(usize::from(ruling.rule).wrapping_sub(1))
+}
+
 /// The line of the precedence on which a ruling was made.
 fn line_of(model: &Model, ruling: Ruling) -> u8 {
-    match model.rules.get(usize::from(ruling.rule).wrapping_sub(1)) {
+    match deciding(model, ruling) {
         Some(rule) => line(rule.action),
         None if matches!(ruling.reason, Reason::IntraTier | Reason::FromHost) => 6,
         None => 7,
@@ -225,12 +237,7 @@ fn notes(model: &Model, from: &Owner, to: &Owner, ruling: Ruling, verdict: Verdi
     } else if !here(from) && !here(to) {
         notes.push(format!("not enforced here: neither `{from}` nor `{to}` is on this host"));
     }
-    let rule = model.rules.get(usize::from(ruling.rule).wrapping_sub(1));
-    if let Some((rule, limit)) = rule.and_then(|r| Some((&r.name, r.limit?))) {
-        notes.push(format!(
-            "rule `{rule}` has a limit of {limit} new flows for each source address: the answer assumes that it is not used up"
-        ));
-    }
+    let rule = deciding(model, ruling);
     if ruling.verdict == Verdict::Denied && verdict == Verdict::Audited {
         notes.push("the policy's `mode: audit` lets it pass: enforced, it would be denied".to_owned());
     } else if verdict == Verdict::Audited {

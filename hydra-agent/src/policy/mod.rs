@@ -22,6 +22,8 @@ pub mod tables;
 mod useless;
 pub mod yaml;
 
+pub(crate) use suggest::nearest;
+
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, Severity};
@@ -77,12 +79,12 @@ pub(crate) fn examine(text: &str, source: &str, now: i64) -> (Option<(Model, Com
                     let message = format!("there are more problems than the {MOST_PROBLEMS} that are told");
                     problems.push(Diagnostic::error(message));
                 } else if !problems.has_errors() {
-                    made = test(model, &mut problems, now);
+                    made = test(model, &mut problems, source, now);
                 } else if only_in_rules_and_rows(&node, &problems) {
                     // Tiers are whole, so rows that fail whatever the bad rules mean can be told beside them.
                     if let Ok(compiled) = compile::compile(&model, &World::default(), &mut Numbers::default())
                     {
-                        problems.extend(expect::failures(&model, &compiled, &doubts, now));
+                        problems.extend(expect::failures(&model, &compiled, &doubts, source, now));
                     }
                 }
             } else {
@@ -113,10 +115,10 @@ fn only_in_rules_and_rows(node: &yaml::Node, problems: &Diagnostics) -> bool {
 }
 
 /// What can only be said of tables: whether they fit, whether the `expect` rows hold, which rules never decide.
-fn test(model: Model, problems: &mut Diagnostics, now: i64) -> Option<(Model, Compiled)> {
+fn test(model: Model, problems: &mut Diagnostics, source: &str, now: i64) -> Option<(Model, Compiled)> {
     match compile::compile(&model, &World::default(), &mut Numbers::default()) {
         Ok(compiled) => {
-            problems.extend(expect::failures(&model, &compiled, &[], now));
+            problems.extend(expect::failures(&model, &compiled, &[], source, now));
             problems.extend(useless::rules(&model, &compiled, now));
             Some((model, compiled))
         }
@@ -130,6 +132,13 @@ fn test(model: Model, problems: &mut Diagnostics, now: i64) -> Option<(Model, Co
 /// The clock of `expires`.
 pub fn unix_now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// Unix seconds as a policy writes a moment.
+pub(crate) fn rfc3339(seconds: i64) -> String {
+    let format = &time::format_description::well_known::Rfc3339;
+    let moment = time::OffsetDateTime::from_unix_timestamp(seconds).ok();
+    moment.and_then(|t| t.format(format).ok()).unwrap_or_else(|| seconds.to_string())
 }
 
 #[cfg(test)]

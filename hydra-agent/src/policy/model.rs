@@ -242,6 +242,8 @@ pub struct Expect {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Index {
     pub tiers: BTreeMap<String, usize>,
+    /// Where the tiers' names stand.
+    pub places: BTreeMap<String, Place>,
     pub containers: BTreeMap<String, Owner>,
     pub networks: BTreeMap<String, usize>,
     pub bridges: BTreeMap<String, usize>,
@@ -252,6 +254,11 @@ impl Model {
     /// A tier by name.
     pub fn tier(&self, name: &str) -> Option<&Tier> {
         self.index.tiers.get(name).map(|i| &self.tiers[*i])
+    }
+
+    /// Where a tier's name stands in the file.
+    pub fn place_of(&self, tier: &str) -> Option<Place> {
+        self.index.places.get(tier).copied()
     }
 
     /// A service by tier and name.

@@ -14,12 +14,12 @@ use super::times::Times;
 use crate::datapath::SyncReport;
 use crate::desired::Desired;
 use crate::inventory::Appearances;
-use crate::inventory::snapshot::{LinkType, Snapshot};
+use crate::inventory::snapshot::{DockerState, LinkType, Snapshot};
 use crate::placement::{self, Claims, Placement};
 use crate::policy::compile::{CompileError, World, compile};
 use crate::policy::model::Model;
 use crate::policy::rows::{Compiled, Numbers};
-use crate::policy::unix_now;
+use crate::policy::{rfc3339, unix_now};
 use crate::published::{Applied, HookView, NotEnforced, Published, Reader, Remark, RevisionView};
 use crate::reconcile;
 use crate::settings::Settings;
@@ -60,6 +60,8 @@ pub(super) struct Agent {
     publish: watch::Sender<Arc<Published>>,
     desired: Option<Arc<Desired>>,
     snapshot: Arc<Snapshot>,
+    /// Since when Docker has not answered, RFC 3339; none while it does or nobody asks it.
+    silent: Option<String>,
     placement: Placement,
     hooks: Vec<HookView>,
     generation: u32,
@@ -94,6 +96,7 @@ impl Agent {
             publish,
             desired: None,
             snapshot: Arc::default(),
+            silent: None,
             placement: Placement::default(),
             hooks: Vec::new(),
             generation: 0,
@@ -139,7 +142,13 @@ impl Agent {
     pub fn look(&mut self, snapshot: Snapshot) {
         let ports = snapshot.links.iter().filter(|(_, l)| l.kind == LinkType::Veth).map(|(index, _)| *index);
         self.times.seen(ports, |index| self.appearances.of(index));
+        self.silent = silent_since(self.silent.take(), &snapshot.docker, unix_now());
         self.snapshot = Arc::new(snapshot);
+    }
+
+    /// Who is who under the policy in force, as the kernel holds it.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
     }
 
     /// Who is who under these claims.
@@ -234,7 +243,7 @@ impl Agent {
             hooks: self.hooks.clone(),
             not_enforced: self.not_enforced(),
             closed: self.placement.closed.clone(),
-            warnings: self.placement.warnings.clone(),
+            warnings: self.warnings(),
             history: self.state.history().to_vec(),
             flow_capacity: self.flow_capacity,
             pickup_until: self.pickup_until,
@@ -286,10 +295,16 @@ impl Agent {
         all
     }
 
-    /// What the placement says, each at its first appearance.
+    /// What an operator should look at.
+    fn warnings(&self) -> Vec<Remark> {
+        let silent = self.silent.iter().map(|since| silent(since));
+        silent.chain(self.placement.warnings.iter().cloned()).collect()
+    }
+
+    /// What there is to look at, each at its first appearance.
     fn warn_once(&mut self) {
-        let said = self.placement.closed.iter().chain(&self.placement.warnings);
-        let warnings: BTreeSet<Remark> = said.cloned().collect();
+        let warnings: BTreeSet<Remark> =
+            self.placement.closed.iter().cloned().chain(self.warnings()).collect();
         for Remark { what, why, hint } in warnings.difference(&self.warned) {
             tracing::warn!(what, why, hint, "something about this host to look at");
         }
@@ -332,6 +347,23 @@ impl Agent {
         if highest > self.state.containers().highest() {
             self.state.distrust_containers();
         }
+    }
+}
+
+/// Since when Docker has not answered, by the last look and by this one.
+fn silent_since(before: Option<String>, docker: &DockerState, now: i64) -> Option<String> {
+    match docker {
+        DockerState::Down { .. } => before.or_else(|| Some(rfc3339(now))),
+        DockerState::Up { .. } | DockerState::Off => None,
+    }
+}
+
+/// Docker does not answer: what is enforced goes on.
+fn silent(since: &str) -> Remark {
+    Remark {
+        what: "docker".to_owned(),
+        why: format!("has not answered since {since}; what it said last stays enforced"),
+        hint: "`systemctl status docker`".to_owned(),
     }
 }
 
@@ -384,6 +416,21 @@ mod tests {
     use crate::policy;
 
     const POLICY: &str = "version: 1\ntiers:\n  apps: { networks: [front] }\nrules: []\n";
+
+    #[test]
+    fn since_when_docker_is_silent_is_remembered_until_it_answers() {
+        let down = DockerState::Down { error: "connection refused".into() };
+        let first = silent_since(None, &down, 1_795_253_400);
+        assert_eq!(first.as_deref(), Some("2026-11-21T09:30:00Z"));
+        assert_eq!(silent_since(first.clone(), &down, 1_795_253_460), first);
+        assert_eq!(silent_since(first.clone(), &DockerState::Up { version: "28".into() }, 0), None);
+        assert_eq!(silent_since(first, &DockerState::Off, 0), None);
+        let said = silent("2026-11-21T09:30:00Z").to_string();
+        assert_eq!(
+            said,
+            "`docker`: has not answered since 2026-11-21T09:30:00Z; what it said last stays enforced"
+        );
+    }
 
     #[test]
     fn an_address_that_this_host_loses_is_a_reason_to_compile_again() {

@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::agent::{Agent, Placed, Policy, world};
-use super::cut::{Live, cut};
+use super::cut::{Before, Live, cut};
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::inventory::snapshot::Snapshot;
 use crate::placement::{Claims, Placement};
@@ -22,6 +22,8 @@ pub(super) struct Asked {
     pub source: String,
     pub by: String,
     pub dry_run: bool,
+    /// The revision whose text it is, where one is put in force again.
+    pub restores: Option<u32>,
 }
 
 /// A policy that nothing refuses any more, and what it would do.
@@ -58,6 +60,7 @@ impl Agent {
             policy: policy.model.name.clone(),
             applied: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
             by: asked.by,
+            restores: asked.restores,
             bytes: policy.text.len() as u64,
         };
         tracing::info!(
@@ -79,7 +82,7 @@ impl Agent {
         let (model, warnings) = policy::parse(&asked.text, &asked.source)?;
         let claims = Claims::of(&model);
         let placed = self.place(&claims);
-        let problems = nowhere(&placed.placement, asked);
+        let problems = nowhere(&placed.placement, &model, asked);
         if !problems.is_empty() {
             return Err(problems);
         }
@@ -90,6 +93,7 @@ impl Agent {
         let changes = changes.map_err(|e| refused(&e, asked))?.to_lines();
         let report = ApplyReport {
             revision: self.state.next_revision(),
+            restores: asked.restores,
             policy: model.name.clone(),
             changes,
             cut: self.would_cut(&compiled, &placed.placement).await,
@@ -146,7 +150,12 @@ impl Agent {
         match read {
             Ok((Ok(flows), (monotonic, unix))) => {
                 let unix = i64::try_from(unix / 1_000_000_000).unwrap_or(i64::MAX);
-                cut(Live { flows: &flows, monotonic, unix }, compiled, placement)
+                let before = self.policy.as_ref().map(|p| Before {
+                    revision: p.revision,
+                    compiled: &p.compiled,
+                    placement: self.placement(),
+                });
+                cut(Live { flows: &flows, monotonic, unix }, before, compiled, placement)
             }
             Ok((Err(error), _)) => {
                 tracing::warn!(%error, "live flows could not be read");
@@ -164,7 +173,7 @@ pub(super) fn check_first(
 ) -> Result<(), Diagnostics> {
     let (model, _) = policy::parse(&asked.text, &asked.source)?;
     let placement = placement(&Claims::of(&model));
-    let problems = nowhere(&placement, asked);
+    let problems = nowhere(&placement, &model, asked);
     if !problems.is_empty() {
         return Err(problems);
     }
@@ -187,12 +196,15 @@ fn refused(error: &CompileError, asked: &Asked) -> Diagnostics {
 }
 
 /// Tiers that are nowhere.
-fn nowhere(placement: &Placement, asked: &Asked) -> Diagnostics {
+fn nowhere(placement: &Placement, model: &Model, asked: &Asked) -> Diagnostics {
     let mut problems = Diagnostics::new(&asked.source, &asked.text);
     for tier in &placement.nowhere {
         let message = format!("tier `{}` is nowhere on this host: {}", tier.tier, tier.looked_for);
-        problems.push(Diagnostic::error(message).hint("make it exist, or give the tier `optional: true`"));
+        let mut problem = Diagnostic::error(message).hint("make it exist, or give the tier `optional: true`");
+        problem.place = model.place_of(&tier.tier);
+        problems.push(problem);
     }
+    problems.sort();
     problems
 }
 
@@ -204,4 +216,34 @@ fn rendered(warnings: &Diagnostics, asked: &Asked) -> Vec<String> {
         one.render(false).trim_end().to_owned()
     };
     warnings.iter().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::placement::Nowhere;
+
+    #[test]
+    fn a_tier_that_is_nowhere_is_shown_where_the_file_names_it() {
+        let text =
+            "version: 1\ntiers:\n  apps: { networks: [front] }\n  gone: { networks: [nothing] }\nrules: []\n";
+        let (model, _) = policy::parse(text, "p.yaml").unwrap();
+        let nothing = Nowhere { tier: "gone".into(), looked_for: "Docker has no such network".into() };
+        let placement = Placement { nowhere: vec![nothing], ..Placement::default() };
+        let asked = Asked {
+            text: text.into(),
+            source: "p.yaml".into(),
+            by: String::new(),
+            dry_run: true,
+            restores: None,
+        };
+        insta::assert_snapshot!(nowhere(&placement, &model, &asked).render(false), @r"
+        error: tier `gone` is nowhere on this host: Docker has no such network
+         --> p.yaml:4:3
+          |
+        4 |   gone: { networks: [nothing] }
+          |   ^^^^
+        hint: make it exist, or give the tier `optional: true`
+        ");
+    }
 }

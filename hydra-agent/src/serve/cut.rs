@@ -26,51 +26,84 @@ pub struct Live<'f> {
     pub unix: i64,
 }
 
-/// The flows that pass now and would not under `compiled`, as `SOURCE -> DESTINATION PORT`, each pair once.
-pub fn cut(live: Live<'_>, compiled: &Compiled, placement: &Placement) -> Vec<String> {
+/// The policy in force, over which the live flows were judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Before<'p> {
+    /// Its number.
+    pub revision: u32,
+    /// Its rows.
+    pub compiled: &'p Compiled,
+    /// Who is who under it.
+    pub placement: &'p Placement,
+}
+
+/// The flows that pass now and would not under `compiled`, as `SOURCE -> DESTINATION PORT`, each pair once. A silent flow that the
+/// policy in force has ended already, and that is shown until its next packet, is none of them.
+pub fn cut(
+    live: Live<'_>,
+    before: Option<Before<'_>>,
+    compiled: &Compiled,
+    placement: &Placement,
+) -> Vec<String> {
     if compiled.audit {
         return Vec::new();
     }
-    let tables = PolicyTables::new(compiled);
+    let (tables, seconds) = (PolicyTables::new(compiled), seconds(live.unix));
+    let before = before.filter(|b| !b.compiled.audit).map(|b| (b, PolicyTables::new(b.compiled)));
     let mut cut = BTreeSet::new();
     for (key, flow) in live.flows {
         let passes = Verdict::from_row(flow.verdict) != Verdict::Denied;
         if !passes || track::expired(flow, key.protocol, live.monotonic) {
             continue;
         }
-        let opener = Side::from_row(flow.opener);
-        let (from, to) = (IpAddr::from(key.address(opener)), IpAddr::from(key.address(opener.other())));
-        let mut source = end(compiled, placement, from);
-        if flow.marks & Flow::CARRIED != 0 {
-            // Numbers keep their meaning over policies.
-            source = (flow.source, declared(compiled, flow.source));
-        }
-        let mut called = key.port(opener.other());
-        let published = Some(flow.marks & Flow::PUBLISHED != 0).filter(|is| *is);
-        let published = published.and_then(|_| behind(placement, key.protocol, to, called));
-        let destination = match published {
-            Some(port) => {
-                called = port.target_port;
-                let owner = port.owner.as_ref();
-                let identity = owner.and_then(|o| compiled.identity(o, port.target));
-                (identity.unwrap_or(Identity::UNKNOWN), owner.is_none_or(Owner::declared))
-            }
-            // A process of this host that a tier has: its address does not say so.
-            None if own(placement, to) && declared(compiled, flow.destination) => (flow.destination, true),
-            None => end(compiled, placement, to),
-        };
-        if !source.1 && !destination.1 {
-            continue;
-        }
-        let selector = tables::selector(key.protocol, called);
-        let said = ruling(&tables, 0, source.0, destination.0, selector, seconds(live.unix));
-        if said.verdict == Verdict::Denied {
-            let port = port(key.protocol, called);
-            let to = published.map_or_else(|| name(placement, to), |p| p.container.clone());
-            cut.insert(format!("{} -> {to} {port}", name(placement, from)));
+        let Some(pair) = denied(&tables, compiled, placement, (key, flow), seconds) else { continue };
+        // What the policy in force has decided itself passes, whatever is thought of it here.
+        let old = before.as_ref().filter(|(b, _)| flow.revision != b.revision);
+        if old.is_none_or(|(b, t)| denied(t, b.compiled, b.placement, (key, flow), seconds).is_none()) {
+            cut.insert(pair);
         }
     }
     cut.into_iter().collect()
+}
+
+/// The flow's name, where a policy denies it.
+fn denied(
+    tables: &PolicyTables<'_>,
+    compiled: &Compiled,
+    placement: &Placement,
+    (key, flow): (&FlowKey, &Flow),
+    now: u32,
+) -> Option<String> {
+    let opener = Side::from_row(flow.opener);
+    let (from, to) = (IpAddr::from(key.address(opener)), IpAddr::from(key.address(opener.other())));
+    let mut source = end(compiled, placement, from);
+    if flow.marks & Flow::CARRIED != 0 {
+        // Numbers keep their meaning over policies.
+        source = (flow.source, declared(compiled, flow.source));
+    }
+    let mut called = key.port(opener.other());
+    let published = Some(flow.marks & Flow::PUBLISHED != 0).filter(|is| *is);
+    let published = published.and_then(|_| behind(placement, key.protocol, to, called));
+    let destination = match published {
+        Some(port) => {
+            called = port.target_port;
+            let owner = port.owner.as_ref();
+            let identity = owner.and_then(|o| compiled.identity(o, port.target));
+            (identity.unwrap_or(Identity::UNKNOWN), owner.is_none_or(Owner::declared))
+        }
+        // A process of this host that a tier has: its address does not say so.
+        None if own(placement, to) && declared(compiled, flow.destination) => (flow.destination, true),
+        None => end(compiled, placement, to),
+    };
+    if !source.1 && !destination.1 {
+        return None;
+    }
+    let selector = tables::selector(key.protocol, called);
+    let said = ruling(tables, 0, source.0, destination.0, selector, now);
+    (said.verdict == Verdict::Denied).then(|| {
+        let to = published.map_or_else(|| name(placement, to), |p| p.container.clone());
+        format!("{} -> {to} {}", name(placement, from), port(key.protocol, called))
+    })
 }
 
 /// An address's identity under the policy, and whether it is a tier's or a service's.
@@ -169,7 +202,8 @@ mod tests {
                 flow("203.0.113.9", 50_000, "10.1.0.5", 443, protocol::TCP),
                 flow("203.0.113.9", 50_000, "198.51.100.5", 22, protocol::TCP),
             ];
-            cut(Live { flows: &flows, monotonic: 2_000_000_000, unix: 1_800_000_000 }, &compiled, &placement)
+            let live = Live { flows: &flows, monotonic: 2_000_000_000, unix: 1_800_000_000 };
+            cut(live, None, &compiled, &placement)
         };
         assert_eq!(
             said(
@@ -181,6 +215,35 @@ mod tests {
             said("  - { name: b, from: databases, to: apps, ports: [udp/54] }\n"),
             ["203.0.113.9 -> web tcp/443", "pg -> web udp/53", "web -> pg tcp/5432"]
         );
+    }
+
+    #[test]
+    fn a_flow_that_the_policy_in_force_has_ended_is_not_cut_again() {
+        let mut scene = Scene::usual();
+        scene.container("pg", &[(101, 20, "back", &["10.2.0.5"])]);
+        scene.container("web", &[(102, 10, "front", &["10.1.0.5"])]);
+        let made = |text: &str| {
+            let (model, _) = policy::parse(text, "t").unwrap();
+            let placement = place(&Claims::of(&model), &scene.snapshot, false, &mut Containers::default());
+            let world = World { live: crate::reconcile::homes(&placement).collect(), ..World::default() };
+            (compile(&model, &world, &mut Numbers::default()).unwrap(), placement)
+        };
+        let closed = POLICY.replace("rules:\n", "rules: []\n");
+        let open = format!("{POLICY}  - {{ name: a, from: apps, to: databases }}\n");
+        let (compiled, placement) = made(&closed);
+        let under = |revision: u32, text: &str| {
+            let (key, flow) = flow("10.1.0.5", 40_000, "10.2.0.5", 5432, protocol::TCP);
+            let flows = [(key, Flow { revision, ..flow })];
+            let live = Live { flows: &flows, monotonic: 2_000_000_000, unix: 1_800_000_000 };
+            let before = made(text);
+            let before = Before { revision: 2, compiled: &before.0, placement: &before.1 };
+            cut(live, Some(before), &compiled, &placement)
+        };
+        assert_eq!(under(1, &open), ["web -> pg tcp/5432"], "it has not sent since, and may go on now");
+        assert_eq!(under(2, &open), ["web -> pg tcp/5432"]);
+        assert_eq!(under(1, &closed), [""; 0], "revision 2 has cut it");
+        assert_eq!(under(2, &closed), ["web -> pg tcp/5432"], "revision 2 lets it pass");
+        assert_eq!(under(1, &format!("mode: audit\n{closed}")), ["web -> pg tcp/5432"]);
     }
 
     #[test]
@@ -211,7 +274,7 @@ mod tests {
             let (key, flow) = self::flow("10.2.0.1", 40_000, "10.2.0.5", 5432, protocol::TCP);
             let led = (key, Flow { marks: Flow::CARRIED, source: apps, ..flow });
             let live = Live { flows: &[called, led], monotonic: 2_000_000_000, unix: 1_800_000_000 };
-            cut(live, &compiled, &placement)
+            cut(live, None, &compiled, &placement)
         };
         assert_eq!(said("  - { name: a, from: apps, to: databases, ports: [tcp/5432] }\n"), [""; 0]);
         assert_eq!(
@@ -233,7 +296,8 @@ mod tests {
             let destination = compiled.identity(&Owner::Tier("proxy".into()), None).unwrap();
             let (key, flow) = flow("10.1.0.5", 40_000, "127.0.0.1", 80, protocol::TCP);
             let flows = [(key, Flow { destination, ..flow })];
-            cut(Live { flows: &flows, monotonic: 2_000_000_000, unix: 1_800_000_000 }, &compiled, &placement)
+            let live = Live { flows: &flows, monotonic: 2_000_000_000, unix: 1_800_000_000 };
+            cut(live, None, &compiled, &placement)
         };
         assert_eq!(said("  - { name: a, from: apps, to: proxy, ports: [tcp/80] }\n"), [""; 0]);
         assert_eq!(said("  - { name: a, from: apps, to: host }\n"), ["web -> 127.0.0.1 tcp/80"]);
@@ -254,7 +318,8 @@ mod tests {
                 flow("10.1.0.5", 40_000, "10.1.0.6", 80, protocol::TCP),
                 flow("10.1.0.5", 40_000, "10.1.0.1", 80, protocol::TCP),
             ];
-            cut(Live { flows: &flows, monotonic: 2_000_000_000, unix: 1_800_000_000 }, &compiled, &placement)
+            let live = Live { flows: &flows, monotonic: 2_000_000_000, unix: 1_800_000_000 };
+            cut(live, None, &compiled, &placement)
         };
         assert_eq!(said("warn"), [""; 0]);
         assert_eq!(said("deny"), ["web -> 10.1.0.6 tcp/80"]);

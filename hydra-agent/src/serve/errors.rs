@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::purge::some;
 use crate::api::SocketError;
 use crate::datapath::DatapathError;
 use crate::diagnostic::Diagnostics;
@@ -28,6 +29,14 @@ pub enum RunError {
     #[error("{}", .0.render(false).trim_end())]
     Policy(Diagnostics),
     /// The policy file cannot be read, and there is no earlier policy.
+    #[error("{why}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why, with its name.
+        why: String,
+    },
+    /// The policy could not be put in force, and there is no earlier one.
     #[error("{0}")]
     NoPolicy(String),
     /// The kernel.
@@ -48,6 +57,16 @@ pub enum RunError {
     /// Purge under a living agent.
     #[error("an agent works with the state directory `{}`: purging under it would not last", .0.display())]
     AgentRuns(PathBuf),
+    /// There is more than the directories lead to.
+    #[error("hydra still enforces on {}: what put these programs there is not in `{}`{}", some(.left), .bpffs.display(), also(.removed))]
+    StillEnforced {
+        /// Where pins were looked for.
+        bpffs: PathBuf,
+        /// What was taken away all the same.
+        removed: Vec<String>,
+        /// Interfaces.
+        left: Vec<String>,
+    },
     /// Something stayed.
     #[error("not everything could be taken away: {}", .0.join("; "))]
     Purge(Vec<String>),
@@ -59,6 +78,7 @@ impl RunError {
         match self {
             Self::Policy(_) | Self::NoPolicy(_) => 1,
             Self::Settings(_)
+            | Self::Unreadable { .. }
             | Self::Log(_)
             | Self::Socket(_)
             | Self::State(_)
@@ -68,6 +88,7 @@ impl RunError {
             | Self::Blind(_)
             | Self::Begin(_)
             | Self::AgentRuns(_)
+            | Self::StillEnforced { .. }
             | Self::Purge(_) => 2,
         }
     }
@@ -95,13 +116,22 @@ impl RunError {
             }
             Self::Socket(e) => Some(e.hint()),
             Self::State(e) => e.hint(),
+            Self::Unreadable { path, .. } => Some(format!("`ls -l {}`", path.display())),
             Self::NoPolicy(_) => {
                 Some("`hydractl policy validate FILE` says what is wrong with a policy".into())
             }
             Self::Datapath(e) => e.hint(),
             Self::AgentRuns(_) => Some("`systemctl stop hydra-agent`, then purge".into()),
+            Self::StillEnforced { .. } => Some(
+                "give the flags that the agent ran with: `hydra-agent purge --bpffs DIR --state-dir DIR`"
+                    .into(),
+            ),
             Self::Rights(_) => Some("run it as root: `sudo hydra-agent …`".into()),
             Self::Policy(_) | Self::Inventory(_) | Self::Blind(_) | Self::Begin(_) | Self::Purge(_) => None,
         }
     }
+}
+
+fn also(removed: &[String]) -> String {
+    if removed.is_empty() { String::new() } else { format!(" ({} other things were removed)", removed.len()) }
 }

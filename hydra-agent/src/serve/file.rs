@@ -23,10 +23,19 @@ pub(super) fn read(path: &Path) -> Result<String> {
 
 /// For the log and the status.
 pub(super) fn unreadable(path: &Path, error: &Error) -> String {
-    format!("the policy file `{}` cannot be read: {error}", path.display())
+    // Rust's errors end with their number, which tells a person nothing.
+    let why = error.to_string();
+    let why = why.split(" (os error").next().unwrap_or_default();
+    format!("the policy file `{}` cannot be read: {why}", path.display())
 }
 
 /// An apply of its text.
 pub(super) fn asked(path: &Path, text: String) -> Asked {
-    Asked { text, source: path.display().to_string(), by: "--policy".to_owned(), dry_run: false }
+    Asked {
+        text,
+        source: path.display().to_string(),
+        by: "--policy".to_owned(),
+        dry_run: false,
+        restores: None,
+    }
 }

@@ -9,9 +9,10 @@ use tokio::time::MissedTickBehavior;
 use super::agent::Agent;
 use super::apply::Asked;
 use super::{RunError, file, systemd};
+use crate::diagnostic::{Diagnostics, Severity};
 use crate::inventory::Inventory;
 use crate::inventory::snapshot::Snapshot;
-use crate::published::{ApplyError, ApplyReport, Command, NotEnforced};
+use crate::published::{ApplyError, ApplyReport, Command, NotEnforced, RevisionView};
 
 /// How often the kernel's tables and hooks are looked at: what somebody else changes is to be put right within two seconds.
 const VERIFY: Duration = Duration::from_millis(500);
@@ -158,7 +159,7 @@ impl Loop {
     async fn command(&mut self, command: Command) {
         match command {
             Command::Apply { text, source, by, dry_run, reply } => {
-                let done = self.apply(Asked { text, source, by, dry_run }).await;
+                let done = self.apply(Asked { text, source, by, dry_run, restores: None }).await;
                 // Whoever asked may be gone; what was done is done.
                 drop(reply.send(done));
             }
@@ -171,6 +172,7 @@ impl Loop {
                             source,
                             by: format!("{by} rollback to {revision}"),
                             dry_run: false,
+                            restores: Some(revision),
                         })
                         .await
                     }
@@ -178,6 +180,7 @@ impl Loop {
                 };
                 drop(reply.send(done));
             }
+            Command::Show { revision, reply } => drop(reply.send(self.kept(revision))),
         }
     }
 
@@ -201,12 +204,16 @@ impl Loop {
     /// The revision to go back to, with its text.
     fn earlier(&self, revision: Option<u32>) -> Result<(u32, String), ApplyError> {
         let state = &self.agent.state;
-        let current = state.current().unwrap_or(0);
-        let before = || state.history().iter().rev().map(|r| r.revision).find(|r| *r < current);
-        let revision = revision.or_else(before).ok_or(ApplyError::NoRevision(current.saturating_sub(1)))?;
+        let before = || before(state.history(), state.current().unwrap_or(0));
+        let revision = revision.or_else(before).ok_or(ApplyError::NoEarlier)?;
+        self.kept(revision).map(|text| (revision, text)).ok_or(ApplyError::NoRevision(revision))
+    }
+
+    /// The text of a revision of the history.
+    fn kept(&self, revision: u32) -> Option<String> {
+        let state = &self.agent.state;
         let listed = state.history().iter().any(|r| r.revision == revision);
-        let text = state.text(revision).filter(|_| listed).ok_or(ApplyError::NoRevision(revision))?;
-        Ok((revision, text))
+        state.text(revision).filter(|_| listed)
     }
 
     /// SIGHUP.
@@ -228,7 +235,7 @@ impl Loop {
 
     /// Takes the policy file over; a refusal is said in the log and in the status, the policy before stays.
     async fn apply_file(&mut self, asked: Asked) -> Result<ApplyReport, ApplyError> {
-        let text = asked.text.clone();
+        let (text, path) = (asked.text.clone(), asked.source.clone());
         let done = self.apply(asked).await;
         let lasting = &mut self.agent.lasting;
         lasting.retain(|n| n.what != "policy file");
@@ -240,15 +247,11 @@ impl Loop {
             }
             Err(error) => {
                 let why = match error {
-                    ApplyError::Refused(problems) => {
-                        format!(
-                            "{error}: {}",
-                            problems.iter().map(|d| d.message.as_str()).collect::<Vec<_>>().join("; ")
-                        )
-                    }
-                    ApplyError::NoRevision(_) | ApplyError::Kernel(_) | ApplyError::Disk(_) => {
-                        error.to_string()
-                    }
+                    ApplyError::Refused(problems) => refused(problems, &path),
+                    ApplyError::NoRevision(_)
+                    | ApplyError::NoEarlier
+                    | ApplyError::Kernel(_)
+                    | ApplyError::Disk(_) => error.to_string(),
                 };
                 tracing::error!(
                     error = why,
@@ -259,5 +262,58 @@ impl Loop {
         }
         self.agent.publish();
         done
+    }
+}
+
+/// Why a file is not taken over: its first error, how many there are more, and who tells them.
+fn refused(problems: &Diagnostics, path: &str) -> String {
+    let mut errors = problems.iter().filter(|d| d.severity == Severity::Error);
+    let first = errors.next().map_or("it is refused", |d| d.message.as_str());
+    let more = match errors.count() {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    format!("the policy is refused: {first}{more}; `hydractl policy validate {path}` shows where")
+}
+
+/// The revision before the current one. Where that took an earlier one back, the one before that: going back again goes on backwards,
+/// not to and fro.
+fn before(history: &[RevisionView], current: u32) -> Option<u32> {
+    let now = history.iter().find(|r| r.revision == current);
+    let at = now.and_then(|r| r.restores).unwrap_or(current);
+    history.iter().rev().map(|r| r.revision).find(|r| *r < at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diagnostic::Diagnostic;
+
+    #[test]
+    fn of_many_mistakes_in_the_policy_file_the_first_is_told_and_who_tells_the_rest() {
+        let mut problems = Diagnostics::new("p.yaml", "");
+        problems.push(Diagnostic::warning("a warning is none of them"));
+        problems.push(Diagnostic::error("unknown tier `appz`"));
+        let shown = "the policy is refused: unknown tier `appz`";
+        let hint = "`hydractl policy validate p.yaml` shows where";
+        assert_eq!(refused(&problems, "p.yaml"), format!("{shown}; {hint}"));
+        problems.extend((0..13).map(|n| Diagnostic::error(format!("mistake {n}"))));
+        assert_eq!(refused(&problems, "p.yaml"), format!("{shown}, and 13 more; {hint}"));
+    }
+
+    #[test]
+    fn going_back_again_goes_on_backwards() {
+        let mut history = Vec::new();
+        let mut done = |revision, restores| {
+            history.push(RevisionView { revision, restores, ..RevisionView::default() });
+            before(&history, revision)
+        };
+        assert_eq!(done(1, None), None);
+        assert_eq!(done(2, None), Some(1));
+        assert_eq!(done(3, None), Some(2));
+        assert_eq!(done(4, Some(2)), Some(1));
+        assert_eq!(done(5, Some(1)), None);
+        assert_eq!(done(6, None), Some(5), "a new policy is a new beginning");
+        assert_eq!(done(7, Some(5)), Some(4));
     }
 }

@@ -104,6 +104,7 @@ fn unknown_and_doubled_keys_and_wrong_values_are_refused_with_their_place() {
         ("routes: true\nroutes: false\n", "agent.yaml:2:1", "duplicate"),
         ("\nroutes: yes\n", "agent.yaml:2:9", "bool"),
         ("docker: tcp://1.2.3.4\n", "agent.yaml:1:9", "the absolute path of a unix socket"),
+        ("listen: 0.0.0.0:9473\n", "agent.yaml:1:9", "a loopback address with its port"),
         ("listen: 9473\n", "agent.yaml:1:9", "an address with its port"),
         ("uplinks: [eth0, this-name-is-too-long]\n", "agent.yaml:1:10", "`this-name-is-too-long` is none"),
         ("uplinks: []\n", "agent.yaml:1:10", "the list is empty"),

@@ -4,6 +4,7 @@ use super::*;
 
 fn view(revision: u32) -> RevisionView {
     RevisionView {
+        restores: None,
         revision,
         policy: "hydra".into(),
         applied: "2026-11-21T00:00:00Z".into(),

@@ -8,8 +8,10 @@ use hydra_common::tables::PrefixRow;
 
 use super::docker::DockerEnd;
 use crate::api::extract::Refusal;
+use crate::api::read::no_policy;
 use crate::inventory::snapshot::Stack;
 use crate::policy::model::{Model, Party};
+use crate::policy::nearest;
 use crate::policy::rows::{Compiled, Owner};
 use crate::published::{Applied, EndpointView, Published, Remark};
 
@@ -29,6 +31,47 @@ pub(in crate::api) struct End<'s> {
     pub closed: Option<&'s Remark>,
 }
 
+/// The name by which rows know whom a word means: a tier, service or container, here or only in the policy.
+pub(in crate::api) fn named(state: &Published, text: &str) -> Result<String, Refusal> {
+    let stack = state.snapshot.stacks.iter().find(|s| s.members.iter().any(|m| m == text));
+    if let Some(stack) = stack {
+        return Ok(stack.name.clone());
+    }
+    if here(state).any(|name| name == text) {
+        return Ok(text.to_owned());
+    }
+    let Some(applied) = state.applied.as_deref() else {
+        return Err(no_policy());
+    };
+    match party(state, &applied.model, text)? {
+        // A container that the policy names and that is not here has no rows, and may have some soon.
+        Party::Name(_) if applied.model.owner_of_container(text).is_some() => Ok(text.to_owned()),
+        Party::Name(owner) => Ok(owner.to_string()),
+        Party::Address(ip) => Ok(ip.to_string()),
+    }
+}
+
+/// Whom the policy's text means by a word. A name that neither it nor the host knows is refused, with the name that was probably
+/// meant.
+fn party(state: &Published, model: &Model, text: &str) -> Result<Party, Refusal> {
+    model.party(text).map_err(|(message, hint)| {
+        let hint = hint.unwrap_or_else(|| match nearest(text, here(state)) {
+            Some(name) => format!("did you mean `{name}`?"),
+            None => "`hydractl endpoints` lists containers, `hydractl policy show` tiers and services".into(),
+        });
+        Refusal::bad(message, hint)
+    })
+}
+
+/// Containers of this host.
+fn here(state: &Published) -> impl Iterator<Item = &str> {
+    let living = state.endpoints.iter().map(|e| e.container.as_str());
+    let stacks = state.snapshot.stacks.iter();
+    let members = stacks.flat_map(|s| std::iter::once(&s.name).chain(&s.members)).map(String::as_str);
+    let others = state.closed.iter().map(|c| &c.what).chain(&state.snapshot.host_network);
+    living.chain(members).chain(others.map(String::as_str))
+}
+
 impl<'s> End<'s> {
     /// Finds out.
     pub(in crate::api) fn find(state: &'s Published, applied: &Applied, text: &str) -> Result<Self, Refusal> {
@@ -45,7 +88,7 @@ impl<'s> End<'s> {
         if let Some(end) = Self::living(state, &found).or_else(|| Self::closed(state, name)) {
             return Ok(end);
         }
-        match model.party(text).map_err(|(message, hint)| Refusal::bad(message, hint.unwrap_or_default()))? {
+        match party(state, model, text)? {
             Party::Name(owner) => Ok(Self::name(state, compiled, owner)),
             Party::Address(ip) => Ok(Self::address(state, compiled, ip)),
         }

@@ -16,7 +16,7 @@ use hydra_common::id::Identity;
 use hydra_common::verdict::{Reason, Verdict};
 
 pub(super) use self::docker::binding;
-pub(super) use self::ends::End;
+pub(super) use self::ends::{End, named};
 use super::App;
 use super::extract::{Asked, Refusal};
 use super::read::no_policy;
@@ -24,7 +24,7 @@ use super::wire::{ExplainRequest, Explanation};
 use crate::policy::explain::{Answer, Question, explain_identities};
 use crate::policy::model::{Model, Party};
 use crate::policy::rows::Owner;
-use crate::policy::unix_now;
+use crate::policy::{rfc3339, unix_now};
 use crate::published::{Applied, Published, Remark};
 
 /// What begins a note on what the kernel does not judge.
@@ -60,6 +60,8 @@ pub(crate) fn of_file(asked: &ExplainRequest, answers: &[Answer]) -> Explanation
         verdict: answer.verdict.clone(),
         reason: answer.reason.clone(),
         rule: answer.rule.clone(),
+        limit: answer.limit.map(|l| l.to_string()).unwrap_or_default(),
+        expires: answer.expires.map(rfc3339).unwrap_or_default(),
         line: answer.line,
         source: answer.from_owner.clone(),
         destination: answer.to_owner.clone(),
@@ -154,7 +156,7 @@ fn closed(explanation: &mut Explanation, audit: bool, why: &Remark, source: bool
     explanation.why = why.to_string();
     explanation.reason = reason.as_str().into();
     explanation.verdict = verdict.as_str().into();
-    explanation.rule.clear();
+    explanation.no_rule();
     explanation.line = 1;
 }
 
@@ -170,7 +172,7 @@ fn unknown(explanation: &mut Explanation, audit: bool, source: bool) {
         format!("`{who}` lies in a network of a tier, but no endpoint there is known to have it");
     explanation.reason = reason.as_str().into();
     explanation.verdict = verdict.as_str().into();
-    explanation.rule.clear();
+    explanation.no_rule();
     explanation.line = 1;
 }
 

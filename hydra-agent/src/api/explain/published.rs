@@ -72,7 +72,7 @@ pub(super) fn answer(
         explanation.why = "but where that is, is not certain, so it is closed".into();
         explanation.reason = Reason::UnknownDestination.as_str().into();
         explanation.verdict = verdict.as_str().into();
-        explanation.rule.clear();
+        explanation.no_rule();
         explanation.line = 1;
     }
     explanation.why = format!(

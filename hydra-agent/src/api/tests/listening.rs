@@ -1,6 +1,7 @@
 //! The loopback listener and the metrics on it.
 
 use super::*;
+use crate::inventory::snapshot::{DockerState, Snapshot};
 
 /// The listener on a port of its own.
 async fn listen(world: &World) -> SocketAddr {
@@ -96,6 +97,27 @@ async fn metrics_have_the_documented_names() {
     app.memory.seen(&world.state.borrow());
     insta::assert_snapshot!(metrics::scrape(&app).await.unwrap());
     world.end().await;
+}
+
+#[tokio::test]
+async fn whether_docker_answers_is_a_metric_where_it_is_asked() {
+    for (docker, expected) in [
+        (DockerState::Off, None),
+        (DockerState::Up { version: "28.5.2".into() }, Some("hydra_docker_up 1")),
+        (DockerState::Down { error: "connection refused".into() }, Some("hydra_docker_up 0")),
+    ] {
+        let snapshot = Arc::new(Snapshot { docker, ..Snapshot::default() });
+        let world = World::start(Published { snapshot, ..Published::default() }, Memory::default());
+        let app = Arc::new(App {
+            handle: world.handle.clone(),
+            memory: memory::Memory::default(),
+            limits: limits(),
+            stop: world.stop.clone(),
+        });
+        let text = metrics::scrape(&app).await.unwrap();
+        assert_eq!(text.lines().find(|l| l.starts_with("hydra_docker_up ")), expected);
+        world.end().await;
+    }
 }
 
 #[tokio::test]

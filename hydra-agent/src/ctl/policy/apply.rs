@@ -9,7 +9,7 @@ use super::super::{Answer, Client, Outcome, Output};
 use super::read;
 use crate::api::wire::ApplyRequest;
 use crate::published::ApplyReport;
-use crate::render::{self, Format, escape, escape_lines};
+use crate::render::{self, Format, escape};
 
 #[derive(Debug, Args)]
 pub(in crate::ctl) struct Asked {
@@ -36,17 +36,19 @@ pub(super) fn run(client: &Client, asked: &Asked) -> Outcome {
 /// What an apply did, or would do.
 pub(super) fn report(done: &ApplyReport, dry_run: bool, output: Format) -> Result<(), Failure> {
     for warning in &done.warnings {
-        render::words(&escape_lines(warning));
+        render::warning(warning);
     }
     if output != Format::Table {
         return Ok(render::object(done, output)?);
     }
     render::data(&for_people(done, dry_run))?;
     let name = escape(&done.policy);
-    render::words(&if dry_run {
-        format!("nothing was changed: `{name}` would be revision {}", done.revision)
-    } else {
-        format!("`{name}` is in force as revision {}", done.revision)
+    render::words(&match (dry_run, done.restores) {
+        (true, _) => format!("nothing was changed: `{name}` would be revision {}", done.revision),
+        (false, Some(old)) => {
+            format!("`{name}` is in force as revision {}, with the text of revision {old}", done.revision)
+        }
+        (false, None) => format!("`{name}` is in force as revision {}", done.revision),
     });
     Ok(())
 }
@@ -56,15 +58,13 @@ fn for_people(done: &ApplyReport, dry_run: bool) -> String {
     if done.changes.is_empty() {
         out.push_str("no change of meaning\n");
     }
-    for change in &done.changes {
-        let _ = writeln!(out, "{}", escape(change));
-    }
+    out += &super::changes(&done.changes);
     if !done.cut.is_empty() {
         let n = done.cut.len();
         let flows = if n == 1 { "live flow" } else { "live flows" };
         let _ = writeln!(out, "\n{n} {flows} {}:", if dry_run { "would be cut" } else { "cut" });
-        for flow in &done.cut {
-            let _ = writeln!(out, "  {}", escape(flow));
+        for line in super::changes(&done.cut).lines() {
+            let _ = writeln!(out, "  {line}");
         }
     }
     out

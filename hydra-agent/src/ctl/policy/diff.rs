@@ -8,7 +8,7 @@ use super::super::{Answer, Client, Outcome, Output};
 use super::{model, read};
 use crate::api::wire::{DiffReply, PolicyText};
 use crate::policy;
-use crate::render::{self, Format, escape};
+use crate::render::{self, Format};
 
 #[derive(Debug, Args)]
 pub(in crate::ctl) struct Asked {
@@ -33,7 +33,7 @@ pub(super) fn run(client: &Client, asked: &Asked) -> Outcome {
         None => with_agent(client, &asked.file)?,
     };
     if asked.output.output == Format::Table {
-        render::data(&changes.iter().map(|c| escape(c) + "\n").collect::<String>())?;
+        render::data(&super::changes(&changes))?;
         if changes.is_empty() {
             render::words("they mean the same");
         }

@@ -8,6 +8,7 @@ mod show;
 mod test;
 mod validate;
 
+use std::fmt::Write as _;
 use std::io::Read;
 
 use clap::Subcommand;
@@ -16,7 +17,8 @@ use super::failure::Failure;
 use super::{Client, Outcome, Output};
 use crate::policy::model::Model;
 use crate::policy::rows::Compiled;
-use crate::policy::{examine, parse_bytes, unix_now};
+use crate::policy::{examine, expect, parse_bytes, unix_now};
+use crate::render::{self, escape};
 
 /// The largest policy that is read, as the agent has it.
 const LARGEST: u64 = 4 << 20;
@@ -27,8 +29,8 @@ pub(super) enum Command {
     Validate(validate::Asked),
     /// Print every `expect` row of policy files with its outcome; needs neither root nor agent
     Test(test::Asked),
-    /// Print the policy that the agent enforces
-    Show(Output),
+    /// Print the policy that the agent enforces, or an earlier one
+    Show(show::Asked),
     /// Print what differs between a policy file and the agent's policy, or between two files
     Diff(diff::Asked),
     /// Show what a policy changes and which live flows it cuts, and put it in force, whole or not at all
@@ -43,7 +45,7 @@ pub(super) fn run(client: &Client, command: Command) -> Outcome {
     match command {
         Command::Validate(asked) => validate::run(client, &asked),
         Command::Test(asked) => test::run(&asked),
-        Command::Show(output) => show::run(client, output.output),
+        Command::Show(asked) => show::run(client, &asked),
         Command::Diff(asked) => diff::run(client, &asked),
         Command::Apply(asked) => apply::run(client, &asked),
         Command::Rollback(asked) => rollback::run(client, &asked),
@@ -76,6 +78,24 @@ pub(super) fn model(source: &Source) -> Result<(Model, Compiled), Failure> {
     }
 }
 
+/// The same, to ask it something: of a policy that is refused for its own `expect` rows alone one asks why they fail.
+pub(super) fn model_to_ask(source: &Source) -> Result<(Model, Compiled), Failure> {
+    let text = source.text().map_err(Failure::unusable)?;
+    let (made, said) = examine(text, &source.name, unix_now());
+    let Some((model, compiled)) = made else { return Err(Failure::refused(&said).unusable()) };
+    let rows = expect::run(&model, &compiled, unix_now());
+    let failed = rows.iter().filter(|row| !row.passed).count();
+    if failed > 0 {
+        let (name, all) = (&source.name, rows.len());
+        render::warning(&format!(
+            "`{name}` would be refused: its `expect` rows that fail are {failed} of {all}"
+        ));
+    } else if said.has_errors() {
+        return Err(Failure::refused(&said).unusable());
+    }
+    Ok((model, compiled))
+}
+
 /// Reads a file, or stdin for `-`.
 pub(super) fn read(file: &str) -> Result<Source, Failure> {
     let name = if file == "-" { "<stdin>".to_owned() } else { file.to_owned() };
@@ -103,4 +123,30 @@ pub(super) fn read_all(files: &[String]) -> Result<Vec<Source>, Failure> {
         return Err(Failure::Question { what, hint: "name `-` once".into() });
     }
     files.iter().map(|f| read(f)).collect()
+}
+
+/// The most lines of changes that a person is shown at once.
+const SHOWN: usize = 100;
+
+/// Changes, a line each; of very many the first.
+fn changes(lines: &[String]) -> String {
+    let mut text: String = lines.iter().take(SHOWN).map(|line| escape(line) + "\n").collect();
+    if let Some(more) = lines.len().checked_sub(SHOWN).filter(|more| *more > 0) {
+        let _ = writeln!(text, "… and {more} more (`-o json`)");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::changes;
+
+    #[test]
+    fn of_very_many_changes_the_first_are_shown() {
+        let lines: Vec<String> = (1..=130).map(|n| format!("+ tier `t{n}`")).collect();
+        let text = changes(&lines);
+        assert_eq!(text.lines().count(), 101);
+        assert!(text.ends_with("+ tier `t100`\n… and 30 more (`-o json`)\n"), "{text}");
+        assert_eq!(changes(&lines[..100]).lines().count(), 100);
+    }
 }

@@ -7,7 +7,7 @@ use super::super::failure::problems;
 use super::super::{Answer, Outcome, Output};
 use super::read_all;
 use crate::policy::{self, expect};
-use crate::render;
+use crate::render::{self, escape};
 
 const COLUMNS: [&str; 10] =
     ["passed", "file", "line", "from", "to", "port", "expected", "expected_rule", "verdict", "rule"];
@@ -49,6 +49,7 @@ pub(super) fn run(asked: &Asked) -> Outcome {
         let (made, said) = policy::examine(text, &source.name, now);
         let Some((model, compiled)) = made else {
             problems(&said);
+            render::words(&format!("`{}` is refused: its rows were not asked", escape(&source.name)));
             good = false;
             continue;
         };
@@ -68,6 +69,8 @@ pub(super) fn run(asked: &Asked) -> Outcome {
     }
     render::list(&rows, &COLUMNS, asked.output.output)?;
     let failed = rows.iter().filter(|r| !r.passed).count();
-    render::words(&format!("{} of {} passed", rows.len() - failed, rows.len()));
+    if good || !rows.is_empty() {
+        render::words(&format!("{} of {} passed", rows.len() - failed, rows.len()));
+    }
     Ok(Answer::yes_if(good && failed == 0))
 }

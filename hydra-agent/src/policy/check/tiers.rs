@@ -95,6 +95,7 @@ impl Checker {
             self.name("tier", name);
             let made = self.tier(index, name, tier.as_ref(), model);
             model.index.tiers.insert(name.value.clone(), index);
+            model.index.places.insert(name.value.clone(), name.place);
             model.tiers.push(made);
         }
         if tiers.0.is_empty() {
