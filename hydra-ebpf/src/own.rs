@@ -12,17 +12,17 @@ use aya_ebpf::programs::SkBuffContext;
 use hydra_common::address::Address;
 use hydra_common::decide::own::{left, own};
 use hydra_common::decide::{At, Outcome, Step, Way, counts, entry};
-use hydra_common::event::Event;
 use hydra_common::flow::Flow;
 use hydra_common::id::{Container, Identity};
 use hydra_common::names::{MARK_IDENTITY, MARK_LEFT, MARK_MASK, carried, carrier};
 use hydra_common::packet::{Bytes, Chunk, Packet};
-use hydra_common::tables::{Cgroup, CgroupKey, Count, DropKey, Gauge, MAX_CGROUP_DEPTH, Tables as _};
+use hydra_common::tables::{Cgroup, CgroupKey, Count, Gauge, MAX_CGROUP_DEPTH, Tables as _};
 use hydra_common::verdict::{Hook, Reason, Verdict};
 
 use crate::act::{add_atomic, advance, limit, renew};
 use crate::global::{coded, decoded, global};
 use crate::maps::{self, LiveFlow, Maps, Scratch};
+use crate::report::{drop_key, event, noteworthy};
 use crate::sock::{add, gauge, tell};
 
 const DROP: i32 = 0;
@@ -284,43 +284,9 @@ global!(
 fn record = hydra_own_record(packet: of Packet, outcome: of Outcome, at: of At, count: of Count) {
     add(maps::reason(outcome.reason as u8), count);
     if !matches!(outcome.verdict, Verdict::Allowed) {
-        let (source, destination) = outcome.tiers(&Maps);
-        let key = DropKey {
-            source,
-            destination,
-            reason: outcome.reason as u8,
-            verdict: outcome.verdict as u8,
-            rule: outcome.rule,
-        };
-        add(maps::drops(&key), count);
+        add(maps::drops(&drop_key(outcome)), count);
     }
-    let first = match outcome.verdict {
-        Verdict::Allowed => matches!(outcome.step, Step::Create | Step::Renew),
-        Verdict::Audited => !matches!(outcome.step, Step::Count),
-        Verdict::Denied => true,
-    };
-    if first {
-        tell(at.now, || Event {
-            time: at.now,
-            source: packet.source,
-            destination: packet.destination,
-            source_port: packet.source_port,
-            destination_port: packet.destination_port,
-            source_identity: outcome.source,
-            destination_identity: outcome.destination,
-            source_container: outcome.source_container,
-            destination_container: outcome.destination_container,
-            ifindex: at.ifindex,
-            length: count.bytes as u32,
-            revision: outcome.revision,
-            rule: outcome.rule,
-            protocol: packet.protocol,
-            tcp_flags: packet.tcp_flags,
-            verdict: outcome.verdict as u8,
-            reason: outcome.reason as u8,
-            hook: at.hook as u8,
-            ethertype: packet.ethertype,
-            ..Event::default()
-        });
+    if noteworthy(outcome) {
+        tell(at.now, || event(packet, outcome, at, count));
     }
 });

@@ -14,26 +14,10 @@ global!(
 /// Counts a frame by its reason, and, where it was denied or would have been, by its tiers; tells user space.
 pub fn report = hydra_report(packet: of Packet, outcome: of Outcome, at: of At, count: of Count) {
     add(maps::reason(outcome.reason as u8), count);
-    match outcome.verdict {
-        Verdict::Allowed => {}
-        Verdict::Denied | Verdict::Audited => {
-            let (source, destination) = outcome.tiers(&Maps);
-            let key = DropKey {
-                source,
-                destination,
-                reason: outcome.reason as u8,
-                verdict: outcome.verdict as u8,
-                rule: outcome.rule,
-            };
-            add(maps::drops(&key), count);
-        }
+    if !matches!(outcome.verdict, Verdict::Allowed) {
+        add(maps::drops(&drop_key(outcome)), count);
     }
-    let first = match outcome.verdict {
-        Verdict::Allowed => matches!(outcome.step, Step::Create | Step::Renew),
-        Verdict::Audited => !matches!(outcome.step, Step::Count),
-        Verdict::Denied => true,
-    };
-    if !first {
+    if !noteworthy(outcome) {
         return 0;
     }
     if in_window(at.now)
@@ -46,6 +30,29 @@ pub fn report = hydra_report(packet: of Packet, outcome: of Outcome, at: of At, 
         self::count(Gauge::EventsLost, 1);
     }
 });
+
+/// What a packet that was denied, or would have been, is counted by.
+#[inline(always)]
+pub fn drop_key(outcome: &Outcome) -> DropKey {
+    let (source, destination) = outcome.tiers(&Maps);
+    DropKey {
+        source,
+        destination,
+        reason: outcome.reason as u8,
+        verdict: outcome.verdict as u8,
+        rule: outcome.rule,
+    }
+}
+
+/// Whether a packet makes an event: what is denied, and the first of what is not.
+#[inline(always)]
+pub fn noteworthy(outcome: &Outcome) -> bool {
+    match outcome.verdict {
+        Verdict::Allowed => matches!(outcome.step, Step::Create | Step::Renew),
+        Verdict::Audited => !matches!(outcome.step, Step::Count),
+        Verdict::Denied => true,
+    }
+}
 
 /// Adds to a gauge.
 #[inline(always)]
@@ -91,8 +98,9 @@ pub fn in_window(now: u64) -> bool {
     window.count <= EVENTS_PER_WINDOW
 }
 
+/// What user space is told of a packet.
 #[inline(always)]
-fn event(packet: &Packet, outcome: &Outcome, at: &At, count: &Count) -> Event {
+pub fn event(packet: &Packet, outcome: &Outcome, at: &At, count: &Count) -> Event {
     Event {
         time: at.now,
         source: packet.source,
@@ -112,7 +120,6 @@ fn event(packet: &Packet, outcome: &Outcome, at: &At, count: &Count) -> Event {
         verdict: outcome.verdict as u8,
         reason: outcome.reason as u8,
         hook: at.hook as u8,
-        zero: 0,
         ethertype: packet.ethertype,
         ..Event::default()
     }
