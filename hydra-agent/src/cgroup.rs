@@ -95,8 +95,9 @@ impl Hierarchy {
         self.number(&self.mount.join(own_part(path, id).trim_start_matches('/')))
     }
 
-    /// Every unit of systemd's that has a cgroup, by name: its folder has it, whatever slice it is in. Of two of one name (a user's
-    /// own) the one nearest to the root counts.
+    /// Every unit of systemd's that has a cgroup, by name: its folder has it, whatever slice it is in. Not those of a
+    /// user's manager or inside a scope, where anybody can make a folder of any name. Of two of one name the one nearest to the root
+    /// counts.
     pub fn units(&self) -> BTreeMap<String, u64> {
         let mut found = BTreeMap::new();
         let mut level = vec![self.place.clone()];
@@ -110,10 +111,12 @@ impl Hierarchy {
                     }
                     // What the kernel could mistake for a file of its own has an underscore in front (systemd, `cg_escape`).
                     let name = name.strip_prefix('_').unwrap_or(&name).to_owned();
+                    if !delegated(&name) {
+                        below.push(path.clone());
+                    }
                     if let Some(number) = self.number(&path) {
                         found.entry(name).or_insert(number);
                     }
-                    below.push(path);
                 }
             }
             level = below;
@@ -129,6 +132,15 @@ impl Hierarchy {
             return None;
         }
         fs::metadata(folder).ok().filter(fs::Metadata::is_dir).map(|m| m.ino())
+    }
+}
+
+/// Whether what is below a unit is not systemd's own: a scope's (a container may well have a systemd inside), a user's manager's.
+fn delegated(unit: &str) -> bool {
+    match unit.rsplit_once('.') {
+        Some((_, "scope")) => true,
+        Some((name, kind)) => kind == "service" && name.starts_with("user@"),
+        None => false,
     }
 }
 
@@ -210,13 +222,14 @@ mod tests {
     }
 
     #[test]
-    fn units_are_found_by_their_folders_and_nothing_outside_the_place_counts() {
+    fn units_are_found_by_their_folders_where_systemd_alone_makes_them() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
         for folder in [
             "place/system.slice/web.service",
             "place/system.slice/_cgroup.service",
-            "place/user.slice/user-0.slice/user@0.service/app.slice/web.service",
+            "place/user.slice/user-0.slice/user@0.service/app.slice/mine.service",
+            "place/system.slice/docker-77.scope/system.slice/inside.service",
             "place/docker/x.service",
             "beside/system.slice/other.service",
         ] {
@@ -228,8 +241,8 @@ mod tests {
         assert_eq!(
             names,
             [
-                "app.slice",
                 "cgroup.service",
+                "docker-77.scope",
                 "system.slice",
                 "user-0.slice",
                 "user.slice",

@@ -283,3 +283,62 @@ fn only_sockets_are_left_to_their_own_hook() {
     t.heads[1].flags = Head::AUDIT;
     assert_eq!(common::pass(&mut t, &call, &port).way, Way::Left, "an audited policy says what it would do");
 }
+
+#[test]
+fn nobody_on_the_hosts_stack_sends_as_a_container() {
+    let mut t = scene();
+    t.cells.insert((APP.0, APP.0), Cell::decision(4));
+    t.cells.insert((APP.0, DB.0), Cell::decision(4));
+    for to in ["10.2.0.21", US, USER] {
+        let bytes = frame(0, 0, "10.1.0.12", to, 6, &tcp(4000, 80, SYN));
+        let out = pass(&mut t, &UNIT, Hook::CgroupOut, (CARD, 0), &bytes);
+        assert_eq!(said(&out), (Verdict::Denied, Reason::SpoofedAddress), "{to}");
+    }
+    assert!(t.flows.is_empty());
+    assert!(left_to_port(&t, US, "10.2.0.21"), "the control");
+    assert!(!left_to_port(&t, "10.1.0.12", "10.2.0.21"));
+}
+
+fn left_to_port(t: &Plain, from: &str, to: &str) -> bool {
+    hydra_common::decide::own::left(t, &ip(from), &ip(to))
+}
+
+#[test]
+fn what_opens_at_a_unit_was_for_somebody_else_when_its_port_let_it_pass() {
+    let mut t = scene();
+    let led = receives(&mut t, "10.2.0.21", (4000, 80), SYN, (10, MARK_JUDGED));
+    assert_eq!((said(&led), led.source), (NO_RULE, DB));
+    t.cells.insert((DB.0, APP.0), Cell::decision(4));
+    assert_eq!(said(&receives(&mut t, "10.2.0.21", (4000, 80), SYN, (10, MARK_JUDGED))), ALLOWED);
+}
+
+#[test]
+fn a_call_that_was_for_the_host_begins_a_flow_for_a_units_limit_too() {
+    let mut t = scene();
+    t.cells.insert((DB.0, APP.0), Cell::decision(4));
+    // The port's own entry: its container called the host.
+    let call = frame(0, 0, "10.2.0.21", US, 6, &tcp(4000, 80, SYN));
+    let mut packet = Packet::default();
+    packet.parse_bare(&&call[14..]).unwrap();
+    let mut flow = Flow::default();
+    let mut out = Outcome::CLOSED;
+    (out.verdict, out.generation, out.opener) = (Verdict::Allowed, t.generation, packet.side());
+    (out.source, out.source_container, out.destination) = (DB, Container(3), Identity::HOST);
+    out.marks = Flow::TO_HOST;
+    entry(&packet, &out, 0, NOW, &mut flow);
+    t.flows.insert(packet.key, flow);
+    let first = receives(&mut t, "10.2.0.21", (4000, 80), SYN, (10, carried(DB)));
+    assert_eq!((said(&first), first.begins, first.destination), (ALLOWED, true, APP));
+    let more = receives(&mut t, "10.2.0.21", (4000, 80), ACK, (10, carried(DB)));
+    assert_eq!((said(&more), more.begins), (REPLY, false));
+}
+
+#[test]
+fn what_is_on_the_named_list_reaches_a_unit() {
+    let mut t = scene();
+    let offer = frame(0, 0, "0.0.0.0", "255.255.255.255", 17, &common::udp(68, 67));
+    let out = pass(&mut t, &UNIT, Hook::CgroupIn, (10, MARK_JUDGED), &offer);
+    assert_eq!((said(&out), out.way), ((Verdict::Allowed, Reason::NotJudged), Way::Leave));
+    let unmarked = pass(&mut t, &UNIT, Hook::CgroupIn, (10, 0), &offer);
+    assert_eq!(unmarked.verdict, Verdict::Denied, "no port has let it pass");
+}

@@ -257,7 +257,12 @@ fn pass(frame: &Frame<'_>, packet: &Packet, outcome: &Outcome, mark: u32) -> i32
             // SAFETY: the context is valid while the program runs.
             unsafe { (*frame.raw()).tc_index = counted };
         }
-        Way::Left => set_mark(frame, mark, left(outcome.source)),
+        Way::Left => {
+            set_mark(frame, mark, left(outcome.source));
+            // It has taken from no limit, whatever its sender has written there.
+            // SAFETY: the context is valid while the program runs.
+            unsafe { (*frame.raw()).tc_index = 0 };
+        }
         Way::Peer => {
             if let Some(action) = to_peer(frame, packet, &outcome.hop) {
                 report::count(Gauge::Forwarded, 1);

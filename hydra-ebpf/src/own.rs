@@ -5,7 +5,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{
-    bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns, bpf_skb_ancestor_cgroup_id,
+    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns, bpf_skb_ancestor_cgroup_id,
     bpf_skb_load_bytes,
 };
 use aya_ebpf::programs::SkBuffContext;
@@ -37,11 +37,23 @@ const FARTHEST: usize = 0x0fff;
 pub fn run(ctx: &SkBuffContext, hook: Hook) -> i32 {
     let skb = ctx.skb.skb;
     let nobody = NOBODY;
+    // A process may have a network namespace of its own, in which it can have any address: what it sends to itself there is nobody's
+    // business, and what leaves it is its port's.
+    // SAFETY: the context is valid while the program runs (for these programs since Linux 6.15).
+    let netns = unsafe { bpf_get_netns_cookie(skb.cast()) };
+    let here = |row: &Cgroup| row.netns == 0 || row.netns == netns;
     let row = match row(skb) {
-        Some(row) if row.flags & Cgroup::HOST != 0 => row,
+        Some(row) if row.flags & Cgroup::HOST != 0 && here(row) => row,
         // What nobody may send to `host` was left to the processes of tiers.
         // SAFETY: the context is valid while the program runs.
-        _ if matches!(hook, Hook::CgroupIn) && unsafe { (*skb).mark } & MARK_MASK == MARK_LEFT => &nobody,
+        _ if matches!(hook, Hook::CgroupIn) && unsafe { (*skb).mark } & MARK_MASK == MARK_LEFT => {
+            match maps::find_cgroup(&CgroupKey::new(0, 0)) {
+                Some(own) if here(own) => &nobody,
+                Some(_) => return PASS,
+                // The tiers' processes have just gone.
+                None => return DROP,
+            }
+        }
         _ => return PASS,
     };
     if matches!(hook, Hook::CgroupOut) {
@@ -50,8 +62,8 @@ pub fn run(ctx: &SkBuffContext, hook: Hook) -> i32 {
             let identity = row.identity[(Maps.generation() & 1) as usize];
             (*skb).mark = ((*skb).mark & !(MARK_MASK | MARK_IDENTITY)) | carried(identity);
         }
-        let mut destination = Address::default();
-        if destination_of(skb, &mut destination) && left(&Maps, &destination) {
+        let (mut source, mut destination) = (Address::default(), Address::default());
+        if ends_of(skb, &mut source, &mut destination) && left(&Maps, &source, &destination) {
             return PASS;
         }
     }
@@ -76,20 +88,24 @@ const NOBODY: Cgroup = Cgroup {
     zero: 0,
 };
 
-/// Where a packet goes, read from its header alone: most of what processes send is for ports to judge.
+/// Where a packet comes from and goes, read from its header alone: most of what processes send is for ports to judge.
 #[inline(never)]
-fn destination_of(skb: *mut __sk_buff, into: &mut Address) -> bool {
+fn ends_of(skb: *mut __sk_buff, source: &mut Address, destination: &mut Address) -> bool {
     let mut first = Chunk([0; 1]);
-    let mut v4 = Chunk([0; 4]);
-    let mut v6 = Chunk([0; 16]);
+    let mut v4 = Chunk([0; 8]);
+    let mut v6 = Chunk([0; 32]);
     if !read(skb, 0, &mut first) {
         return false;
     }
-    *into = match first.0[0] >> 4 {
-        4 if read(skb, 16, &mut v4) => Address::v4(v4.0),
-        6 if read(skb, 24, &mut v6) => Address::v6(v6.0),
+    match first.0[0] >> 4 {
+        4 if read(skb, 12, &mut v4) => {
+            (*source, *destination) = (Address::v4(v4.part::<0, 4>()), Address::v4(v4.part::<4, 4>()));
+        }
+        6 if read(skb, 8, &mut v6) => {
+            (*source, *destination) = (Address::v6(v6.part::<0, 16>()), Address::v6(v6.part::<16, 16>()));
+        }
         _ => return false,
-    };
+    }
     true
 }
 

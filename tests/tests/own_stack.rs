@@ -293,3 +293,31 @@ fn a_container_judges_a_unit_by_its_tier_where_it_receives() {
     let passed = || of(&agent.json(&scene.lab.world, &["flows"]).unwrap(), "host");
     assert!(eventually(|| !passed().is_empty()), "the host's other processes may");
 }
+
+#[test]
+fn a_process_of_a_unit_in_a_namespace_of_its_own_has_not_this_hosts_stack() {
+    let scene = Scene::new();
+    let folder = scene.folder.below("system.slice/other.service").unwrap();
+    let (mut here, _proxy) = (scene.unit("other.service"), scene.unit("proxy.service"));
+    let (aside, host) = (scene.outside(false), scene.uplink());
+    // In there it can have any address: this host's, and one of a container.
+    scene.lab.world.ip(&aside, &[format!("address add {host}/32 dev lo")]).unwrap();
+    let mut there = Caller::start(&scene.lab.world, &aside, &folder, CALLER).unwrap();
+    there.listen(7001).unwrap();
+    here.listen(7002).unwrap();
+    let agent = scene.agent(&policy(RULES));
+    let known = |port: u16| {
+        let rows = |what: &str| agent.json(&scene.lab.world, &[what]).unwrap().as_array().unwrap().clone();
+        let of = |rows: Vec<serde_json::Value>| rows.iter().any(|row| row["destination_port"] == port);
+        (of(rows("flows")), of(rows("drops")))
+    };
+    assert_eq!(here.call(How::Datagram, SocketAddr::new(host, 7002)).unwrap(), Said::Begun);
+    assert!(here.again().unwrap().went_out());
+    assert_eq!(known(7002), (true, false), "the control: on the host's own stack that is a flow of its tier");
+    let mut caller = Caller::start(&scene.lab.world, &aside, &folder, CALLER).unwrap();
+    for how in [How::Datagram, How::Connect] {
+        assert_eq!(caller.call(how, SocketAddr::new(host, 7001)).unwrap(), Said::Begun, "{how:?}");
+        assert!(caller.again().unwrap().went_out(), "{how:?}");
+    }
+    assert_eq!(known(7001), (false, false), "neither judged nor kept");
+}

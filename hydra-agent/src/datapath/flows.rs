@@ -1,8 +1,10 @@
-//! Takes silent flows out of the table, a few thousand entries at a time.
+//! Takes flows out of the table: silent ones, a few thousand entries at a time, and at once those of containers that are gone.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use hydra_common::flow::{Flow, FlowKey};
+use hydra_common::id::Container;
 use hydra_common::names;
 use hydra_common::track;
 
@@ -38,6 +40,32 @@ impl Datapath {
 }
 
 impl Collector {
+    /// Takes out every entry of a flow with one of these containers; gives their number. For a container that is gone: the next one
+    /// with its address has another number, and no right to them.
+    pub fn forget(&mut self, gone: &BTreeSet<Container>) -> io::Result<usize> {
+        let mut cursor = Cursor::default();
+        let mut removed = 0;
+        loop {
+            let mut entries = Vec::new();
+            let more = self.flows.some(&mut cursor, &mut entries)?;
+            for (key, flow) in entries {
+                if flow.containers.iter().any(|c| gone.contains(c))
+                    && self.remove(&key, |a| a.created == flow.created)?
+                {
+                    removed += 1;
+                }
+            }
+            if !more {
+                return Ok(removed);
+            }
+        }
+    }
+
+    /// Takes an entry out if it still is what was read.
+    fn remove(&self, key: &FlowKey, same: impl FnOnce(&Flow) -> bool) -> io::Result<bool> {
+        Ok(self.flows.get(key)?.is_some_and(|again| same(&again)) && self.flows.remove(key)?)
+    }
+
     /// Looks at the next few thousand entries.
     pub fn step(&mut self) -> io::Result<Collected> {
         self.step_at(raw::monotonic())
@@ -53,10 +81,7 @@ impl Collector {
                 continue;
             }
             // A packet may have come since it was read: the entry is the kernel's, only what stayed silent goes.
-            let again = self.flows.get(&key)?;
-            if again.is_some_and(|again| again.seen == flow.seen && again.created == flow.created)
-                && self.flows.remove(&key)?
-            {
+            if self.remove(&key, |again| again.seen == flow.seen && again.created == flow.created)? {
                 collected.removed += 1;
             }
         }

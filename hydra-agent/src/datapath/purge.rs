@@ -44,7 +44,7 @@ pub fn purge(bpffs: &Path) -> Result<Purged, DatapathError> {
     pins::on_bpffs(bpffs)?;
     let layouts = pins::names(bpffs).map_err(|e| DatapathError::pin("list", bpffs, e))?;
     for layout in layouts.iter().filter(|name| is_layout(name)) {
-        purge_layout(&bpffs.join(layout), &mut purged);
+        purge_layout(&bpffs.join(layout), &mut purged, Filters::Removed);
     }
     if layouts.iter().any(|name| is_layout(name)) {
         purge_filters(&mut purged);
@@ -58,11 +58,30 @@ pub fn purge(bpffs: &Path) -> Result<Purged, DatapathError> {
     Ok(purged)
 }
 
+/// Takes away what agents of other layouts left below `bpffs`, once those of `own` (a directory's name) are at every hook: in a chain
+/// they would run behind them, on tables that nobody writes any more. Filters went when the new ones took their place.
+pub(super) fn purge_others(bpffs: &Path, own: &str) -> Purged {
+    let mut purged = Purged::default();
+    for layout in listed(bpffs, &mut purged).iter().filter(|name| is_layout(name) && *name != own) {
+        purge_layout(&bpffs.join(layout), &mut purged, Filters::Replaced);
+    }
+    purged
+}
+
+/// What became of the filters that a layout's marks are about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Filters {
+    /// To be removed.
+    Removed,
+    /// They are another layout's by now.
+    Replaced,
+}
+
 fn is_layout(name: &str) -> bool {
     name.strip_prefix('v').is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
-fn purge_layout(root: &Path, purged: &mut Purged) {
+fn purge_layout(root: &Path, purged: &mut Purged, filters: Filters) {
     let links = root.join("links");
     for name in listed(&links, purged) {
         let path = links.join(&name);
@@ -78,6 +97,11 @@ fn purge_layout(root: &Path, purged: &mut Purged) {
                     &format!("link {} at {}", hook.as_str(), super::attach::interface(ifindex)),
                     result,
                 );
+            }
+            Some(Entry::Filter(ifindex, hook)) if filters == Filters::Replaced => {
+                let what =
+                    format!("mark of the filter {} at {}", hook.as_str(), super::attach::interface(ifindex));
+                purged.note(&what, fs::remove_file(&path));
             }
             Some(Entry::Filter(ifindex, hook)) => {
                 let result = clsact::remove(ifindex, hook).and_then(|()| fs::remove_file(&path));

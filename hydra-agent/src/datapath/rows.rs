@@ -106,8 +106,11 @@ impl Row for Cgroup {
 
 /// The identities of the processes on this host's own stack, in a settled order.
 pub fn on_own_stack(cgroups: &BTreeMap<CgroupKey, desired::Cgroup>) -> BTreeSet<Identity> {
-    let own = cgroups.values().filter(|row| row.flags & Cgroup::HOST != 0);
-    own.map(|row| row.identity).filter(|identity| *identity != Identity::UNKNOWN).collect()
+    own_stack(cgroups).map(|row| row.identity).filter(|identity| *identity != Identity::UNKNOWN).collect()
+}
+
+fn own_stack(cgroups: &BTreeMap<CgroupKey, desired::Cgroup>) -> impl Iterator<Item = &desired::Cgroup> {
+    cgroups.values().filter(|row| row.flags & Cgroup::HOST != 0)
 }
 
 /// The rows of cgroups, with those identities under no cgroup's number: calls of this host are left to the hook of whoever receives
@@ -119,7 +122,9 @@ pub fn with_own_stack(
     let mut rows = cgroups.clone();
     let identities = on_own_stack(cgroups);
     if whole && identities.len() <= MAX_OWN as usize {
-        let row = |identity| desired::Cgroup { identity, flags: Cgroup::HOST, ..desired::Cgroup::default() };
+        let netns = own_stack(cgroups).map(|row| row.netns).next().unwrap_or(0);
+        let row =
+            |identity| desired::Cgroup { identity, netns, flags: Cgroup::HOST, ..desired::Cgroup::default() };
         rows.extend((0..).zip(identities).map(|(place, identity)| (CgroupKey::new(0, place), row(identity))));
     }
     rows

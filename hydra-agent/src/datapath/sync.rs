@@ -6,7 +6,9 @@ use std::fs::File;
 use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use hydra_common::ABI;
 use hydra_common::address::Address;
+use hydra_common::id::Container;
 use hydra_common::tables::{Cgroup, CgroupKey, Endpoint, Link, Publish, PublishKey};
 use hydra_common::verdict::Hook;
 use nix::fcntl::Flock;
@@ -17,6 +19,7 @@ use super::error::{DatapathError, table};
 use super::load::{self, Programs};
 use super::maps::{Bytes, Table};
 use super::pins::{self, Pins};
+use super::purge;
 use super::raw::{self, GracePeriod};
 use super::rows::{self, RowPlan};
 use super::sockets::{self, Seat};
@@ -69,6 +72,16 @@ pub struct Held {
     pub(super) banks: [Option<Bank>; 2],
 }
 
+impl Held {
+    /// Every container that a row names.
+    fn containers(&self) -> BTreeSet<Container> {
+        let endpoints = self.endpoints.values().map(|row| row.container);
+        let others = self.links.values().map(|row| row.container);
+        let others = others.chain(self.cgroups.values().map(|row| row.container));
+        endpoints.chain(others).filter(|c| *c != Container::NONE).collect()
+    }
+}
+
 /// What [`Datapath::sync`] did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SyncReport {
@@ -90,6 +103,8 @@ pub struct SyncReport {
     pub mended: Vec<(u32, Hook)>,
     /// What somebody else had changed since the last time, put right now; in the words of [`Datapath::verify`].
     pub repaired: Vec<NotEnforced>,
+    /// Containers that no row names any more: nobody may use the entries of their flows ([`super::Collector::forget`]).
+    pub gone: BTreeSet<Container>,
     /// What is really attached now.
     pub hooks: Vec<HookView>,
     /// What could not be done. The rest was.
@@ -265,6 +280,7 @@ impl Datapath {
         }
         // Set until everything below is done.
         self.doubt = true;
+        let before = self.held.containers();
         let clocks = clocks();
         let mut new = Bank::new(desired.revision, &desired.compiled, clocks);
         let opens = self.held.generation == 0
@@ -320,6 +336,7 @@ impl Datapath {
                 why: format!("old rows are still there: {e}"),
             }),
         }
+        report.gone.extend(before.difference(&self.held.containers()));
         Ok(())
     }
 
@@ -379,7 +396,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// Programs of earlier objects, once every hook runs this one's.
+    /// Programs of earlier objects and other versions, once every hook runs this one's.
     fn forget_old_programs(&self) {
         let own = self.programs.directory.file_name().and_then(|n| n.to_str());
         for name in pins::names(&self.pins.programs).unwrap_or_default() {
@@ -388,6 +405,13 @@ impl Datapath {
             {
                 warn!(error = %e, "old programs stay pinned");
             }
+        }
+        let gone = purge::purge_others(&self.pins.bpffs, &format!("v{ABI}"));
+        if !gone.removed.is_empty() {
+            info!(removed = gone.removed.len(), "what another version with other tables left is taken away");
+        }
+        for why in gone.failed {
+            warn!(error = why, "what another version left stays");
         }
     }
 }

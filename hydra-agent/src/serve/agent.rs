@@ -197,6 +197,7 @@ impl Agent {
             detached,
             mended,
             repaired,
+            gone: _,
             hooks,
             not_enforced,
         } = report;

@@ -1,7 +1,9 @@
 //! The datapath behind a door that an async loop can use: every call goes to a blocking thread.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use hydra_common::id::Container;
 use tokio::task::spawn_blocking;
 
 use crate::datapath::{Collector, Datapath, SyncReport};
@@ -29,7 +31,12 @@ impl Kernel {
         let datapath = self.datapath.clone();
         let done = spawn_blocking(move || lock(&datapath).sync(&desired)).await;
         match done {
-            Ok(Ok(report)) => Ok(report),
+            Ok(Ok(report)) => {
+                if !report.gone.is_empty() {
+                    self.forget(report.gone.clone());
+                }
+                Ok(report)
+            }
             Ok(Err(error)) => Err(match error.hint() {
                 Some(hint) => format!("{error} (hint: {hint})"),
                 None => error.to_string(),
@@ -43,6 +50,16 @@ impl Kernel {
         let datapath = self.datapath.clone();
         let looked = spawn_blocking(move || lock(&datapath).verify(&desired)).await;
         looked.unwrap_or_else(|e| vec![NotEnforced { what: "tables".to_owned(), why: e.to_string() }])
+    }
+
+    /// Takes the flows of containers that are gone out of the table, while the loop goes on.
+    fn forget(&self, gone: BTreeSet<Container>) {
+        let collector = self.collector.clone();
+        spawn_blocking(move || {
+            if let Err(error) = lock(&collector).forget(&gone) {
+                tracing::warn!(%error, "flows of containers that are gone stay in the table until they are silent for too long");
+            }
+        });
     }
 
     /// Takes some silent flows out of the table.

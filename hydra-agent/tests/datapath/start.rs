@@ -72,6 +72,34 @@ fn another_object_replaces_the_programs_under_the_links() {
 }
 
 #[test]
+fn what_another_version_with_other_tables_left_goes_when_this_one_is_there() {
+    apart(|bpffs| {
+        let (desired, ..) = two_containers();
+        let mut first = open(bpffs);
+        first.sync(&desired).unwrap();
+        let before = ids(&first);
+        drop(first);
+        let old = bpffs.join("v0");
+        std::fs::rename(root(bpffs), &old).unwrap();
+
+        let mut second = open(bpffs);
+        assert_eq!(second.held().generation, 0, "its tables are its own");
+        assert!(old.exists(), "opening takes nothing away");
+        let report = second.sync(&desired).unwrap();
+        assert_eq!((report.attached.len(), &report.not_enforced), (4, &Vec::new()));
+        assert!(!old.exists());
+        assert!(ids(&second).is_disjoint(&before));
+        assert!(report.hooks.iter().all(|hook| hook.position == 0));
+        for hook in &report.hooks {
+            let ingress = hook.hook == "port-in";
+            let direction = if ingress { TcAttachType::Ingress } else { TcAttachType::Egress };
+            let (_, chain) = SchedClassifier::query_tcx(&hook.interface, direction).unwrap();
+            assert_eq!(chain.len(), 1, "one program of hydra's, and no other behind it");
+        }
+    });
+}
+
+#[test]
 fn a_map_of_another_layout_is_refused_with_its_name() {
     apart(|bpffs| {
         drop(open(bpffs));

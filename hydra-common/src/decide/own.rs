@@ -6,10 +6,10 @@
 //! whatever was said of that ([`claimed`]).
 
 use super::ends::{self, Sender};
-use super::{At, Outcome, Parts, Step, Way, published, ready, settled};
+use super::{At, Outcome, Parts, Step, Way, opens, published, ready, settled};
 use crate::address::Address;
 use crate::flow::{Flow, Side};
-use crate::id::Identity;
+use crate::id::{Container, Identity};
 use crate::names::{MARK_JUDGED, MARK_MASK};
 use crate::packet::{Kind, Packet};
 use crate::tables::{Cgroup, CgroupKey, Endpoint, MAX_OWN, Tables};
@@ -35,10 +35,18 @@ pub fn own<'t, T: Parts>(
     settled(out, said)
 }
 
-/// Whether what a process sends there is judged where it is received: by the port of a container, by each receiver of a group.
+/// Whether what a process sends there is judged where it is received: by the port of a container, by each receiver of a group. Not
+/// what lies about its source.
 #[inline(always)]
-pub fn left<T: Tables>(tables: &T, destination: &Address) -> bool {
-    destination.is_group() || tables.endpoint(destination).is_some_and(|e| e.flags & Endpoint::ATTACHED != 0)
+pub fn left<T: Tables>(tables: &T, source: &Address, destination: &Address) -> bool {
+    let judged = |a| tables.endpoint(a).is_some_and(|e: &Endpoint| e.flags & Endpoint::ATTACHED != 0);
+    !anothers(tables, source) && (destination.is_group() || judged(destination))
+}
+
+/// Whether an address is a container's: no process of this host's own stack has it.
+#[inline(always)]
+fn anothers<T: Tables>(tables: &T, address: &Address) -> bool {
+    tables.endpoint(address).is_some_and(|e| e.container != Container::NONE)
 }
 
 #[inline(always)]
@@ -71,7 +79,10 @@ fn enter<'t, T: Parts>(
         }
         Kind::Ip | Kind::Neighbour | Kind::Router | Kind::Listener | Kind::DhcpClient | Kind::DhcpServer => {}
     }
-    if outward && left(tables, &packet.destination) {
+    if outward && anothers(tables, &packet.source) {
+        return Err(Reason::SpoofedAddress);
+    }
+    if outward && left(tables, &packet.source, &packet.destination) {
         out.not_judged(Way::Leave);
         return Ok(None);
     }
@@ -79,10 +90,17 @@ fn enter<'t, T: Parts>(
     let live = if group { None } else { tables.flow(&packet.key) };
     let live = live.filter(|flow| !track::expired(flow, packet.protocol, at.now));
     let side = packet.side();
-    let judged = !outward && !group && at.mark & MARK_MASK == MARK_JUDGED;
+    let marked = !outward && at.mark & MARK_MASK == MARK_JUDGED;
+    let judged = marked && !group;
+    if marked && matches!(packet.kind, Kind::DhcpClient | Kind::DhcpServer) {
+        // Of the named list, with a true address.
+        out.not_judged(Way::Leave);
+        return Ok(None);
+    }
     if judged {
-        // What a port let pass without its sender's identity answers somebody here.
-        if live.as_deref().is_none_or(|flow| flow.opener != side as u8 && flow.source == me) {
+        // What a port let pass without its sender's identity answers somebody here; what opens was for somebody else when it passed.
+        let answers = |flow: &Flow| flow.opener != side as u8 && flow.source == me;
+        if live.as_deref().map_or(!opens(packet), answers) {
             out.not_judged(Way::Leave);
             return Ok(None);
         }
@@ -102,6 +120,7 @@ fn enter<'t, T: Parts>(
     }
     // An answer to somebody else of this host is none to this process, nor is one to somebody else its own.
     let live = live.filter(|flow| flow.opener == side as u8 || mine(flow, here, me));
+    let led = !outward && live.as_deref().is_some_and(|flow| !mine(flow, here, me));
     if outward {
         called(tables, packet, at, out)?;
     } else {
@@ -111,6 +130,10 @@ fn enter<'t, T: Parts>(
         }
     }
     tables.open(packet, at, out, live.as_deref());
+    if led {
+        // The entry is of a call of somebody else, `host` for one: for this process a flow begins.
+        out.begins = packet.protocol != protocol::TCP || opens(packet);
+    }
     claimed(tables, packet, at, out);
     Ok(live)
 }

@@ -83,7 +83,7 @@ pub struct Chunk<const N: usize>(pub [u8; N]);
 impl<const N: usize> Chunk<N> {
     /// `M` of the bytes, from `AT`: a copy of words, where taking them apart would be one of bytes.
     #[inline(always)]
-    fn part<const AT: usize, const M: usize>(&self) -> [u8; M] {
+    pub fn part<const AT: usize, const M: usize>(&self) -> [u8; M] {
         const { assert!(AT + M <= N) };
         let mut part = [0; M];
         part.copy_from_slice(&self.0[AT..AT + M]);
