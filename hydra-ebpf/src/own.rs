@@ -5,8 +5,8 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{
-    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns, bpf_skb_ancestor_cgroup_id,
-    bpf_skb_load_bytes,
+    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns,
+    bpf_skb_ancestor_cgroup_id, bpf_skb_load_bytes,
 };
 use aya_ebpf::programs::SkBuffContext;
 use hydra_common::address::Address;
