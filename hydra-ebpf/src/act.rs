@@ -15,7 +15,7 @@ use hydra_common::tables::{Count, Gauge, Tables as _};
 use hydra_common::track;
 use hydra_common::verdict::{Hook, Reason, Verdict};
 
-use crate::global::{decoded, global};
+use crate::global::{decoded_unit, global};
 use crate::maps::{self, LiveFlow, Maps, Scratch};
 use crate::report;
 use crate::skb::{self, Frame};
@@ -43,7 +43,7 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     *at = At { hook, ifindex, ingress, mark, now };
     let at = &*at;
     *packet = Packet::default();
-    let parsed = decoded(skb::parse(frame.raw(), packet)).map(|_| ());
+    let parsed = decoded_unit(skb::parse(frame.raw(), packet));
     let live = decide(&Maps, packet, parsed, at, outcome);
     #[cfg(feature = "log")]
     log(ctx, outcome, hook);
@@ -180,9 +180,18 @@ fn tally(packet: &Packet, outcome: &Outcome, flow: LiveFlow, count: &Count, now:
     unsafe {
         add_atomic(&raw mut (*live).packets[side], count.packets);
         add_atomic(&raw mut (*live).bytes[side], count.bytes);
+    }
+    touch(packet, outcome, live, now);
+}
+
+/// Notes when a flow was seen last, who answered first, and how far its connection is.
+#[inline(always)]
+pub fn touch(packet: &Packet, outcome: &Outcome, live: *mut Flow, now: u64) {
+    // SAFETY: as in `tally`.
+    unsafe {
         core::ptr::write_volatile(&raw mut (*live).seen, now);
         // The first answer of an end that is no container.
-        let end = &raw mut (*live).ends[side];
+        let end = &raw mut (*live).ends[packet.side().index()];
         if *end == 0 {
             core::ptr::write_volatile(end, outcome.near() as u8);
         }
@@ -192,7 +201,7 @@ fn tally(packet: &Packet, outcome: &Outcome, flow: LiveFlow, count: &Count, now:
 
 global!(
 /// Notes how far the sender is.
-pub fn advance = hydra_advance(packet: of Packet, live: live Flow) {
+fn advance = hydra_advance(packet: of Packet, live: live Flow) {
     // SAFETY: as in `tally`.
     let stand = track::follow(unsafe { &*live }, packet);
     let side = packet.side().index();

@@ -16,10 +16,28 @@ pub const fn coded(answer: Result<bool, Reason>) -> u32 {
     }
 }
 
+/// The answer to a pointer that nobody passes: denied, the tables contradict themselves.
+pub const BAD: u32 = coded(Err(Reason::BadTable));
+
 /// The answer again.
 #[inline(always)]
 pub fn decoded(answer: u32) -> Result<bool, Reason> {
     if answer & FAILED == 0 { Ok(answer != 0) } else { Err(Reason::from_row(answer as u8)) }
+}
+
+/// The same of an answer that is only ever yes.
+#[inline(always)]
+pub const fn coded_unit(answer: Result<(), Reason>) -> u32 {
+    match answer {
+        Ok(()) => coded(Ok(true)),
+        Err(reason) => coded(Err(reason)),
+    }
+}
+
+/// And back.
+#[inline(always)]
+pub fn decoded_unit(answer: u32) -> Result<(), Reason> {
+    decoded(answer).map(|_| ())
 }
 
 /// Makes `fn name(…)` and the global function `symbol` behind it, which returns a number or nothing. An argument is `of T`, `into T`

@@ -17,9 +17,9 @@ use hydra_common::id::{Identity, MAX_IDENTITIES};
 use hydra_common::packet::Packet;
 use hydra_common::tables::{
     BucketKey, Cell, Cgroup, CgroupKey, Count, Decision, DropKey, Endpoint, Fragment, FragmentKey, GAUGES,
-    Head, IdentityRow, Interval, Limit, Link, MAX_BUCKETS, MAX_CGROUPS, MAX_DECISIONS, MAX_ENDPOINTS,
-    MAX_FRAGMENTS, MAX_INTERVALS, MAX_LIMITS, MAX_LINKS, MAX_PREFIXES, MAX_PUBLISHED, MAX_RULE_SETS,
-    PrefixData, PrefixRow, Publish, PublishKey, RuleSet, TRAFFIC_CELLS, Tables, cell_index,
+    Head, IdentityRow, Interval, Limit, Link, MAX_BUCKETS, MAX_CGROUP_DEPTH, MAX_CGROUPS, MAX_DECISIONS,
+    MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERVALS, MAX_LIMITS, MAX_LINKS, MAX_PREFIXES, MAX_PUBLISHED,
+    MAX_RULE_SETS, PrefixData, PrefixRow, Publish, PublishKey, RuleSet, TRAFFIC_CELLS, Tables, cell_index,
 };
 
 use crate::global::global;
@@ -231,6 +231,22 @@ fn find_endpoint(address: &Address) -> Option<&'static Endpoint> {
 pub fn find_cgroup(key: &CgroupKey) -> Option<&'static Cgroup> {
     // SAFETY: rows are replaced whole, never written in place, by the one writer in user space.
     unsafe { HYDRA_CGROUPS.get(key) }
+}
+
+/// The nearest cgroup that has a row, with its number: `ancestor` gives the one at a level below the root, 0 where there is none.
+#[inline(always)]
+pub fn nearest_cgroup(ancestor: impl Fn(i32) -> u64) -> Option<(u64, &'static Cgroup)> {
+    let mut found = None;
+    for level in 1..=MAX_CGROUP_DEPTH {
+        let id = ancestor(level as i32);
+        if id == 0 {
+            break;
+        }
+        if let Some(row) = find_cgroup(&CgroupKey::new(id, 0)) {
+            found = Some((id, row));
+        }
+    }
+    found
 }
 
 /// A function of its own in the object: it is asked for at many places.

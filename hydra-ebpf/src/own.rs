@@ -16,11 +16,11 @@ use hydra_common::flow::Flow;
 use hydra_common::id::{Container, Identity};
 use hydra_common::names::{MARK_IDENTITY, MARK_LEFT, MARK_MASK, carried, carrier};
 use hydra_common::packet::{Bytes, Chunk, Packet};
-use hydra_common::tables::{Cgroup, CgroupKey, Count, Gauge, MAX_CGROUP_DEPTH, Tables as _};
+use hydra_common::tables::{Cgroup, CgroupKey, Count, Gauge, Tables as _};
 use hydra_common::verdict::{Hook, Reason, Verdict};
 
-use crate::act::{add_atomic, advance, limit, renew};
-use crate::global::{coded, decoded, global};
+use crate::act::{add_atomic, limit, renew, touch};
+use crate::global::{BAD, coded_unit, decoded_unit, global};
 use crate::maps::{self, LiveFlow, Maps, Scratch};
 use crate::report::{drop_key, event, noteworthy};
 use crate::sock::{add, gauge, tell};
@@ -117,7 +117,7 @@ fn walk(skb: *mut __sk_buff, hook: Hook, row: &Cgroup, room: &mut Scratch) -> Ve
     *at = At { hook, ifindex, ingress: 0, mark, now };
     let at = &*at;
     *packet = Packet::default();
-    let parsed = decoded(parse(skb, packet)).map(|_| ());
+    let parsed = decoded_unit(parse(skb, packet));
     let live = own(&Maps, packet, parsed, at, row, outcome);
     if counts(outcome) {
         let carried = carrier(mark).is_some() && matches!(hook, Hook::CgroupIn);
@@ -153,18 +153,8 @@ fn walk(skb: *mut __sk_buff, hook: Hook, row: &Cgroup, room: &mut Scratch) -> Ve
 /// The row of the nearest cgroup of the packet's socket that has one.
 #[inline(never)]
 fn row(skb: *mut __sk_buff) -> Option<&'static Cgroup> {
-    let mut found: Option<&Cgroup> = None;
-    for level in 1..=MAX_CGROUP_DEPTH {
-        // SAFETY: the context is valid while the program runs; a level below the socket's own answers 0.
-        let id = unsafe { bpf_skb_ancestor_cgroup_id(skb, level as i32) };
-        if id == 0 {
-            break;
-        }
-        if let Some(row) = maps::find_cgroup(&CgroupKey::new(id, 0)) {
-            found = Some(row);
-        }
-    }
-    found
+    // SAFETY: the context is valid while the program runs; a level below the socket's own answers 0.
+    maps::nearest_cgroup(|level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level) }).map(|(_, row)| row)
 }
 
 /// A packet from its IP header on.
@@ -190,22 +180,22 @@ impl Bytes for Bare {
 
     #[inline(always)]
     fn ipv4(&self, packet: &mut Packet) -> Result<(), Reason> {
-        decoded(ipv4(self.0, packet)).map(|_| ())
+        decoded_unit(ipv4(self.0, packet))
     }
 
     #[inline(always)]
     fn ipv6(&self, packet: &mut Packet) -> Result<(), Reason> {
-        decoded(ipv6(self.0, packet)).map(|_| ())
+        decoded_unit(ipv6(self.0, packet))
     }
 
     #[inline(always)]
     fn transport_header(&self, packet: &mut Packet) -> Result<(), Reason> {
-        decoded(transport_header(self.0, packet)).map(|_| ())
+        decoded_unit(transport_header(self.0, packet))
     }
 
     #[inline(always)]
     fn icmp(&self, packet: &mut Packet) -> Result<(), Reason> {
-        decoded(icmp(self.0, packet)).map(|_| ())
+        decoded_unit(icmp(self.0, packet))
     }
 }
 
@@ -216,29 +206,26 @@ fn read<const N: usize>(skb: *mut __sk_buff, offset: u32, into: &mut Chunk<N>) -
     unsafe { bpf_skb_load_bytes(skb.cast(), offset, into.0.as_mut_ptr().cast(), N as u32) == 0 }
 }
 
-/// For a pointer that nobody passes: denied.
-const BAD: u32 = coded(Err(Reason::BadTable));
-
 global!(
 /// Reads a packet.
 fn parse = hydra_bare_parse(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
-    coded(packet.parse_bare(&Bare(skb)).map(|()| true))
+    coded_unit(packet.parse_bare(&Bare(skb)))
 });
 
 global!(fn ipv4 = hydra_bare_ipv4(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
-    coded(packet.ipv4(&Bare(skb)).map(|()| true))
+    coded_unit(packet.ipv4(&Bare(skb)))
 });
 
 global!(fn ipv6 = hydra_bare_ipv6(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
-    coded(packet.ipv6(&Bare(skb)).map(|()| true))
+    coded_unit(packet.ipv6(&Bare(skb)))
 });
 
 global!(fn transport_header = hydra_bare_transport(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
-    coded(packet.transport_header(&Bare(skb)).map(|()| true))
+    coded_unit(packet.transport_header(&Bare(skb)))
 });
 
 global!(fn icmp = hydra_bare_icmp(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
-    coded(packet.icmp(&Bare(skb)).map(|()| true))
+    coded_unit(packet.icmp(&Bare(skb)))
 });
 
 /// Wire packets and wire bytes, as if a wire's header stood in front: under GSO every segment repeats the headers up to `payload`.
@@ -278,21 +265,15 @@ fn create = hydra_own_create(
 fn tally(packet: &Packet, outcome: &Outcome, flow: LiveFlow, count: &Count, now: u64) {
     let side = packet.side().index();
     let live = flow.pointer();
-    // SAFETY: the entry lives until the program ends, and its fields are aligned. Counters are only ever added to, atomically; of two
-    // stores to the other fields at once either is true enough.
+    // SAFETY: as in `act`.
     unsafe {
         if !outcome.elsewhere {
             add(maps::traffic((*live).traffic), count);
             add_atomic(&raw mut (*live).packets[side], count.packets);
             add_atomic(&raw mut (*live).bytes[side], count.bytes);
         }
-        core::ptr::write_volatile(&raw mut (*live).seen, now);
-        let end = &raw mut (*live).ends[side];
-        if *end == 0 {
-            core::ptr::write_volatile(end, outcome.near() as u8);
-        }
     }
-    advance(packet, live);
+    touch(packet, outcome, live, now);
 }
 
 global!(

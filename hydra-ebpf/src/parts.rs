@@ -7,14 +7,11 @@ use hydra_common::packet::Packet;
 use hydra_common::tables::Link;
 use hydra_common::verdict::Reason;
 
-use crate::global::{coded, decoded, global};
+use crate::global::{BAD, coded, coded_unit, decoded, decoded_unit, global};
 use crate::maps::Maps;
 
-/// For a pointer that nobody passes: denied.
-const BAD: u32 = coded(Err(Reason::BadTable));
-
 global!(fn concerns = hydra_concerns(packet: of Packet, parsed: plain u32, at: of At) -> u32 or 1; {
-    u32::from(part::concerns(&Maps, packet, decoded(parsed).map(|_| ()), at))
+    u32::from(part::concerns(&Maps, packet, decoded_unit(parsed), at))
 });
 
 global!(fn resolve = hydra_resolve(packet: into Packet, at: of At, out: into Outcome) -> u32 or BAD; {
@@ -24,7 +21,7 @@ global!(fn resolve = hydra_resolve(packet: into Packet, at: of At, out: into Out
 global!(fn related = hydra_related(
     packet: of Packet, at: of At, out: into Outcome, link: perhaps Link
 ) -> u32 or BAD; {
-    coded(part::related(&Maps, packet, at, out, link).map(|()| true))
+    coded_unit(part::related(&Maps, packet, at, out, link))
 });
 
 global!(fn named = hydra_named(
@@ -34,7 +31,7 @@ global!(fn named = hydra_named(
 });
 
 global!(fn source = hydra_source(packet: of Packet, out: into Outcome, link: perhaps Link) -> u32 or BAD; {
-    coded(part::source(&Maps, packet, out, link).map(|()| true))
+    coded_unit(part::source(&Maps, packet, out, link))
 });
 
 global!(fn first = hydra_first(
@@ -56,7 +53,7 @@ global!(fn open = hydra_open(packet: of Packet, at: of At, out: into Outcome, li
 global!(fn way = hydra_way(
     packet: of Packet, at: of At, out: into Outcome, link: perhaps Link
 ) -> u32 or BAD; {
-    coded(part::way(&Maps, packet, at, out, link).map(|()| true))
+    coded_unit(part::way(&Maps, packet, at, out, link))
 });
 
 global!(fn ruling = hydra_ruling(
@@ -72,7 +69,7 @@ global!(fn alive = hydra_alive(bank: plain u32, first: plain u32, now_s: plain u
 impl Parts for Maps {
     #[inline(always)]
     fn concerns(&self, packet: &Packet, parsed: Result<(), Reason>, at: &At) -> bool {
-        concerns(packet, coded(parsed.map(|()| true)), at) != 0
+        concerns(packet, coded_unit(parsed), at) != 0
     }
 
     #[inline(always)]
@@ -88,7 +85,7 @@ impl Parts for Maps {
         out: &mut Outcome,
         link: Option<&Link>,
     ) -> Result<(), Reason> {
-        decoded(related(packet, at, out, link)).map(|_| ())
+        decoded_unit(related(packet, at, out, link))
     }
 
     #[inline(always)]
@@ -104,7 +101,7 @@ impl Parts for Maps {
 
     #[inline(always)]
     fn source(&self, packet: &Packet, out: &mut Outcome, link: Option<&Link>) -> Result<(), Reason> {
-        decoded(source(packet, out, link)).map(|_| ())
+        decoded_unit(source(packet, out, link))
     }
 
     #[inline(always)]
@@ -152,6 +149,6 @@ impl Parts for Maps {
 
     #[inline(always)]
     fn way(&self, packet: &Packet, at: &At, out: &mut Outcome, link: Option<&Link>) -> Result<(), Reason> {
-        decoded(way(packet, at, out, link)).map(|_| ())
+        decoded_unit(way(packet, at, out, link))
     }
 }

@@ -7,7 +7,7 @@ use hydra_common::packet::{Bytes, Chunk, Packet};
 use hydra_common::tables::Count;
 use hydra_common::verdict::Reason;
 
-use crate::global::{coded, decoded, global};
+use crate::global::{BAD, coded_unit, decoded_unit, global};
 
 /// Offsets beyond this are not read: no header chain that the parser walks is longer.
 const FARTHEST: usize = 0x0fff;
@@ -81,48 +81,45 @@ impl Bytes for Frame<'_> {
 
     #[inline(always)]
     fn ipv4(&self, packet: &mut Packet) -> Result<(), Reason> {
-        decoded(ipv4(self.raw(), packet)).map(|_| ())
+        decoded_unit(ipv4(self.raw(), packet))
     }
 
     #[inline(always)]
     fn ipv6(&self, packet: &mut Packet) -> Result<(), Reason> {
-        decoded(ipv6(self.raw(), packet)).map(|_| ())
+        decoded_unit(ipv6(self.raw(), packet))
     }
 
     #[inline(always)]
     fn transport_header(&self, packet: &mut Packet) -> Result<(), Reason> {
-        decoded(transport_header(self.raw(), packet)).map(|_| ())
+        decoded_unit(transport_header(self.raw(), packet))
     }
 
     #[inline(always)]
     fn icmp(&self, packet: &mut Packet) -> Result<(), Reason> {
-        decoded(icmp(self.raw(), packet)).map(|_| ())
+        decoded_unit(icmp(self.raw(), packet))
     }
 }
-
-/// For a pointer that nobody passes: denied.
-const BAD: u32 = coded(Err(Reason::BadTable));
 
 global!(
 /// Reads a frame.
 pub fn parse = hydra_parse(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
-    coded(packet.parse(&Frame::new(&TcContext::new(skb))).map(|()| true))
+    coded_unit(packet.parse(&Frame::new(&TcContext::new(skb))))
 });
 
 global!(fn ipv4 = hydra_ipv4(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
-    coded(packet.ipv4(&Frame::new(&TcContext::new(skb))).map(|()| true))
+    coded_unit(packet.ipv4(&Frame::new(&TcContext::new(skb))))
 });
 
 global!(fn ipv6 = hydra_ipv6(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
-    coded(packet.ipv6(&Frame::new(&TcContext::new(skb))).map(|()| true))
+    coded_unit(packet.ipv6(&Frame::new(&TcContext::new(skb))))
 });
 
 global!(fn transport_header = hydra_transport(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
-    coded(packet.transport_header(&Frame::new(&TcContext::new(skb))).map(|()| true))
+    coded_unit(packet.transport_header(&Frame::new(&TcContext::new(skb))))
 });
 
 global!(fn icmp = hydra_icmp(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
-    coded(packet.icmp(&Frame::new(&TcContext::new(skb))).map(|()| true))
+    coded_unit(packet.icmp(&Frame::new(&TcContext::new(skb))))
 });
 
 /// One copy for each `N` in the object, not one for each use.

@@ -12,7 +12,7 @@ use aya_ebpf::programs::SockAddrContext;
 use hydra_common::address::Address;
 use hydra_common::decide::socket::{Call, Refusal, refusal};
 use hydra_common::event::Event;
-use hydra_common::tables::{CgroupKey, Count, DropKey, Gauge, MAX_CGROUP_DEPTH, Tables as _};
+use hydra_common::tables::{CgroupKey, Count, DropKey, Gauge, Tables as _};
 use hydra_common::verdict::{Hook, Verdict};
 
 use crate::act::add_atomic;
@@ -73,18 +73,8 @@ fn cgroup() -> Option<u64> {
     if Maps.cgroup(&CgroupKey::new(own, 0)).is_some() {
         return Some(own);
     }
-    let mut found = None;
-    for level in 1..=MAX_CGROUP_DEPTH {
-        // SAFETY: a level below the process's own answers 0.
-        let id = unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
-        if id == 0 {
-            break;
-        }
-        if Maps.cgroup(&CgroupKey::new(id, 0)).is_some() {
-            found = Some(id);
-        }
-    }
-    found
+    // SAFETY: a level below the process's own answers 0.
+    maps::nearest_cgroup(|level| unsafe { bpf_get_current_ancestor_cgroup_id(level) }).map(|(id, _)| id)
 }
 
 #[inline(always)]

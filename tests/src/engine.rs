@@ -9,6 +9,7 @@ pub mod firewalls;
 pub mod folder;
 pub mod hydra;
 pub mod stage;
+pub mod user;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,15 +1,10 @@
 //! Processes of real containers: what could only be denied is refused at once, by name; what is allowed goes on.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends here")]
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use hydra_tests::engine::container::{Container, Network};
 use hydra_tests::engine::stage::rows;
-use hydra_tests::engine::{Engine, Options, Version};
-use hydra_tests::topology::{Machine, Topology};
+use hydra_tests::engine::{Engine, Options, Version, user};
 
 const POLICY: &str = "
 version: 1
@@ -37,12 +32,7 @@ fn processes_on_28() {
 }
 
 fn processes(version: Version) -> Result<()> {
-    let around = Topology {
-        uplink: vec!["198.51.100.1/24".parse()?],
-        machines: vec![Machine { name: "user".to_owned(), addresses: vec!["198.51.100.2".parse()?] }],
-        ..Topology::default()
-    };
-    let engine = Engine::start(version, Options::default(), &around)?;
+    let engine = Engine::start(version, Options::default(), &user::around()?)?;
     engine.add_network(&Network::new("hyapps", &["172.31.1.1/24"]))?;
     engine.add_network(&Network::new("hydatabases", &["172.31.2.1/24"]))?;
     engine.add_container(&Container::new("page", &["hyapps"], "web 80"))?;
@@ -66,7 +56,7 @@ fn processes(version: Version) -> Result<()> {
     };
     ensure!(from_edge(80)? == Some(0), "the host's network does not reach the store without hydra");
     for port in [8090, 8091] {
-        ensure!(from_outside(&engine, port)?, "{port} is closed without hydra");
+        ensure!(user::get(&engine, port)?.is_some(), "{port} is closed without hydra");
     }
 
     let agent = engine.agent_on_processes(POLICY)?;
@@ -92,21 +82,8 @@ fn processes(version: Version) -> Result<()> {
     ensure!(!refused.is_empty(), "{drops:#}");
     // A container of the host's network is its service's, and no longer the host.
     ensure!(from_edge(80)? == Some(REFUSED), "the edge is still the host");
-    ensure!(from_outside(&engine, 8090)?, "allowed from outside");
-    ensure!(!from_outside(&engine, 8091)?, "denied from outside");
+    ensure!(user::get(&engine, 8090)?.is_some(), "allowed from outside");
+    ensure!(user::get(&engine, 8091)?.is_none(), "denied from outside");
     ensure!(refused[0]["process"].as_str().is_some_and(|p| p.starts_with("curl[")), "{drops:#}");
     Ok(())
-}
-
-/// Whether a user outside gets an answer from a server on the host's own stack.
-fn from_outside(engine: &Engine, port: u16) -> Result<bool> {
-    let address = SocketAddr::new("198.51.100.1".parse()?, port);
-    engine.world().enter("user", || {
-        let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(2)) else {
-            return false;
-        };
-        let asked = stream.set_read_timeout(Some(Duration::from_secs(2))).is_ok()
-            && stream.write_all(b"GET / HTTP/1.0\r\n\r\n").is_ok();
-        asked && stream.read(&mut [0; 64]).is_ok_and(|length| length > 0)
-    })
 }

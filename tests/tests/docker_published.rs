@@ -1,15 +1,12 @@
 //! Published ports on a real engine: who comes from outside is `external` to hydra, whichever way Docker lets him in.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends here")]
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use hydra_tests::engine::container::{Container, Network};
 use hydra_tests::engine::stage::rows;
-use hydra_tests::engine::{Engine, Options, Version};
-use hydra_tests::topology::{Machine, Topology};
+use hydra_tests::engine::{Engine, Options, Version, user};
 
 const POLICY: &str = "
 version: 1
@@ -35,12 +32,7 @@ fn published_ports_on_28() {
 }
 
 fn published_ports(version: Version) -> Result<()> {
-    let around = Topology {
-        uplink: vec!["198.51.100.1/24".parse()?],
-        machines: vec![Machine { name: "user".to_owned(), addresses: vec!["198.51.100.2".parse()?] }],
-        ..Topology::default()
-    };
-    let engine = Engine::start(version, Options::default(), &around)?;
+    let engine = Engine::start(version, Options::default(), &user::around()?)?;
     engine.add_network(&Network::new("hyapps", &["172.31.1.1/24"]))?;
     engine.add_network(&Network::new("hydatabases", &["172.31.2.1/24"]))?;
     engine.add_container(
@@ -53,13 +45,13 @@ fn published_ports(version: Version) -> Result<()> {
         engine.exec_until(container, &["curl", "-sS", "http://127.0.0.1/"])?;
     }
     for port in [8080, 8081] {
-        ensure!(get(&engine, port)?.is_some(), "{port} is closed before hydra");
+        ensure!(user::get(&engine, port)?.is_some(), "{port} is closed before hydra");
     }
     ensure!(through_the_gateway(&engine)?, "Docker no longer lets a container through a published port");
     let agent = engine.agent(POLICY)?;
-    let said = get(&engine, 8080)?;
+    let said = user::get(&engine, 8080)?;
     ensure!(said.as_deref() == Some("page 198.51.100.2"), "{said:?}; {}", agent.log().join("\n"));
-    ensure!(get(&engine, 8081)?.is_none(), "a user reached the store");
+    ensure!(user::get(&engine, 8081)?.is_none(), "a user reached the store");
     let drops = agent.json(engine.world(), &["drops"])?;
     let wanted = [
         ("reason", "no-rule"),
@@ -85,10 +77,10 @@ fn published_ports(version: Version) -> Result<()> {
         engine.exec_until(container, &["curl", "-sS", "http://127.0.0.1/"])?;
     }
     let start = Instant::now();
-    while get(&engine, 8080)?.as_deref() != Some("page 198.51.100.2") {
+    while user::get(&engine, 8080)?.as_deref() != Some("page 198.51.100.2") {
         ensure!(start.elapsed() < PATIENCE, "the page did not come back; {}", agent.log().join("\n"));
     }
-    ensure!(get(&engine, 8081)?.is_none(), "a user reached the store after a restart of the engine");
+    ensure!(user::get(&engine, 8081)?.is_none(), "a user reached the store after a restart of the engine");
     Ok(())
 }
 
@@ -96,17 +88,4 @@ fn published_ports(version: Version) -> Result<()> {
 fn through_the_gateway(engine: &Engine) -> Result<bool> {
     let said = engine.exec("page", &["curl", "-sS", "--max-time", "2", "http://172.31.1.1:8081/"])?;
     Ok(String::from_utf8_lossy(&said.stdout).starts_with("store "))
-}
-
-/// What a server behind a published port of the host says to the user outside.
-fn get(engine: &Engine, port: u16) -> Result<Option<String>> {
-    let address = SocketAddr::new("198.51.100.1".parse()?, port);
-    engine.world().enter("user", || {
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
-        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        Some(answer.lines().last()?.trim().to_owned())
-    })
 }

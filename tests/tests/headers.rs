@@ -30,6 +30,14 @@ fn count(otherwise: usize) -> usize {
     std::env::var("HYDRA_FRAMES").ok().and_then(|n| n.parse().ok()).unwrap_or(otherwise)
 }
 
+/// What is asked on the sample's stage, of the kernel's programs and of its rows in user space.
+fn on_stage<T: Send>(ask: impl FnOnce(&Stage, &mut Runner, &PolicyTables<'_>) -> T + Send) -> T {
+    let stage = Stage::of(&sample::policy()).unwrap();
+    let bpffs = stage.world.bpffs().join("hydra");
+    let open = || ask(&stage, &mut Runner::open(&bpffs, &stage.desired).unwrap(), &tables(&stage));
+    stage.world.enter(HOST, open).unwrap()
+}
+
 /// The stage's rows in user space.
 fn tables(stage: &Stage) -> PolicyTables<'_> {
     let mut tables = PolicyTables::new(&stage.desired.compiled).strict();
@@ -225,30 +233,23 @@ fn frame_of(stage: &Stage, line: &str) -> (String, Vec<u8>) {
 
 #[test]
 fn three_opinions_of_random_frames_agree() {
-    let stage = Stage::of(&sample::policy()).unwrap();
-    let bpffs = stage.world.bpffs().join("hydra");
     let frames = count(100_000);
-    let (reasons, wrong) = stage
-        .world
-        .enter(HOST, || {
-            let mut runner = Runner::open(&bpffs, &stage.desired).unwrap();
-            let tables = tables(&stage);
-            let mut random = Random::from_environment();
-            let mut reasons: BTreeMap<Reason, usize> = BTreeMap::new();
-            let (mut wrong, mut left) = (Vec::new(), frames);
-            while left > 0 && wrong.is_empty() {
-                let some = left.min(ROUND);
-                left -= some;
-                let mut one = || {
-                    let sender = *random.one(&SENDERS);
-                    (sender, hostile(&mut random, &stage, sender).unwrap())
-                };
-                let batch: Vec<_> = (0..some).map(|_| one()).collect();
-                wrong = round(&stage, &mut runner, &tables, &batch, &mut reasons);
-            }
-            (reasons, wrong)
-        })
-        .unwrap();
+    let (reasons, wrong) = on_stage(|stage, runner, tables| {
+        let mut random = Random::from_environment();
+        let mut reasons: BTreeMap<Reason, usize> = BTreeMap::new();
+        let (mut wrong, mut left) = (Vec::new(), frames);
+        while left > 0 && wrong.is_empty() {
+            let some = left.min(ROUND);
+            left -= some;
+            let mut one = || {
+                let sender = *random.one(&SENDERS);
+                (sender, hostile(&mut random, stage, sender).unwrap())
+            };
+            let batch: Vec<_> = (0..some).map(|_| one()).collect();
+            wrong = round(stage, runner, tables, &batch, &mut reasons);
+        }
+        (reasons, wrong)
+    });
     assert!(wrong.is_empty(), "{} disagree:\n{}", wrong.len(), wrong.join("\n"));
     println!("figure: {frames} frames, 0 disagreements: {reasons:?}");
     let missed: Vec<Reason> = at_the_port().into_iter().filter(|r| !reasons.contains_key(r)).collect();
@@ -286,99 +287,75 @@ fn at_the_port() -> BTreeSet<Reason> {
 
 #[test]
 fn three_opinions_of_the_corpus_agree_and_it_has_every_reason() {
-    let stage = Stage::of(&sample::policy()).unwrap();
-    let bpffs = stage.world.bpffs().join("hydra");
     let text = std::fs::read_to_string(hydra_tests::binary::root().join("tests/corpus/frames")).unwrap();
-    stage
-        .world
-        .enter(HOST, || {
-            let mut runner = Runner::open(&bpffs, &stage.desired).unwrap();
-            let tables = tables(&stage);
-            let mut reached = BTreeSet::new();
-            for line in text.lines().filter(|l| !l.is_empty() && !l.starts_with('#')) {
-                let (word, line) = line.split_once(' ').unwrap();
-                let (sender, frame) = frame_of(&stage, line);
-                let reason = opinions(&stage, &mut runner, &tables, &sender, &frame).unwrap();
-                assert_eq!(reason.as_str(), word, "{line}");
-                reached.insert(reason);
-            }
-            assert_eq!(reached, at_the_port());
-        })
-        .unwrap();
+    on_stage(|stage, runner, tables| {
+        let mut reached = BTreeSet::new();
+        for line in text.lines().filter(|l| !l.is_empty() && !l.starts_with('#')) {
+            let (word, line) = line.split_once(' ').unwrap();
+            let (sender, frame) = frame_of(stage, line);
+            let reason = opinions(stage, runner, tables, &sender, &frame).unwrap();
+            assert_eq!(reason.as_str(), word, "{line}");
+            reached.insert(reason);
+        }
+        assert_eq!(reached, at_the_port());
+    });
 }
 
 /// All of them: what hydra judges is IPv4, IPv6 and ARP, and nothing else has any other answer than its own.
 #[test]
 fn every_ethertype_but_three_is_refused() {
-    let stage = Stage::of(&sample::policy()).unwrap();
-    let bpffs = stage.world.bpffs().join("hydra");
-    stage
-        .world
-        .enter(HOST, || {
-            let mut runner = Runner::open(&bpffs, &stage.desired).unwrap();
-            let tables = tables(&stage);
-            let (own, db) = (stage.mac("cache", 0).unwrap(), stage.mac("db", 0).unwrap());
-            let topology = &stage.deployment.topology;
-            let (cache, db_address) = (topology.addresses("cache")[0], topology.addresses("db")[0]);
-            // Long enough for what the kernel wants of a test run where the type says IPv6.
-            let packet = Packet::new(cache, db_address, Transport::Udp(40_000, 53, vec![0x68; 40]));
-            for ethertype in 0..=u16::MAX {
-                let frame = Frame { ethertype, ..Frame::ip(own, db, &packet) }.bytes();
-                let reason = opinions(&stage, &mut runner, &tables, "cache", &frame).unwrap();
-                let wanted = match ethertype {
-                    0x0800 => Reason::IntraTier,
-                    0x0806 | 0x86dd => Reason::Malformed,
-                    0x8100 | 0x88a8 => Reason::Vlan,
-                    _ => Reason::EtherType,
-                };
-                assert_eq!(reason, wanted, "{ethertype:#06x}");
-            }
-        })
-        .unwrap();
+    on_stage(|stage, runner, tables| {
+        let (own, db) = (stage.mac("cache", 0).unwrap(), stage.mac("db", 0).unwrap());
+        let topology = &stage.deployment.topology;
+        let (cache, db_address) = (topology.addresses("cache")[0], topology.addresses("db")[0]);
+        // Long enough for what the kernel wants of a test run where the type says IPv6.
+        let packet = Packet::new(cache, db_address, Transport::Udp(40_000, 53, vec![0x68; 40]));
+        for ethertype in 0..=u16::MAX {
+            let frame = Frame { ethertype, ..Frame::ip(own, db, &packet) }.bytes();
+            let reason = opinions(stage, runner, tables, "cache", &frame).unwrap();
+            let wanted = match ethertype {
+                0x0800 => Reason::IntraTier,
+                0x0806 | 0x86dd => Reason::Malformed,
+                0x8100 | 0x88a8 => Reason::Vlan,
+                _ => Reason::EtherType,
+            };
+            assert_eq!(reason, wanted, "{ethertype:#06x}");
+        }
+    });
 }
 
 /// The control: a round is over at the first frame that is not as it must be, and looks at its end for what nobody expected.
 #[test]
 fn a_round_notices_what_was_not_expected() {
-    let stage = Stage::of(&sample::policy()).unwrap();
-    let bpffs = stage.world.bpffs().join("hydra");
-    stage
-        .world
-        .enter(HOST, || {
-            let mut runner = Runner::open(&bpffs, &stage.desired).unwrap();
-            let tables = tables(&stage);
-            let topology = &stage.deployment.topology;
-            let (cache, db) = (topology.addresses("cache")[0], topology.addresses("db")[0]);
-            let packet = Packet::new(cache, db, Transport::Udp(40_000, 53, vec![0x68; 40]));
-            let frame = |to| Frame::ip(stage.mac("cache", 0).unwrap(), to, &packet).bytes();
-            let passes = shot(&stage, "cache", frame(stage.mac("db", 0).unwrap()));
-            let denied = shot(&stage, "cache", frame([2; 6]));
-            let [own, other] = [&passes, &denied].map(|s| Opinions::of(&stage, &tables, s, "cache").wanted);
-            assert_eq!((own.reason, other.reason), (Reason::IntraTier, Reason::WrongMac));
-            let mut told = |wanted: &[(&Shot, Wanted, bool)]| {
-                let mut sweep = Sweep::begin(&mut runner).unwrap();
-                for (shot, wanted, holds) in wanted {
-                    assert_eq!(sweep.holds(shot, wanted).unwrap(), *holds, "{wanted:?}");
-                }
-                sweep.end().is_ok()
-            };
-            assert!(told(&[(&passes, own, true), (&denied, other, true), (&passes, own, true)]));
-            assert!(!told(&[(&passes, other, false)]));
-            assert!(!told(&[(&denied, own, false)]));
-            assert!(!told(&[(&denied, Wanted { reason: Reason::NoRule, ..other }, false)]));
-            assert!(!told(&[(&denied, Wanted { drop: DropKey { rule: 7, ..other.drop }, ..other }, false)]));
-            // Its rule, its verdict or its entry are not what they must be, all else is.
-            assert!(told(&[(&passes, Wanted { rule: own.rule + 1, ..own }, false)]));
-            assert!(!told(&[(&passes, Wanted { flow: None, ..own }, true)]), "it has left an entry");
-            let first = Frame::ip(
-                stage.mac("cache", 0).unwrap(),
-                stage.mac("db", 0).unwrap(),
-                &packet.fragment(0, true),
-            );
-            let piece = shot(&stage, "cache", first.bytes());
-            let own = Opinions::of(&stage, &tables, &piece, "cache").wanted;
-            assert!(told(&[(&piece, own, true)]));
-            assert!(!told(&[(&piece, Wanted { fragment: None, ..own }, true)]), "it has left a row");
-        })
-        .unwrap();
+    on_stage(|stage, runner, tables| {
+        let topology = &stage.deployment.topology;
+        let (cache, db) = (topology.addresses("cache")[0], topology.addresses("db")[0]);
+        let packet = Packet::new(cache, db, Transport::Udp(40_000, 53, vec![0x68; 40]));
+        let frame = |to| Frame::ip(stage.mac("cache", 0).unwrap(), to, &packet).bytes();
+        let passes = shot(stage, "cache", frame(stage.mac("db", 0).unwrap()));
+        let denied = shot(stage, "cache", frame([2; 6]));
+        let [own, other] = [&passes, &denied].map(|s| Opinions::of(stage, tables, s, "cache").wanted);
+        assert_eq!((own.reason, other.reason), (Reason::IntraTier, Reason::WrongMac));
+        let mut told = |wanted: &[(&Shot, Wanted, bool)]| {
+            let mut sweep = Sweep::begin(runner).unwrap();
+            for (shot, wanted, holds) in wanted {
+                assert_eq!(sweep.holds(shot, wanted).unwrap(), *holds, "{wanted:?}");
+            }
+            sweep.end().is_ok()
+        };
+        assert!(told(&[(&passes, own, true), (&denied, other, true), (&passes, own, true)]));
+        assert!(!told(&[(&passes, other, false)]));
+        assert!(!told(&[(&denied, own, false)]));
+        assert!(!told(&[(&denied, Wanted { reason: Reason::NoRule, ..other }, false)]));
+        assert!(!told(&[(&denied, Wanted { drop: DropKey { rule: 7, ..other.drop }, ..other }, false)]));
+        // Its rule, its verdict or its entry are not what they must be, all else is.
+        assert!(told(&[(&passes, Wanted { rule: own.rule + 1, ..own }, false)]));
+        assert!(!told(&[(&passes, Wanted { flow: None, ..own }, true)]), "it has left an entry");
+        let first =
+            Frame::ip(stage.mac("cache", 0).unwrap(), stage.mac("db", 0).unwrap(), &packet.fragment(0, true));
+        let piece = shot(stage, "cache", first.bytes());
+        let own = Opinions::of(stage, tables, &piece, "cache").wanted;
+        assert!(told(&[(&piece, own, true)]));
+        assert!(!told(&[(&piece, Wanted { fragment: None, ..own }, true)]), "it has left a row");
+    });
 }

@@ -103,6 +103,16 @@ impl World {
         socket_path(self.dir.path())
     }
 
+    /// What the routes work on, beside the server's own.
+    fn app(&self) -> Arc<App> {
+        Arc::new(App {
+            handle: self.handle.clone(),
+            memory: memory::Memory::default(),
+            limits: limits(),
+            stop: self.stop.clone(),
+        })
+    }
+
     async fn connect(&self) -> UnixStream {
         UnixStream::connect(self.path()).await.unwrap()
     }

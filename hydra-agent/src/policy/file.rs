@@ -216,29 +216,6 @@ impl JsonSchema for Selector {
     }
 }
 
-/// A key of the language that this version refuses.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Unsupported(pub Place);
-
-impl Read for Unsupported {
-    fn read(node: &Node, problems: &mut Vec<Diagnostic>) -> Option<Self> {
-        tell(problems, Diagnostic::error("not supported yet").at(node.place));
-        Some(Self(node.place))
-    }
-}
-
-impl JsonSchema for Unsupported {
-    fn schema_name() -> Cow<'static, str> {
-        "not supported yet".into()
-    }
-    fn inline_schema() -> bool {
-        true
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "not": {} })
-    }
-}
-
 /// A text of any form.
 pub type Text = String;
 

@@ -185,16 +185,21 @@ mod tests {
         (key, flow)
     }
 
+    /// A policy over a scene.
+    fn made(scene: &Scene, text: &str) -> (Compiled, Placement) {
+        let (model, _) = policy::parse(text, "t").unwrap();
+        let placement = place(&Claims::of(&model), &scene.snapshot, false, &mut Containers::default());
+        let world = World { live: crate::reconcile::homes(&placement).collect(), ..World::default() };
+        (compile(&model, &world, &mut Numbers::default()).unwrap(), placement)
+    }
+
     #[test]
     fn only_flows_that_lose_their_right_are_cut_and_each_is_named_once() {
         let mut scene = Scene::usual();
         scene.container("pg", &[(101, 20, "back", &["10.2.0.5"])]);
         scene.container("web", &[(102, 10, "front", &["10.1.0.5"])]);
         let said = |rules: &str| {
-            let (model, _) = policy::parse(&format!("{POLICY}{rules}"), "t").unwrap();
-            let placement = place(&Claims::of(&model), &scene.snapshot, false, &mut Containers::default());
-            let world = World { live: crate::reconcile::homes(&placement).collect(), ..World::default() };
-            let compiled = compile(&model, &world, &mut Numbers::default()).unwrap();
+            let (compiled, placement) = made(&scene, &format!("{POLICY}{rules}"));
             let flows = [
                 flow("10.1.0.5", 40_000, "10.2.0.5", 5432, protocol::TCP),
                 flow("10.1.0.5", 40_001, "10.2.0.5", 5432, protocol::TCP),
@@ -222,20 +227,14 @@ mod tests {
         let mut scene = Scene::usual();
         scene.container("pg", &[(101, 20, "back", &["10.2.0.5"])]);
         scene.container("web", &[(102, 10, "front", &["10.1.0.5"])]);
-        let made = |text: &str| {
-            let (model, _) = policy::parse(text, "t").unwrap();
-            let placement = place(&Claims::of(&model), &scene.snapshot, false, &mut Containers::default());
-            let world = World { live: crate::reconcile::homes(&placement).collect(), ..World::default() };
-            (compile(&model, &world, &mut Numbers::default()).unwrap(), placement)
-        };
         let closed = POLICY.replace("rules:\n", "rules: []\n");
         let open = format!("{POLICY}  - {{ name: a, from: apps, to: databases }}\n");
-        let (compiled, placement) = made(&closed);
+        let (compiled, placement) = made(&scene, &closed);
         let under = |revision: u32, text: &str| {
             let (key, flow) = flow("10.1.0.5", 40_000, "10.2.0.5", 5432, protocol::TCP);
             let flows = [(key, Flow { revision, ..flow })];
             let live = Live { flows: &flows, monotonic: 2_000_000_000, unix: 1_800_000_000 };
-            let before = made(text);
+            let before = made(&scene, text);
             let before = Before { revision: 2, compiled: &before.0, placement: &before.1 };
             cut(live, Some(before), &compiled, &placement)
         };

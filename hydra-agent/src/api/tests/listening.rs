@@ -7,12 +7,7 @@ use crate::inventory::snapshot::{DockerState, Snapshot};
 async fn listen(world: &World) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let app = Arc::new(App {
-        handle: world.handle.clone(),
-        memory: memory::Memory::default(),
-        limits: limits(),
-        stop: world.stop.clone(),
-    });
+    let app = world.app();
     tokio::spawn(listener::serve_on(listener, app, world.stop.clone()));
     address
 }
@@ -88,12 +83,7 @@ async fn metrics_have_the_documented_names() {
     };
     let tables = Memory { counters: Mutex::new(counters), ..Memory::default() };
     let world = World::start(published, tables);
-    let app = Arc::new(App {
-        handle: world.handle.clone(),
-        memory: memory::Memory::default(),
-        limits: limits(),
-        stop: world.stop.clone(),
-    });
+    let app = world.app();
     app.memory.seen(&world.state.borrow());
     insta::assert_snapshot!(metrics::scrape(&app).await.unwrap());
     world.end().await;
@@ -108,12 +98,7 @@ async fn whether_docker_answers_is_a_metric_where_it_is_asked() {
     ] {
         let snapshot = Arc::new(Snapshot { docker, ..Snapshot::default() });
         let world = World::start(Published { snapshot, ..Published::default() }, Memory::default());
-        let app = Arc::new(App {
-            handle: world.handle.clone(),
-            memory: memory::Memory::default(),
-            limits: limits(),
-            stop: world.stop.clone(),
-        });
+        let app = world.app();
         let text = metrics::scrape(&app).await.unwrap();
         assert_eq!(text.lines().find(|l| l.starts_with("hydra_docker_up ")), expected);
         world.end().await;
@@ -123,12 +108,7 @@ async fn whether_docker_answers_is_a_metric_where_it_is_asked() {
 #[tokio::test]
 async fn metrics_of_unreadable_tables_are_left_out_not_zero() {
     let world = World::start(Published::default(), Memory { broken: true, ..Memory::default() });
-    let app = Arc::new(App {
-        handle: world.handle.clone(),
-        memory: memory::Memory::default(),
-        limits: limits(),
-        stop: world.stop.clone(),
-    });
+    let app = world.app();
     let text = metrics::scrape(&app).await.unwrap();
     assert!(text.contains("hydra_enforcement_ok 0\n"), "{text}");
     assert!(!text.contains("hydra_flows "), "{text}");

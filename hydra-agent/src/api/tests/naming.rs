@@ -102,12 +102,7 @@ async fn a_limits_counter_stays_with_its_rules_name() {
         let counters = Counters { limited: limited.clone(), ..Counters::default() };
         let published = Published { applied: Some(policy), ..Published::default() };
         let world = World::start(published, Memory { counters: Mutex::new(counters), ..Memory::default() });
-        let app = Arc::new(App {
-            handle: world.handle.clone(),
-            memory: memory::Memory::default(),
-            limits: limits(),
-            stop: world.stop.clone(),
-        });
+        let app = world.app();
         let text = metrics::scrape(&app).await.unwrap();
         let series: Vec<&str> = text.lines().filter(|l| l.starts_with("hydra_limit_denied_total")).collect();
         assert_eq!(series, expected);
