@@ -77,4 +77,5 @@ pub struct Cgroup {
     pub address: Address,
     pub container: Container,
     pub flags: u32,
+    pub interface: u32,
 }

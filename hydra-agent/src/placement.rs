@@ -5,6 +5,7 @@
 //! lives there could add any address to its interface.
 
 mod claims;
+mod lan;
 mod published;
 mod resolve;
 mod stacks;
@@ -20,6 +21,7 @@ use hydra_common::id::Container;
 use ipnet::IpNet;
 
 pub use self::claims::{Claims, NetworkClaim, ServiceClaim, TierClaim};
+pub use self::lan::LanHome;
 pub use self::published::{PortKey, PublishedPort};
 pub use self::resolve::leads_outside;
 use self::resolve::{Bridges, PortHome, Trust};
@@ -43,6 +45,10 @@ pub struct Placement {
     pub ports: BTreeMap<u32, Port>,
     /// Addresses of stacks.
     pub addresses: BTreeMap<IpAddr, Home>,
+    /// Addresses of stacks on interfaces that have no port here, those of closed stacks included.
+    pub lan: Vec<LanHome>,
+    /// The blocks of networks of such interfaces that somebody here is on, or that a tier has.
+    pub lan_blocks: BTreeSet<IpNet>,
     /// What runs on this host's own stack and is somebody's: units, and containers of its network.
     pub processes: Vec<Processes>,
     /// Addresses of this host.
@@ -160,7 +166,9 @@ impl Placement {
     pub fn declared_stacks(&self) -> BTreeSet<usize> {
         let ports = self.ports.values().filter(|p| p.owner.declared()).filter_map(|p| p.stack);
         let addresses = self.addresses.values().filter(|h| h.owner.declared()).map(|h| h.stack);
-        ports.chain(addresses).collect()
+        let lan = self.lan.iter().filter(|h| h.owner.as_ref().is_some_and(Owner::declared));
+        let lan = lan.filter_map(|h| self.stacks.iter().position(|s| s.key == h.stack));
+        ports.chain(addresses).chain(lan).collect()
     }
 }
 
@@ -231,11 +239,13 @@ fn place_stack(
     };
     let attachments: Vec<(&Attachment, PortHome)> =
         stack.attachments.iter().filter(|a| !nobody(a)).map(|a| (a, bridges.of_port(snapshot, a))).collect();
-    if attachments.is_empty() {
+    let lans = lan::homes(snapshot, bridges, stack);
+    let named = closed.is_some() || owner.is_some() || lans.iter().any(|(_, home)| home.tier.is_some());
+    if attachments.is_empty() && (lans.is_empty() || !named) {
         return;
     }
     if closed.is_none() && owner.is_none() {
-        let homes = attachments.iter().map(|(_, home)| home);
+        let homes = attachments.iter().map(|(_, home)| home).chain(lans.iter().map(|(_, home)| home));
         match stacks::multihomed(claims, stack, homes) {
             Some((remark, true)) => closed = Some(remark),
             Some((remark, false)) => out.warnings.push(remark),
@@ -252,6 +262,7 @@ fn place_stack(
             let addresses = attachment.addresses.iter().filter(within);
             out.closed_addresses.extend(addresses.map(|a| (*a, attachment.port)));
         }
+        lan::close(stack, &lans, out);
         return;
     }
     let index = out.stacks.len();
@@ -286,6 +297,7 @@ fn place_stack(
             settle(snapshot, containers, out, *address, home);
         }
     }
+    lan::place(claims, stack, owner.as_ref(), &lans, out);
 }
 
 fn port(attachment: &Attachment, home: &PortHome, stack: Option<usize>, owner: Owner) -> Port {
@@ -412,6 +424,10 @@ fn elsewhere(claims: &Claims, snapshot: &Snapshot, out: &mut Placement) {
                     || service.networks.contains(&p.network)
                     || p.subnets.iter().any(|s| out.subnets.get(tier).is_some_and(|t| t.contains(s)))
             });
+            let there = there
+                || stack.lans.iter().any(|lan| {
+                    claim.networks.contains(&lan.network) || service.networks.contains(&lan.network)
+                });
             if !there && !stack.attachments.is_empty() {
                 out.warnings.push(Remark {
                     what: member.clone(),

@@ -31,7 +31,8 @@ pub fn missing(compiled: &Compiled, placement: &Placement) -> Vec<(Owner, IpAddr
 /// Every address with its owner, this host's included.
 pub fn homes(placement: &Placement) -> impl Iterator<Item = (Owner, IpAddr)> {
     let stacks = placement.addresses.iter().map(|(ip, home)| (home.owner.clone(), *ip));
-    stacks.chain(placement.host.iter().map(|ip| (Owner::Host, *ip)))
+    let lan = placement.lan.iter().filter_map(|home| Some((home.owner.clone()?, home.address)));
+    stacks.chain(lan).chain(placement.host.iter().map(|ip| (Owner::Host, *ip)))
 }
 
 /// The kernel's whole wanted state. Endpoints whose ports should carry programs are `ATTACHED` in it; what really is attached when
@@ -398,6 +399,24 @@ pub fn views(
             })
         })
         .collect();
+    views.extend(placement.lan.iter().filter_map(|home| {
+        let stack = placement.stacks.iter().find(|s| s.key == home.stack)?;
+        let owner = home.owner.clone()?;
+        Some(EndpointView {
+            container: stack.name.clone(),
+            number: stack.container,
+            tier: owner.tier().to_owned(),
+            service: owner.service_text(),
+            network: home.network.clone(),
+            bridge: String::new(),
+            port: String::new(),
+            mac: home.mac.to_string(),
+            address: home.address.to_string(),
+            identity: compiled.identity(&owner, Some(home.address)).unwrap_or(Identity::UNKNOWN),
+            attached: attached.contains(&0),
+            owner,
+        })
+    }));
     views.sort_by(|a, b| {
         (&a.tier, &a.container, &a.network, &a.address).cmp(&(&b.tier, &b.container, &b.network, &b.address))
     });

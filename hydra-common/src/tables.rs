@@ -248,7 +248,7 @@ impl PrefixData {
 pub struct PrefixRow {
     /// The identity of an address in it that no endpoint has.
     pub identity: Identity,
-    /// [`PrefixRow::INTERIOR`], [`PrefixRow::OPEN`].
+    /// [`PrefixRow::INTERIOR`], [`PrefixRow::OPEN`], [`PrefixRow::LAN`].
     pub flags: u16,
 }
 
@@ -257,6 +257,8 @@ impl PrefixRow {
     pub const INTERIOR: u16 = 1;
     /// An interior subnet with ports whose addresses nobody can list (a tap, a card): an unlisted address is the tier's.
     pub const OPEN: u16 = 2;
+    /// The address of a container of this host that has no port: see [`Cgroup::LAN`]. What it sends is counted where it does.
+    pub const LAN: u16 = 4;
 }
 
 /// An address of a container on this host, or of this host itself.
@@ -442,10 +444,11 @@ pub struct Cgroup {
     pub identity: [Identity; 2],
     /// Whose stack it is; [`Container::NONE`] in this host's own.
     pub container: Container,
-    /// [`Cgroup::HOST`], [`Cgroup::MANY`].
+    /// [`Cgroup::HOST`], [`Cgroup::MANY`], [`Cgroup::LAN`].
     pub flags: u32,
-    /// Zero.
-    pub zero: u32,
+    /// Index, in its own namespace, of the interface that the address is on; 0 on this host's own stack, and where [`Cgroup::LAN`] is
+    /// set: there it is every interface that no other row of the cgroup names.
+    pub interface: u32,
 }
 
 impl Cgroup {
@@ -453,6 +456,8 @@ impl Cgroup {
     pub const HOST: u32 = 1;
     /// It has more addresses than rows: what its processes open is not judged.
     pub const MANY: u32 = 2;
+    /// The address is on an interface that has no port on this host (macvlan, ipvlan). A cgroup's first row has it if any has.
+    pub const LAN: u32 = 4;
 }
 
 /// Key of a fragmented datagram (RFC 791, 3.2; RFC 8200, 4.5).

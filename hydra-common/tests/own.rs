@@ -27,7 +27,7 @@ const UNIT: Cgroup = Cgroup {
     identity: [APP; 2],
     container: Container::NONE,
     flags: Cgroup::HOST,
-    zero: 0,
+    interface: 0,
 };
 
 fn scene() -> Plain {

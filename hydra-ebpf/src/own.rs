@@ -1,4 +1,5 @@
-//! The walk of a packet of a process on this host's own stack: judge, record, count; then drop it, or say in the mark who sends.
+//! The walk of a packet of a process on this host's own stack, or on an interface without a port: judge, record, count; then drop it, or
+//! say in the mark who sends.
 //!
 //! These programs run in a process or in a soft interrupt, and each can be interrupted by others on the same CPU: see
 //! [`maps::take_room`], and `sock` on counters.
@@ -10,8 +11,9 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::programs::SkBuffContext;
 use hydra_common::address::Address;
+use hydra_common::decide::lan::concerns;
 use hydra_common::decide::own::{left, own};
-use hydra_common::decide::{At, Outcome, Step, Way, counts, entry};
+use hydra_common::decide::{self, At, Outcome, Step, Way, counts, entry};
 use hydra_common::flow::Flow;
 use hydra_common::id::{Container, Identity};
 use hydra_common::names::{MARK_IDENTITY, MARK_LEFT, MARK_MASK, carried, carrier};
@@ -42,8 +44,18 @@ pub fn run(ctx: &SkBuffContext, hook: Hook) -> i32 {
     // SAFETY: the context is valid while the program runs (for these programs since Linux 6.15).
     let netns = unsafe { bpf_get_netns_cookie(skb.cast()) };
     let here = |row: &Cgroup| row.netns == 0 || row.netns == netns;
-    let row = match row(skb) {
+    let mut cgroup = 0;
+    let row = match row(skb, &mut cgroup) {
         Some(row) if row.flags & Cgroup::HOST != 0 && here(row) => row,
+        Some(row) if row.flags & Cgroup::LAN != 0 && here(row) => {
+            // SAFETY: the context is valid while the program runs.
+            if !concerns(&Maps, cgroup, unsafe { (*skb).ifindex }) {
+                return PASS;
+            }
+            // SAFETY: as above, and its mark may be written here. What a container has set would go on with the packet.
+            unsafe { (*skb).mark &= !(MARK_MASK | MARK_IDENTITY) };
+            row
+        }
         // What nobody may send to `host` was left to the processes of tiers.
         // SAFETY: the context is valid while the program runs.
         _ if matches!(hook, Hook::CgroupIn) && unsafe { (*skb).mark } & MARK_MASK == MARK_LEFT => {
@@ -56,7 +68,8 @@ pub fn run(ctx: &SkBuffContext, hook: Hook) -> i32 {
         }
         _ => return PASS,
     };
-    if matches!(hook, Hook::CgroupOut) {
+    let own_stack = row.flags & Cgroup::HOST != 0;
+    if own_stack && matches!(hook, Hook::CgroupOut) {
         // SAFETY: the context is valid while the program runs, and its mark may be read and written here.
         unsafe {
             let identity = row.identity[(Maps.generation() & 1) as usize];
@@ -70,7 +83,7 @@ pub fn run(ctx: &SkBuffContext, hook: Hook) -> i32 {
     // SAFETY: no arguments; two runs on one CPU at once have different numbers, but for one in four thousand million.
     let number = unsafe { (u64::from(bpf_get_smp_processor_id()) << 32) | u64::from(bpf_get_prandom_u32()) };
     let Some(room) = maps::take_room(number) else { return DROP };
-    let verdict = walk(skb, hook, row, room);
+    let verdict = walk(skb, hook, row, if own_stack { 0 } else { cgroup }, room);
     maps::leave_room(number);
     match verdict {
         Verdict::Denied => DROP,
@@ -85,7 +98,7 @@ const NOBODY: Cgroup = Cgroup {
     identity: [Identity::HOST; 2],
     container: Container::NONE,
     flags: Cgroup::HOST,
-    zero: 0,
+    interface: 0,
 };
 
 /// Where a packet comes from and goes, read from its header alone: most of what processes send is for ports to judge.
@@ -109,8 +122,9 @@ fn ends_of(skb: *mut __sk_buff, source: &mut Address, destination: &mut Address)
     true
 }
 
+/// `lan`: the cgroup's number, where an interface without a port is judged; 0 on this host's own stack.
 #[inline(always)]
-fn walk(skb: *mut __sk_buff, hook: Hook, row: &Cgroup, room: &mut Scratch) -> Verdict {
+fn walk(skb: *mut __sk_buff, hook: Hook, row: &Cgroup, lan: u64, room: &mut Scratch) -> Verdict {
     let Scratch { at, packet, outcome, flow: fresh } = room;
     // SAFETY: the context is valid while the program runs; the clock has no arguments.
     let (ifindex, mark, now) = unsafe { ((*skb).ifindex, (*skb).mark, bpf_ktime_get_coarse_ns()) };
@@ -118,7 +132,11 @@ fn walk(skb: *mut __sk_buff, hook: Hook, row: &Cgroup, room: &mut Scratch) -> Ve
     let at = &*at;
     *packet = Packet::default();
     let parsed = decoded_unit(parse(skb, packet));
-    let live = own(&Maps, packet, parsed, at, row, outcome);
+    let live = if lan == 0 {
+        own(&Maps, packet, parsed, at, row, outcome)
+    } else {
+        decide::lan::lan(&Maps, packet, parsed, at, lan, outcome)
+    };
     if counts(outcome) {
         let carried = carrier(mark).is_some() && matches!(hook, Hook::CgroupIn);
         // SAFETY: the context is valid while the program runs.
@@ -150,11 +168,13 @@ fn walk(skb: *mut __sk_buff, hook: Hook, row: &Cgroup, room: &mut Scratch) -> Ve
     outcome.verdict
 }
 
-/// The row of the nearest cgroup of the packet's socket that has one.
+/// The row of the nearest cgroup of the packet's socket that has one, and that cgroup's number.
 #[inline(never)]
-fn row(skb: *mut __sk_buff) -> Option<&'static Cgroup> {
+fn row(skb: *mut __sk_buff, cgroup: &mut u64) -> Option<&'static Cgroup> {
     // SAFETY: the context is valid while the program runs; a level below the socket's own answers 0.
-    maps::nearest_cgroup(|level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level) }).map(|(_, row)| row)
+    let (id, row) = maps::nearest_cgroup(|level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level) })?;
+    *cgroup = id;
+    Some(row)
 }
 
 /// A packet from its IP header on.

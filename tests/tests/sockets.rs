@@ -63,7 +63,7 @@ impl Scene {
                 netns,
                 address,
                 container: endpoint.container,
-                flags: 0,
+                ..desired::Cgroup::default()
             };
             self.stage.desired.cgroups.insert(CgroupKey::new(id, place), row);
         }

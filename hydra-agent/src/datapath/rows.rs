@@ -95,8 +95,8 @@ impl Row for Cgroup {
     container_row!(desired::Cgroup);
 
     fn make(wanted: &Self::Wanted, identity: [Identity; 2]) -> Self {
-        let desired::Cgroup { identity: _, netns, address, container, flags } = *wanted;
-        Self { netns, address, identity, container, flags, zero: 0 }
+        let desired::Cgroup { identity: _, netns, address, container, flags, interface } = *wanted;
+        Self { netns, address, identity, container, flags, interface }
     }
 
     fn kind(&self) -> (u8, u16) {

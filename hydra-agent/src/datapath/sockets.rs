@@ -135,16 +135,17 @@ pub fn remove(pin: &Path) -> io::Result<()> {
     fs::remove_file(pin)
 }
 
-/// Packets are looked at only where somebody lives on this host's own stack: every packet of the host passes there.
+/// Packets are looked at only where somebody lives on this host's own stack, or has an interface without a port: every packet of the
+/// host passes there.
 fn wanted<'p>(seat: &'p Seat, programs: &'p Programs, desired: &Desired) -> Vec<Wanted<'p>> {
     let Seat::At(folder) = seat else { return Vec::new() };
     let calls = CALLS.into_iter().zip(&programs.sockets);
-    let packets = PACKETS.into_iter().zip(&programs.packets).filter(|_| on_own_stack(desired));
+    let packets = PACKETS.into_iter().zip(&programs.packets).filter(|_| packets_count(desired));
     calls.chain(packets).map(|((name, kind), program)| Wanted { name, kind, folder, program }).collect()
 }
 
-fn on_own_stack(desired: &Desired) -> bool {
-    desired.cgroups.values().any(|row| row.flags & Cgroup::HOST != 0)
+fn packets_count(desired: &Desired) -> bool {
+    desired.cgroups.values().any(|row| row.flags & (Cgroup::HOST | Cgroup::LAN) != 0)
 }
 
 /// What cannot be: of a container that is not refused at once the packets are refused; of a process on this host's own stack nothing is.
@@ -163,9 +164,9 @@ fn missing(seat: &Seat, programs: &Programs, desired: &Desired) -> Vec<NotEnforc
                     "there are more than {MAX_OWN} tiers and services on this host's own stack: who calls one of them by an address of this host needs a right to `host`, too"
                 ));
             }
-            if programs.packets.is_empty() && on_own_stack(desired) {
+            if programs.packets.is_empty() && packets_count(desired) {
                 say(
-                    "packets of units and containers on this host's own stack are not judged: this kernel does not take hydra's programs for it",
+                    "packets of units and containers on this host's own stack, and on networks without ports on it, are not judged: this kernel does not take hydra's programs for it",
                 );
             }
         }

@@ -11,7 +11,7 @@ use super::bindings::bindings;
 use super::docker_view::{Container, DockerEndpoint, DockerNetwork, View};
 use super::namespaces::Id;
 use super::netlink::{Interface, OnLink};
-use super::snapshot::{Attachment, Link, LinkType, Network, Snapshot, Stack};
+use super::snapshot::{Attachment, Lan, Link, LinkType, Network, Snapshot, Stack};
 
 /// The kernel's side.
 #[derive(Clone, Debug, Default)]
@@ -225,6 +225,7 @@ impl<'a> Scene<'a> {
                 network: network.map(|(name, _)| name.clone()),
                 port: port.index,
                 interface: inner.name,
+                inside: port.peer.unwrap_or_default(),
                 mac: endpoint.and_then(DockerEndpoint::mac).unwrap_or(inner.mac),
                 gateways: self.gateways(port, &addresses),
                 addresses,
@@ -241,6 +242,7 @@ impl<'a> Scene<'a> {
             cookie: space.id.cookie,
             cgroups: members.iter().filter_map(|c| self.kernel.cgroups.get(&c.id)).copied().collect(),
             attachments,
+            lans: self.lans(owner),
             docker: true,
         }
     }
@@ -258,6 +260,7 @@ impl<'a> Scene<'a> {
                 network: network.map(|(name, _)| name.clone()),
                 port: port.index,
                 interface: inner.name,
+                inside: port.peer.unwrap_or_default(),
                 mac: inner.mac,
                 gateways: self.gateways(port, &addresses),
                 addresses,
@@ -286,8 +289,19 @@ impl<'a> Scene<'a> {
             cookie: space.and_then(|s| s.id.cookie),
             cgroups: BTreeSet::new(),
             attachments,
+            lans: Vec::new(),
             docker: false,
         }
+    }
+
+    /// A container's places on networks that have no ports here.
+    fn lans(&self, owner: &Container) -> Vec<Lan> {
+        let of = |(name, network): (&'a String, &Network)| {
+            let endpoint = endpoint_of(owner, name, &network.id)?;
+            let (mac, addresses) = (endpoint.mac().unwrap_or_default(), endpoint.addresses.clone());
+            Some(Lan { network: name.clone(), mac, addresses })
+        };
+        self.networks.iter().filter(|(_, network)| network.is_lan()).filter_map(of).collect()
     }
 
     /// Host-side ends of the veths that lead there, by index.

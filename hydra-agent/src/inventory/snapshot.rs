@@ -81,6 +81,13 @@ pub struct Network {
     pub localnet: bool,
 }
 
+impl Network {
+    /// Its containers have interfaces without a port on this host.
+    pub fn is_lan(&self) -> bool {
+        matches!(self.driver.as_str(), "macvlan" | "ipvlan")
+    }
+}
+
 /// One network stack: a container, the containers that share its stack, or a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Stack {
@@ -101,6 +108,8 @@ pub struct Stack {
     pub cgroups: BTreeSet<u64>,
     /// Its interfaces that have their other end on this host.
     pub attachments: Vec<Attachment>,
+    /// Its interfaces that Docker has made on an interface of this host (macvlan, ipvlan): they have no other end here.
+    pub lans: Vec<Lan>,
     /// A Docker container's stack; otherwise found over netlink alone.
     pub docker: bool,
 }
@@ -114,6 +123,8 @@ pub struct Attachment {
     pub port: u32,
     /// Its name inside the stack (`eth0`).
     pub interface: String,
+    /// Its index inside the stack; 0 where it is not known.
+    pub inside: u32,
     /// The endpoint's MAC.
     pub mac: Mac,
     /// Docker's word for a container of Docker, the kernel's otherwise. Link-local ones left out. Empty while Docker has not
@@ -121,6 +132,17 @@ pub struct Attachment {
     pub addresses: BTreeSet<IpAddr>,
     /// Addresses of the port's bridge in the blocks of this attachment, whether or not the stack routes by them.
     pub gateways: Vec<IpAddr>,
+}
+
+/// One interface of a stack without a port on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Lan {
+    /// The Docker network.
+    pub network: String,
+    /// As Docker gave it; zero where it told none.
+    pub mac: Mac,
+    /// Docker's word. Empty where it told none.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// A port of this host that Docker leads to a container. Ordered by what a packet is sent to.

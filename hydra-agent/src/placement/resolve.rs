@@ -64,6 +64,16 @@ impl Bridges {
         PortHome { tier: self.bridgeless.get(&network).cloned(), network, subnets }
     }
 
+    /// The same of an interface without a port.
+    pub fn of_lan(&self, snapshot: &Snapshot, network: &str) -> PortHome {
+        let known = snapshot.networks.get(network).map(|n| n.subnets.iter().copied().collect());
+        PortHome {
+            tier: self.bridgeless.get(network).cloned(),
+            network: network.to_owned(),
+            subnets: known.unwrap_or_default(),
+        }
+    }
+
     /// The blocks of bridges that are no tier's.
     pub fn unmanaged(&self) -> BTreeSet<IpNet> {
         let managed: BTreeSet<&IpNet> = self.managed.values().flat_map(|b| &b.subnets).collect();
@@ -120,6 +130,11 @@ fn resolve_tier(
                 subnets.extend(blocks.iter().copied());
                 manage(snapshot, found, out, index, name, network, blocks);
             }
+            Found::Lan(blocks) => {
+                anywhere = true;
+                out.lan_blocks.extend(blocks);
+                found.bridgeless.insert(network.clone(), name.to_owned());
+            }
             Found::Elsewhere(driver) => {
                 anywhere = true;
                 let subnet = snapshot.networks.get(network).map(|n| n.subnets.as_slice()).unwrap_or_default();
@@ -128,7 +143,7 @@ fn resolve_tier(
                 missing.push((
                     format!("network {network}"),
                     format!(
-                        "its driver is `{}`: hydra enforces networks of the driver `bridge`",
+                        "its driver is `{}`: hydra enforces networks of the drivers `bridge`, `macvlan` and `ipvlan`",
                         driver.escape_debug()
                     ),
                 ));
@@ -173,8 +188,9 @@ fn resolve_tier(
             None => missing.push((format!("unit {unit}"), "it does not run".into())),
         }
     }
-    // Of a tier that only has containers of this host's network.
-    let here = |c: &String| snapshot.host_network.contains(c);
+    // Of a tier that only has containers of this host's network, or without a port on it.
+    let alone = |c: &String| snapshot.stacks.iter().any(|s| !s.lans.is_empty() && s.members.contains(c));
+    let here = |c: &String| snapshot.host_network.contains(c) || alone(c);
     anywhere |= tier.services.iter().any(|s| s.containers.iter().any(here));
     out.subnets.insert(name.to_owned(), subnets);
     // While Docker is not there its networks can't be missed.
@@ -219,6 +235,8 @@ fn manage(
 enum Found {
     /// The bridge and its blocks.
     Bridge(u32, BTreeSet<IpNet>),
+    /// Its containers have interfaces without ports here; its blocks.
+    Lan(Vec<IpNet>),
     /// There, and not on a bridge of this host: its driver.
     Elsewhere(String),
     /// Why not.
@@ -227,6 +245,9 @@ enum Found {
 
 fn find_network(claims: &Claims, snapshot: &Snapshot, name: &str) -> Found {
     if let Some(network) = snapshot.networks.get(name) {
+        if network.is_lan() {
+            return Found::Lan(network.subnets.clone());
+        }
         if network.driver != "bridge" {
             return Found::Elsewhere(network.driver.clone());
         }

@@ -124,6 +124,7 @@ impl Scene {
                 network: Some((*network).to_owned()).filter(|n| !n.is_empty()),
                 port: *port,
                 interface: format!("eth{n}"),
+                inside: 200 + port,
                 mac: mac(0x1000 + port),
                 addresses: addresses.iter().map(|a| ip(a)).collect(),
                 gateways: gateways.unwrap_or_default(),
@@ -138,6 +139,7 @@ impl Scene {
             cookie: None,
             cgroups: BTreeSet::new(),
             attachments,
+            lans: Vec::new(),
             docker,
         });
         self.snapshot.stacks.last_mut().unwrap()
@@ -400,12 +402,81 @@ fn a_tier_that_is_nowhere_is_said_unless_it_is_optional_or_docker_is_down() {
 fn a_bridge_of_two_tiers_and_a_network_of_another_driver_are_said() {
     let mut s = Scene::usual();
     s.tier("other", TierClaim { bridges: strings(["br-back"]), ..TierClaim::default() });
-    s.snapshot.networks.get_mut("front").unwrap().driver = "macvlan".into();
+    s.snapshot.networks.get_mut("front").unwrap().driver = "overlay".into();
     assert_eq!(
         said(&s.place()),
         [
             "bridge br-back: both `databases` and `other` live on it: it counts as the first",
-            "network front: its driver is `macvlan`: hydra enforces networks of the driver `bridge` (tier `apps`)",
+            "network front: its driver is `overlay`: hydra enforces networks of the drivers `bridge`, `macvlan` and `ipvlan` (tier `apps`)",
+        ]
+    );
+}
+
+/// The tier `lans` on the macvlan network `lan`, and `proxy` on it and on `front`, which no name places.
+fn on_lan() -> Scene {
+    let mut s = Scene::usual();
+    s.network("lan", 0, ["198.51.100.0/24"]);
+    let network = s.snapshot.networks.get_mut("lan").unwrap();
+    (network.driver, network.bridge) = ("macvlan".into(), None);
+    s.tier("lans", TierClaim { networks: strings(["lan"]), ..TierClaim::default() });
+    let stack = s.container("proxy", &[(101, 10, "front", &["10.1.0.5"])]);
+    stack.cgroups = [70].into();
+    stack.lans = vec![lan(&["198.51.100.20"])];
+    s
+}
+
+pub fn lan(addresses: &[&str]) -> crate::inventory::snapshot::Lan {
+    let addresses = addresses.iter().map(|a| ip(a)).collect();
+    crate::inventory::snapshot::Lan { network: "lan".into(), mac: mac(7), addresses }
+}
+
+fn lans(p: &Placement) -> Vec<(String, Option<String>)> {
+    p.lan.iter().map(|l| (l.address.to_string(), l.owner.as_ref().map(ToString::to_string))).collect()
+}
+
+#[test]
+fn what_has_no_port_is_its_networks_or_its_names() {
+    let mut s = on_lan();
+    let p = s.place();
+    assert_eq!((said(&p), &p.nowhere), (vec![], &vec![]));
+    assert_eq!(lans(&p), [("198.51.100.20".to_owned(), Some("lans".to_owned()))]);
+    assert_eq!(owners(&p), pairs([("10.1.0.5", "apps")]), "its port's address stays its port's");
+    assert_eq!(p.lan_blocks, nets(["198.51.100.0/24"]));
+    assert!(!p.subnets["lans"].contains(&"198.51.100.0/24".parse().unwrap()), "the block is no tier's");
+    assert_eq!(p.declared_stacks(), [0].into());
+    s.service("databases", "proxies", ["proxy"]);
+    assert_eq!(lans(&s.place()), [("198.51.100.20".to_owned(), Some("databases/proxies".to_owned()))]);
+    // A network that nobody names, and a container that nobody does.
+    let mut s = on_lan();
+    s.claims.tiers.remove("lans");
+    s.snapshot.stacks[0].attachments.clear();
+    let p = s.place();
+    assert_eq!((lans(&p), p.stacks.len()), (vec![], 0));
+}
+
+#[test]
+fn what_has_no_port_and_no_known_place_is_closed() {
+    let mut s = on_lan();
+    s.snapshot.stacks[0].lans[0].addresses.clear();
+    let p = s.place();
+    assert_eq!(lans(&p), [("0.0.0.0".to_owned(), None)]);
+    assert_eq!(said(&p), ["proxy 0.0.0.0: Docker tells no address of it: its packets there are denied"]);
+    s.snapshot.stacks[0].lans[0].addresses = [ip("198.51.100.5")].into();
+    let p = s.place();
+    assert_eq!(lans(&p), [("198.51.100.5".to_owned(), None)]);
+    assert_eq!(
+        said(&p),
+        ["proxy 198.51.100.5: this host has the same address: its packets there are denied"]
+    );
+    let mut s = on_lan();
+    s.claims.multihome = crate::policy::file::Multihome::Deny;
+    let p = s.place();
+    assert_eq!((lans(&p), p.closed.len()), (vec![("198.51.100.20".to_owned(), None)], 1));
+    s.snapshot.stacks[0].cgroups.clear();
+    assert_eq!(
+        said(&s.place()),
+        [
+            "proxy: it is on a network without ports on this host, and no hook sees its processes: its packets there are not judged"
         ]
     );
 }

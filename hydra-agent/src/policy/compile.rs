@@ -26,6 +26,9 @@ pub struct World {
     pub host: Vec<IpAddr>,
     /// Blocks of networks that the policy does not name.
     pub unmanaged: Vec<IpNet>,
+    /// Networks whose containers have no ports on this host: their blocks, which are the outside, and in these the addresses of
+    /// containers of this host, with whose they are.
+    pub lan: BTreeMap<IpNet, Option<Owner>>,
 }
 
 /// Why a valid policy has no tables.

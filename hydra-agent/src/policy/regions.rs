@@ -58,6 +58,17 @@ impl Regions {
     }
 }
 
+/// What a boundary has to do with networks without ports here.
+#[derive(Clone, Debug, Default)]
+enum Lan {
+    #[default]
+    Nothing,
+    /// The block of one.
+    Block,
+    /// The address of a container of this host, with whose it is.
+    Address(Owner),
+}
+
 /// What is said about one boundary.
 #[derive(Clone, Debug, Default)]
 struct Said {
@@ -71,6 +82,8 @@ struct Said {
     unmanaged: bool,
     /// A network or bridge of this host, and whether it is open.
     subnet: Option<bool>,
+    /// By Docker: a network without ports here, or a container's address in it.
+    lan: Lan,
     /// Rule blocks that begin here, and those that end here.
     begins: Blocks,
     ends: Blocks,
@@ -148,13 +161,18 @@ fn frame(net: IpNet, here: Said, outer: Option<&Frame>, group_of: &[u16]) -> Fra
     } else {
         here.tier.or_else(|| outer.and_then(|o| o.tier.clone()))
     };
-    let flags = match here.subnet {
-        Some(true) => PrefixRow::INTERIOR | PrefixRow::OPEN,
-        Some(false) => PrefixRow::INTERIOR,
-        None => outer.map_or(0, |o| o.flags),
+    let tier = if matches!(here.lan, Lan::Nothing) { tier } else { None };
+    let flags = match (&here.lan, here.subnet) {
+        (Lan::Address(_), _) => PrefixRow::LAN,
+        (Lan::Block, _) => 0,
+        (Lan::Nothing, Some(true)) => PrefixRow::INTERIOR | PrefixRow::OPEN,
+        (Lan::Nothing, Some(false)) => PrefixRow::INTERIOR,
+        (Lan::Nothing, None) => outer.map_or(0, |o| o.flags),
     };
     let owner = if host {
         Owner::Host
+    } else if let Lan::Address(owner) = here.lan {
+        owner
     } else if let Some(service) = &service {
         service.clone()
     } else if here.gateway {
@@ -215,7 +233,9 @@ fn said(model: &Model, world: &World, blocks: &[&Block]) -> BTreeMap<IpNet, Said
         for net in network.subnets.iter().filter(|_| !managed) {
             at(*net, &mut |s| (s.unmanaged, s.subnet) = (true, Some(true)));
         }
-        if let Some(ip) = &network.gateway {
+        // Of a network without ports here it is a machine outside.
+        let outside = |ip: &IpAddr| world.lan.keys().any(|block| block.contains(ip));
+        if let Some(ip) = network.gateway.as_ref().filter(|ip| !outside(ip)) {
             at(IpNet::from(*ip), &mut |s| s.gateway = true);
         }
     }
@@ -241,6 +261,12 @@ fn said(model: &Model, world: &World, blocks: &[&Block]) -> BTreeMap<IpNet, Said
                 at(*net, &mut |s| s.service = Some(owner.clone()));
             }
         }
+    }
+    for (net, owner) in &world.lan {
+        at(*net, &mut |s| {
+            (s.tier, s.unmanaged, s.subnet) = (None, false, None);
+            s.lan = owner.clone().map_or(Lan::Block, Lan::Address);
+        });
     }
     for ip in &world.host {
         at(IpNet::from(*ip), &mut |s| s.host = true);

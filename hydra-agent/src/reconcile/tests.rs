@@ -7,7 +7,7 @@ use hydra_common::verdict::Reason;
 use super::*;
 use crate::desired::Publish;
 use crate::inventory::snapshot::Binding;
-use crate::placement::tests::{Scene, ip, mac};
+use crate::placement::tests::{Scene, ip, lan, mac};
 use crate::placement::{TierClaim, tests::strings};
 use crate::policy::rows::Class;
 use crate::published::NotEnforced;
@@ -393,4 +393,34 @@ fn an_uplink_that_is_left_out_is_said_where_docker_proxy_would_hide_its_clients(
     let [tunnel] = said(&s, &Uplinks::Auto).try_into().unwrap();
     assert_eq!(tunnel.what, "wg0");
     assert!(tunnel.why.starts_with("it carries no Ethernet frames: "), "{}", tunnel.why);
+}
+
+#[test]
+fn a_cgroups_addresses_without_a_port_come_first_and_every_port_is_named() {
+    let mut s = Scene::usual();
+    s.network("lan", 0, ["198.51.100.0/24"]);
+    s.snapshot.networks.get_mut("lan").unwrap().driver = "ipvlan".into();
+    s.claims.tiers.get_mut("apps").unwrap().networks.insert("lan".into());
+    let ports: &[(u32, u32, &str, &[&str])] =
+        &[(101, 10, "front", &["10.1.0.5", "10.1.0.6", "10.1.0.7"]), (102, 20, "back", &["10.2.0.5"])];
+    let stack = s.container("pg", ports);
+    stack.cgroups = [70].into();
+    stack.lans = vec![lan(&["198.51.100.20"])];
+    let d = wanted(&s);
+    let (lan, many) = (tables::Cgroup::LAN, tables::Cgroup::MANY);
+    let rows: Vec<_> =
+        d.cgroups.iter().map(|(key, row)| (key.id, key.place, row.flags, row.interface)).collect();
+    assert_eq!(
+        rows,
+        [(70, 0, lan | many, 0), (70, 1, many, 301), (70, 2, many, 302), (70, 3, many, 301)],
+        "an interface that no row names is judged"
+    );
+    assert!(d.cgroups.values().all(|row| row.identity == POSTGRES && row.container == Container(1)));
+    assert!(
+        !d.endpoints.contains_key(&Address::from(ip("198.51.100.20"))),
+        "it is the outside's to every port"
+    );
+    let views = views(&matrix(OWNERS, &[]), &s.place(), &s.snapshot, &[0].into());
+    let view = views.iter().find(|v| v.address == "198.51.100.20").unwrap();
+    assert_eq!((view.network.as_str(), view.port.as_str(), view.attached), ("lan", "", true));
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use hydra_common::id::Container;
 use hydra_common::verdict::Hook;
+use ipnet::IpNet;
 use tokio::sync::watch;
 
 use super::damage::Damage;
@@ -15,10 +16,10 @@ use crate::datapath::SyncReport;
 use crate::desired::Desired;
 use crate::inventory::Appearances;
 use crate::inventory::snapshot::{DockerState, LinkType, Snapshot};
-use crate::placement::{self, Claims, Placement};
+use crate::placement::{self, Claims, LanHome, Placement};
 use crate::policy::compile::{CompileError, World, compile};
 use crate::policy::model::Model;
-use crate::policy::rows::{Compiled, Numbers};
+use crate::policy::rows::{Compiled, Numbers, Owner};
 use crate::policy::{rfc3339, unix_now};
 use crate::published::{Applied, HookView, NotEnforced, Published, Reader, Remark, RevisionView};
 use crate::reconcile;
@@ -377,10 +378,19 @@ pub(super) fn world(placement: &Placement) -> World {
             .iter()
             .map(|(tier, blocks)| (tier.clone(), blocks.iter().map(|b| (*b, open(b))).collect()))
             .collect(),
-        live: placement.addresses.iter().map(|(ip, home)| (home.owner.clone(), *ip)).collect(),
+        live: reconcile::homes(placement).filter(|(owner, _)| *owner != Owner::Host).collect(),
         host: placement.host.iter().copied().collect(),
         unmanaged: placement.unmanaged.iter().copied().collect(),
+        lan: lan(placement),
     }
+}
+
+/// Networks without ports here, and who of this host is on them.
+fn lan(placement: &Placement) -> BTreeMap<IpNet, Option<Owner>> {
+    let mut out: BTreeMap<IpNet, Option<Owner>> = placement.lan_blocks.iter().map(|b| (*b, None)).collect();
+    let declared = |home: &LanHome| home.owner.clone().filter(Owner::declared);
+    out.extend(placement.lan.iter().filter_map(|h| Some((IpNet::from(h.address), Some(declared(h)?)))));
+    out
 }
 
 /// A policy's rows for a placement, where those it has don't do: another world around it, or an address of a class that the matrix
@@ -391,7 +401,7 @@ pub(super) fn recompile(
     numbers: &Numbers,
 ) -> Result<Option<(Compiled, World, Numbers)>, CompileError> {
     let world = world(placement);
-    let around = |w: &World| (w.subnets.clone(), w.unmanaged.clone(), w.host.clone());
+    let around = |w: &World| (w.subnets.clone(), w.unmanaged.clone(), w.host.clone(), w.lan.clone());
     if around(&world) == around(&policy.world) && reconcile::missing(&policy.compiled, placement).is_empty() {
         return Ok(None);
     }
@@ -400,12 +410,14 @@ pub(super) fn recompile(
     Ok(Some((compiled, world, numbers)))
 }
 
-/// Ports that carry both of their programs.
+/// Ports that carry both of their programs; 0 where the hooks on packets of processes are there.
 fn both(hooks: &[HookView]) -> BTreeSet<u32> {
     let with = |hook: Hook| -> BTreeSet<u32> {
         hooks.iter().filter(|h| h.hook == hook.as_str()).map(|h| h.ifindex).collect()
     };
-    with(Hook::PortIn).intersection(&with(Hook::PortOut)).copied().collect()
+    let ports = with(Hook::PortIn).intersection(&with(Hook::PortOut)).copied().collect::<BTreeSet<u32>>();
+    let packets = with(Hook::CgroupIn).intersection(&with(Hook::CgroupOut)).copied().collect();
+    &ports | &packets
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 
 mod ends;
 pub mod fragment;
+pub mod lan;
 mod limit;
 mod outcome;
 pub mod own;

@@ -184,7 +184,7 @@ pub(super) fn may_be_left<T: Parts>(
 
 /// Whether the flow's end on the process's side is the process.
 #[inline(always)]
-fn mine(flow: &Flow, here: Side, me: Identity) -> bool {
+pub(super) fn mine(flow: &Flow, here: Side, me: Identity) -> bool {
     if flow.opener == here as u8 { flow.source == me } else { flow.destination == me }
 }
 
@@ -211,7 +211,12 @@ fn called<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome) ->
 
 /// An ICMP error passes with the live flow that it quotes.
 #[inline(never)]
-fn related<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome) -> Result<(), Reason> {
+pub(super) fn related<T: Tables>(
+    tables: &T,
+    packet: &Packet,
+    at: &At,
+    out: &mut Outcome,
+) -> Result<(), Reason> {
     let live = tables.flow(&packet.key);
     if live.is_none_or(|flow| track::expired(&flow, packet.key.protocol, at.now)) {
         return Err(Reason::UnmatchedError);

@@ -27,7 +27,12 @@ pub fn around() -> Result<Topology> {
 
 /// What a server behind a port of the host says to the user: the last line of what came, or nothing.
 pub fn get(engine: &Engine, port: u16) -> Result<Option<String>> {
-    let address = SocketAddr::new(HOST.parse()?, port);
+    ask(engine, HOST, port)
+}
+
+/// The same of a server at any address.
+pub fn ask(engine: &Engine, to: &str, port: u16) -> Result<Option<String>> {
+    let address = SocketAddr::new(to.parse()?, port);
     engine.world().enter("user", || {
         let mut stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;

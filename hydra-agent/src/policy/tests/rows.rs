@@ -66,6 +66,7 @@ fn what_the_host_knows_is_added() {
         live: [(Owner::Unmanaged, ip("192.168.1.77"))].into(),
         host: vec![ip("192.168.1.244"), ip("172.31.0.1")],
         unmanaged: vec!["172.17.0.0/16".parse().unwrap()],
+        ..World::default()
     };
     let compiled = compile(&model, &world, &mut Numbers::default()).unwrap();
     let at = |t: &str| compiled.prefixes[&t.parse().unwrap()];
@@ -81,6 +82,31 @@ fn what_the_host_knows_is_added() {
     // Nobody of this tier has been seen in that block.
     assert_eq!(compiled.identity(&tier("b"), Some(ip("192.168.1.5"))), None);
     assert_eq!(compiled.identity_of_address(ip("8.8.8.8")), Identity::EXTERNAL);
+}
+
+#[test]
+fn a_network_without_ports_is_the_outside_but_for_the_containers_of_this_host() {
+    let model = model(
+        "version: 1\ntiers:\n  b: { networks: [lan] }\nnetworks:\n  lan: { subnet: 198.51.100.0/24, gateway: 198.51.100.1 }\n",
+    );
+    let net = |t: &str| t.parse::<ipnet::IpNet>().unwrap();
+    let world = World {
+        lan: [(net("198.51.100.0/24"), None), (net("198.51.100.20/32"), Some(tier("b")))].into(),
+        host: vec!["198.51.100.9".parse().unwrap()],
+        ..World::default()
+    };
+    let compiled = compile(&model, &world, &mut Numbers::default()).unwrap();
+    let owner = |t: &str| {
+        let identity = compiled.identity_of_address(t.parse().unwrap());
+        compiled.identities[&identity].0.owner.clone()
+    };
+    assert_eq!(owner("198.51.100.20"), tier("b"));
+    assert_eq!(owner("198.51.100.9"), Owner::Host);
+    for outside in ["198.51.100.1", "198.51.100.7"] {
+        assert_eq!(owner(outside), Owner::External, "{outside}");
+    }
+    assert_eq!(compiled.prefixes[&net("198.51.100.20/32")].flags, PrefixRow::LAN);
+    assert!(compiled.prefixes.values().all(|row| row.flags & PrefixRow::INTERIOR == 0));
 }
 
 #[test]
