@@ -78,4 +78,5 @@ pub struct Cgroup {
     pub container: Container,
     pub flags: u32,
     pub interface: u32,
+    pub pickup_until: u32,
 }

@@ -449,6 +449,11 @@ pub struct Cgroup {
     /// Index, in its own namespace, of the interface that the address is on; 0 on this host's own stack, and where [`Cgroup::LAN`] is
     /// set: there it is every interface that no other row of the cgroup names.
     pub interface: u32,
+    /// The second (monotonic) until which a TCP packet from the middle of a connection makes an entry where its direction is allowed:
+    /// its processes run before this row is there. 0 for an address behind a port, which is closed until it has its rows.
+    pub pickup_until: u32,
+    /// Zero.
+    pub zero: u32,
 }
 
 impl Cgroup {

@@ -37,6 +37,7 @@ fn scene() -> Plain {
         container: Container(container),
         flags,
         interface,
+        ..Cgroup::default()
     };
     t.cgroups.insert(CgroupKey::new(FIRST, 0), row(A, APP, 2, 0, Cgroup::LAN));
     t.cgroups.insert(CgroupKey::new(FIRST, 1), row(A6, APP, 2, 0, Cgroup::LAN));
@@ -144,6 +145,19 @@ fn calls_to_and_from_the_outside_take_a_rule_and_replies_return() {
     assert_eq!(said(&sends(&mut t, FIRST, A, USER, (80, 4001), ACK)), NO_RULE);
     let six = frame(0, 0, A6, "2001:db8:9::9", 6, &tcp(4000, 80, SYN));
     assert_eq!(said(&pass(&mut t, FIRST, Hook::CgroupOut, &six)), ALLOWED, "of either family");
+}
+
+#[test]
+fn what_was_open_before_it_was_known_goes_on_for_a_time() {
+    let mut t = scene();
+    t.heads[1].pickup_until = 0;
+    allow(&mut t, APP, Identity::EXTERNAL);
+    allow(&mut t, Identity::EXTERNAL, APP);
+    for (until, verdict) in [(0, denied(Reason::NoConnection)), (u32::MAX, ALLOWED)] {
+        t.cgroups.get_mut(&CgroupKey::new(FIRST, 0)).unwrap().pickup_until = until;
+        assert_eq!(said(&sends(&mut t, FIRST, A, USER, (4000, 80), ACK)), verdict);
+        assert_eq!(said(&receives(&mut t, FIRST, USER, A, (4001, 80), ACK)), verdict);
+    }
 }
 
 #[test]

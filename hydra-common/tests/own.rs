@@ -28,6 +28,8 @@ const UNIT: Cgroup = Cgroup {
     container: Container::NONE,
     flags: Cgroup::HOST,
     interface: 0,
+    pickup_until: 0,
+    zero: 0,
 };
 
 fn scene() -> Plain {
@@ -61,7 +63,8 @@ fn pass(t: &mut Plain, row: &Cgroup, hook: Hook, (ifindex, mark): (u32, u32), by
 
 fn sends(t: &mut Plain, to: &str, ports: (u16, u16), flags: u8) -> Outcome {
     let bytes = frame(0, 0, US, to, 6, &tcp(ports.0, ports.1, flags));
-    pass(t, &UNIT, Hook::CgroupOut, (CARD, 0), &bytes)
+    // As the hook has marked it before.
+    pass(t, &UNIT, Hook::CgroupOut, (CARD, carried(APP)), &bytes)
 }
 
 fn receives(t: &mut Plain, from: &str, ports: (u16, u16), flags: u8, by: (u32, u32)) -> Outcome {
@@ -128,6 +131,24 @@ fn only_a_syn_opens_and_an_entry_that_the_policy_denies_goes() {
     (t.generation, t.heads[1].generation) = (9, 9);
     let out = sends(&mut t, USER, (4000, 80), ACK);
     assert_eq!((said(&out), out.step), (NO_RULE, Step::End));
+}
+
+#[test]
+fn what_a_unit_opened_before_it_was_known_goes_on_for_a_time() {
+    let mut t = scene();
+    t.heads[1].pickup_until = 0;
+    t.cells.insert((APP.0, Identity::EXTERNAL.0), Cell::decision(4));
+    t.cells.insert((Identity::EXTERNAL.0, APP.0), Cell::decision(4));
+    let young = Cgroup { pickup_until: u32::MAX, ..UNIT };
+    let out = frame(0, 0, US, USER, 6, &tcp(4000, 80, ACK));
+    let back = frame(0, 0, USER, US, 6, &tcp(4001, 80, ACK));
+    for (row, verdict) in [(&UNIT, (Verdict::Denied, Reason::NoConnection)), (&young, ALLOWED)] {
+        assert_eq!(said(&pass(&mut t, row, Hook::CgroupOut, (CARD, carried(APP)), &out)), verdict);
+        assert_eq!(said(&pass(&mut t, row, Hook::CgroupIn, (CARD, 0), &back)), verdict);
+    }
+    t.cells.insert((APP.0, Identity::EXTERNAL.0), Cell::decision(1));
+    t.flows.clear();
+    assert_eq!(said(&pass(&mut t, &young, Hook::CgroupOut, (CARD, carried(APP)), &out)), NO_RULE);
 }
 
 #[test]

@@ -99,6 +99,8 @@ const NOBODY: Cgroup = Cgroup {
     container: Container::NONE,
     flags: Cgroup::HOST,
     interface: 0,
+    pickup_until: 0,
+    zero: 0,
 };
 
 /// Where a packet comes from and goes, read from its header alone: most of what processes send is for ports to judge.

@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,9 +28,29 @@ pub struct Seen {
 /// Listens on all interfaces of a place until it is dropped.
 #[derive(Debug)]
 pub struct Sniffer {
-    seen: Arc<Mutex<Vec<Seen>>>,
+    ears: Arc<Ears>,
     stop: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
+}
+
+/// The sockets, and what was read from them.
+#[derive(Debug)]
+struct Ears {
+    fds: Vec<OwnedFd>,
+    seen: Mutex<Vec<Seen>>,
+}
+
+impl Ears {
+    /// Reads whatever the kernel has: what was received before this call is in the list.
+    fn read(&self) -> MutexGuard<'_, Vec<Seen>> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        for fd in &self.fds {
+            while let Ok(frame) = receive(fd) {
+                seen.extend(frame);
+            }
+        }
+        seen
+    }
 }
 
 impl Sniffer {
@@ -53,27 +73,23 @@ impl Sniffer {
         for (number, fd) in fds.iter().enumerate() {
             ready.add(fd.as_raw_fd(), number)?;
         }
-        let (seen, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
-        let (log, end) = (Arc::clone(&seen), Arc::clone(&stop));
+        let ears = Arc::new(Ears { fds, seen: Mutex::default() });
+        let stop = Arc::new(AtomicBool::new(false));
+        let (reader, end) = (Arc::clone(&ears), Arc::clone(&stop));
         let thread = thread::Builder::new().name("hy-sniffer".into()).spawn(move || {
             while !end.load(Ordering::Relaxed) {
                 if ready.wait(20).is_err() {
                     return;
                 }
-                for fd in &fds {
-                    while let Ok(frame) = receive(fd) {
-                        log.lock().unwrap_or_else(PoisonError::into_inner).extend(frame);
-                    }
-                }
+                drop(reader.read());
             }
         })?;
-        Ok(Self { seen, stop, thread: Some(thread) })
+        Ok(Self { ears, stop, thread: Some(thread) })
     }
 
     /// The frames so far that satisfy a condition.
     pub fn frames(&self, which: impl Fn(&[u8]) -> bool) -> Vec<Seen> {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.iter().filter(|s| which(&s.frame)).cloned().collect()
+        self.ears.read().iter().filter(|s| which(&s.frame)).cloned().collect()
     }
 
     /// The frames so far that carry these bytes anywhere.

@@ -77,7 +77,7 @@ fn lan(version: Version) -> Result<()> {
             .collect::<Result<_, _>>()
     })??;
     let (own, other, bridged) = ("198.51.100.20", "198.51.100.21", "172.31.1.21");
-    let outside = |to: &str, port: u16| Ok(user::ask(&engine, to, port)?.is_some());
+    let outside = |to: &str, port: u16| -> Result<bool> { Ok(user::ask(&engine, to, port)?.is_some()) };
     // A server that only listens takes the connection and says nothing: curl waits in vain.
     let inside = |from: &str, to: &str, port: u16| -> Result<Option<i32>> {
         let url = format!("http://{to}:{port}/");

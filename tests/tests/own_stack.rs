@@ -8,7 +8,7 @@ use hydra_tests::agent::{Agent, write};
 use hydra_tests::caller::{Caller, How, Said};
 use hydra_tests::cgroup::Cgroup;
 use hydra_tests::lab::{Lab, SILENCE, eventually};
-use hydra_tests::probe::{Kind, Outcome, Probe, probe};
+use hydra_tests::probe::{Echo, Kind, Outcome, Probe, probe};
 use hydra_tests::sample;
 use hydra_tests::topology::HOST;
 
@@ -162,6 +162,54 @@ fn what_a_unit_sends_is_judged_also_on_what_was_open_before() {
     let api = scene.lab.address("api", false).unwrap();
     assert_eq!(proxy.call(How::Connect, SocketAddr::new(db, 5432)).unwrap(), Said::REFUSED);
     assert!(proxy.call(How::Connect, SocketAddr::new(api, 8000)).unwrap().went_out());
+}
+
+#[test]
+fn a_connection_that_a_unit_opened_before_it_was_known_goes_on_only_while_it_may() {
+    let scene = Scene::new();
+    let partner = scene.outside(true);
+    let _echo = Echo::start(&scene.lab.world, &[(partner.clone(), Kind::Tcp(9000))]).unwrap();
+    let to = SocketAddr::new(scene.lab.address(&partner, false).unwrap(), 9000);
+    let open = |name: &str| {
+        let mut unit = scene.unit(name);
+        // A ring waits until the other end has answered.
+        assert_eq!(unit.call(How::Ring, to).unwrap(), Said::Begun);
+        unit
+    };
+    let rules = "rules: [{ name: out, from: [proxy, other], to: partner, ports: [tcp/9000] }]\n";
+    let _other = scene.unit("other.service");
+    let policy = policy(rules).replace("units: [other.service]", "units: [other.service, late.service]");
+    write(&scene.lab.world, "policy.yaml", &policy).unwrap();
+    let path = scene.lab.world.scratch("policy.yaml").to_string_lossy().into_owned();
+    let folder = scene.folder.path().to_string_lossy().into_owned();
+    let start = |pickup| {
+        let arguments = ["--policy", &path, "--cgroup", &folder, "--pickup", pickup];
+        Agent::start_with(&scene.lab.world, &arguments).unwrap()
+    };
+    let denied = |agent: &Agent| {
+        let drops = agent.json(&scene.lab.world, &["drops"]).unwrap();
+        let row = |d: &serde_json::Value| [&d["hook"], &d["reason"], &d["source_tier"]].map(Clone::clone);
+        drops.as_array().unwrap().iter().any(|d| row(d) == ["cgroup-out", "no-connection", "proxy"])
+    };
+    let counted = |agent: &Agent, tier: &str| {
+        let flows = agent.json(&scene.lab.world, &["flows", "--from", tier]).unwrap();
+        let mut rows = flows.as_array().unwrap().iter();
+        rows.any(|f| f["rule"] == "out" && f["reply_packets"].as_u64() > Some(0))
+    };
+    let mut proxy = open("proxy.service");
+    let agent = start("0");
+    assert_eq!(proxy.again().unwrap(), Said::Begun);
+    assert!(eventually(|| denied(&agent)), "what comes from the middle passes");
+    assert!(!counted(&agent, "proxy"), "no entry is made from the middle");
+    agent.kill().unwrap();
+    // Nobody looks while this one starts.
+    let mut late = open("late.service");
+    let agent = start("1h");
+    let status = agent.json(&scene.lab.world, &["status"]).unwrap();
+    assert_eq!(status["pickup_seconds"], 0, "the tables are old: {status:#}");
+    assert_eq!(late.again().unwrap(), Said::Begun);
+    assert!(eventually(|| counted(&agent, "other")), "a unit that is new");
+    assert!(!counted(&agent, "proxy"), "one that was known");
 }
 
 #[test]

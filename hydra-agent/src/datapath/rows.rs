@@ -7,6 +7,7 @@ use hydra_common::address::Address;
 use hydra_common::id::{Container, Identity};
 use hydra_common::tables::{Cgroup, CgroupKey, Endpoint, Link, LinkKind, MAX_OWN, Publish, PublishKey};
 
+use super::tables::pickup_until;
 use crate::desired;
 
 /// A row of a container or interface: what it says of the kernel's packets beside its place.
@@ -95,8 +96,9 @@ impl Row for Cgroup {
     container_row!(desired::Cgroup);
 
     fn make(wanted: &Self::Wanted, identity: [Identity; 2]) -> Self {
-        let desired::Cgroup { identity: _, netns, address, container, flags, interface } = *wanted;
-        Self { netns, address, identity, container, flags, interface }
+        let desired::Cgroup { identity: _, netns, address, container, flags, interface, pickup_until } =
+            *wanted;
+        Self { netns, address, identity, container, flags, interface, pickup_until, zero: 0 }
     }
 
     fn kind(&self) -> (u8, u16) {
@@ -128,6 +130,23 @@ pub fn with_own_stack(
         rows.extend((0..).zip(identities).map(|(place, identity)| (CgroupKey::new(0, place), row(identity))));
     }
     rows
+}
+
+/// The same with the time in which connections from before are taken up: `lasts` seconds from `now` for a cgroup that is seen for the
+/// first time, where its processes run before it has rows.
+pub fn with_pickup(
+    mut cgroups: BTreeMap<CgroupKey, desired::Cgroup>,
+    held: &BTreeMap<CgroupKey, Cgroup>,
+    lasts: u32,
+    now: u32,
+) -> BTreeMap<CgroupKey, desired::Cgroup> {
+    let unguarded =
+        |key: &CgroupKey, row: &desired::Cgroup| key.id != 0 && row.flags & (Cgroup::HOST | Cgroup::LAN) != 0;
+    for (key, row) in cgroups.iter_mut().filter(|(key, row)| unguarded(key, row)) {
+        let before = held.get(&CgroupKey::new(key.id, 0)).map(|row| row.pickup_until);
+        row.pickup_until = pickup_until(before.unwrap_or(0), before.is_none(), lasts, now);
+    }
+    cgroups
 }
 
 /// What is to be done to a table of containers' rows.
@@ -293,6 +312,29 @@ mod tests {
         assert_eq!(listed, [(CgroupKey::new(0, 0), own(6)), (CgroupKey::new(0, 1), own(7))]);
         let many: Vec<_> = (0..=u64::from(MAX_OWN)).map(|n| (40 + n, own(4 + n as u16))).collect();
         assert_eq!(with_own_stack(&of(&many), true), of(&many), "not one of them");
+    }
+
+    #[test]
+    fn a_cgroup_keeps_the_time_that_it_got_when_it_was_seen_first() {
+        let wanted = |flags| desired::Cgroup { flags, ..desired::Cgroup::default() };
+        let key = |id, place| CgroupKey::new(id, place);
+        let rows = BTreeMap::from([
+            (key(0, 0), wanted(Cgroup::HOST)),
+            (key(40, 0), wanted(Cgroup::LAN)),
+            (key(40, 1), wanted(0)),
+            (key(41, 0), wanted(Cgroup::HOST)),
+            (key(41, 1), wanted(Cgroup::HOST)),
+        ]);
+        let until = |rows: &BTreeMap<CgroupKey, desired::Cgroup>| -> Vec<u32> {
+            rows.values().map(|row| row.pickup_until).collect()
+        };
+        let held = BTreeMap::from([(key(41, 0), Cgroup { pickup_until: 70, ..Cgroup::default() })]);
+        let first = with_pickup(rows.clone(), &held, 60, 50);
+        assert_eq!(until(&first), [0, 110, 0, 70, 70]);
+        let held: BTreeMap<_, _> =
+            first.iter().map(|(key, row)| (*key, Cgroup::make(row, [Identity::HOST; 2]))).collect();
+        assert_eq!(with_pickup(rows.clone(), &held, 60, 80), first, "nothing to write");
+        assert_eq!(until(&with_pickup(rows, &held, 0, 60)), [0; 5], "switched off");
     }
 
     #[test]

@@ -292,6 +292,7 @@ impl Datapath {
         tables::check_room(&new, desired)?;
         let endpoints = rows::without_unattached(&desired.endpoints, attached);
         let cgroups = rows::with_own_stack(&desired.cgroups, whole);
+        let cgroups = rows::with_pickup(cgroups, &self.held.cgroups, desired.pickup, second);
         let bank = (self.held.generation & 1) as usize;
         let flip = !self.holds(bank, &new)?
             || rows::reopened(&self.held.endpoints, &endpoints, bank)

@@ -46,6 +46,7 @@ pub fn rows(
             container: Container::NONE,
             flags: tables::Cgroup::HOST,
             interface: 0,
+            pickup_until: 0,
         };
         if rows.insert(processes.cgroup, vec![row]).is_some() {
             shared.insert(processes.cgroup);
@@ -68,6 +69,7 @@ fn ported(compiled: &Compiled, placement: &Placement, stack: &Stack, ip: IpAddr,
         container: placement.stacks.get(home.stack).map_or(Container::NONE, |s| s.container),
         flags: 0,
         interface: stack.attachments.iter().find(|a| a.port == home.port).map_or(0, |a| a.inside),
+        pickup_until: 0,
     }
 }
 
@@ -81,6 +83,7 @@ fn lone(compiled: &Compiled, stack: &Stack, home: &LanHome) -> Cgroup {
         container: home.container,
         flags: tables::Cgroup::LAN,
         interface: 0,
+        pickup_until: 0,
     }
 }
 

@@ -406,7 +406,7 @@ fn known(packet: &Packet, at: &At, out: &Outcome) -> bool {
         || matches!(out.step, Step::Count | Step::Renew)
         || out.pickup
         || packet.is_group()
-        || (carrier(at.mark).is_some() && !matches!(at.hook, Hook::CgroupIn))
+        || (carrier(at.mark).is_some() && !matches!(at.hook, Hook::CgroupIn | Hook::CgroupOut))
 }
 
 /// A packet that opens a connection of TCP or an association of SCTP.

@@ -58,6 +58,7 @@ fn enter<'t, T: Parts>(
     row: &Cgroup,
     out: &mut Outcome,
 ) -> Result<Option<T::Flow<'t>>, Reason> {
+    out.pickup |= at.seconds() < row.pickup_until;
     let me = row.identity[(out.bank() & 1) as usize];
     let outward = matches!(at.hook, Hook::CgroupOut);
     if outward {
