@@ -275,6 +275,34 @@ fn groups_and_dhcp_are_judged_as_the_outsides() {
     assert_eq!(said(&pass(&mut t, FIRST, Hook::CgroupIn, &answer)), NO_RULE, "nobody knows who serves");
 }
 
+/// Neighbour solicitation or advertisement about an address, with the option of a link-layer address that the kernel puts there.
+fn neighbour(from: &str, to: &str, kind: u8, about: &str) -> Vec<u8> {
+    let option = if kind == 135 { 1 } else { 2 };
+    let target = about.parse::<std::net::Ipv6Addr>().unwrap().octets();
+    let message = [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &target[..], &[option, 1, 2, 0, 0, 0, 0, 7][..]].concat();
+    let mut bytes = frame(0, 0, from, to, 58, &message);
+    bytes[14 + 7] = 255;
+    bytes
+}
+
+/// The kernel sends these by a socket of the namespace, which is in the cgroup of whoever made that: the container's.
+#[test]
+fn neighbours_are_found_whatever_is_denied() {
+    let mut t = scene();
+    let mut out = |from, to, kind, about| {
+        said(&pass(&mut t, FIRST, Hook::CgroupOut, &neighbour(from, to, kind, about)))
+    };
+    const ND: (Verdict, Reason) = (Verdict::Allowed, Reason::Neighbour);
+    assert_eq!(out(A6, "ff02::1:ff00:9", 135, "2001:db8::9"), ND, "it asks");
+    assert_eq!(out(A6, "2001:db8::9", 135, "2001:db8::9"), ND, "it asks whether one is still there");
+    assert_eq!(out(A6, "2001:db8::9", 136, A6), ND, "it answers");
+    assert_eq!(out("::", "ff02::1:ff00:10", 135, A6), ND, "whether its address is free");
+    assert_eq!(out("fe80::7", "ff02::1:ff00:9", 135, "2001:db8::9"), ND);
+    let forged = denied(Reason::SpoofedNeighbour);
+    assert_eq!(out(A6, "2001:db8::9", 136, "2001:db8::11"), forged, "it has another's address");
+    assert_eq!(out("2001:db8::11", "2001:db8::9", 135, "2001:db8::9"), forged);
+}
+
 #[test]
 fn errors_come_with_their_flow() {
     let mut t = scene();

@@ -42,7 +42,7 @@ impl Packet {
         Ok(())
     }
 
-    /// RFC 4861, 4.1, 4.3, 4.4: hop limit 255, and a link-layer address option that is the frame's own source.
+    /// RFC 4861, 4.1, 4.3, 4.4: hop limit 255, and a link-layer address option that is the frame's own source, where there is a frame.
     #[inline(never)]
     fn neighbour<B: Bytes>(&mut self, bytes: &B) -> Result<(), Reason> {
         let (at, end) = (usize::from(self.transport), self.end as usize);
@@ -66,7 +66,7 @@ impl Packet {
             if units == 0 {
                 return Err(Reason::Malformed);
             }
-            if kind <= 2 && Mac(h.part::<2, 6>()) != self.source_mac {
+            if kind <= 2 && self.network != 0 && Mac(h.part::<2, 6>()) != self.source_mac {
                 return Err(Reason::SpoofedNeighbour);
             }
             here += usize::from(units) * 8;
