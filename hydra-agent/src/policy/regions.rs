@@ -78,6 +78,8 @@ struct Said {
     gateway: bool,
     service: Option<Owner>,
     tier: Option<Owner>,
+    /// By the file: the tier whose `addresses` they are.
+    named: Option<Owner>,
     /// By the kernel or Docker: a network that the policy does not name.
     unmanaged: bool,
     /// A network or bridge of this host, and whether it is open.
@@ -161,7 +163,12 @@ fn frame(net: IpNet, here: Said, outer: Option<&Frame>, group_of: &[u16]) -> Fra
     } else {
         here.tier.or_else(|| outer.and_then(|o| o.tier.clone()))
     };
-    let tier = if matches!(here.lan, Lan::Nothing) { tier } else { None };
+    let tier = match here.lan {
+        Lan::Nothing => tier,
+        // The network says nothing of the machines on it, what is around it only by their `addresses`.
+        Lan::Block => tier.filter(|_| here.named.is_some() || outer.is_some_and(|o| o.flags == 0)),
+        Lan::Address(_) => None,
+    };
     let flags = match (&here.lan, here.subnet) {
         (Lan::Address(_), _) => PrefixRow::LAN,
         (Lan::Block, _) => 0,
@@ -250,7 +257,7 @@ fn said(model: &Model, world: &World, blocks: &[&Block]) -> BTreeMap<IpNet, Said
             });
         }
         for net in &tier.addresses {
-            at(*net, &mut |s| s.tier = Some(owner.clone()));
+            at(*net, &mut |s| (s.tier, s.named) = (Some(owner.clone()), Some(owner.clone())));
         }
         for (net, open) in world.subnets.get(&tier.name).into_iter().flatten() {
             at(*net, &mut |s| (s.tier, s.subnet) = (Some(owner.clone()), Some(*open)));
@@ -264,7 +271,7 @@ fn said(model: &Model, world: &World, blocks: &[&Block]) -> BTreeMap<IpNet, Said
     }
     for (net, owner) in &world.lan {
         at(*net, &mut |s| {
-            (s.tier, s.unmanaged, s.subnet) = (None, false, None);
+            (s.tier, s.unmanaged, s.subnet) = (s.named.clone(), false, None);
             s.lan = owner.clone().map_or(Lan::Block, Lan::Address);
         });
     }

@@ -110,6 +110,32 @@ fn a_network_without_ports_is_the_outside_but_for_the_containers_of_this_host() 
 }
 
 #[test]
+fn machines_on_a_network_without_ports_are_whose_addresses_name_them() {
+    let net = |t: &str| t.parse::<ipnet::IpNet>().unwrap();
+    for block in ["198.51.100.0/24", "198.51.0.0/16", "198.51.100.0/25"] {
+        let text = format!(
+            "version: 1\ntiers:\n  b: {{ networks: [lan] }}\n  home: {{ addresses: [{block}] }}\n  c: {{ networks: [c] }}\n"
+        );
+        let world = World {
+            lan: [(net("198.51.100.0/24"), None), (net("198.51.100.20/32"), Some(tier("b")))].into(),
+            subnets: BTreeMap::from([("c".to_owned(), vec![(net("10.0.0.0/8"), false)])]),
+            ..World::default()
+        };
+        let compiled = compile(&model(&text), &world, &mut Numbers::default()).unwrap();
+        let owner = |t: &str| {
+            let identity = compiled.identity_of_address(t.parse().unwrap());
+            compiled.identities[&identity].0.owner.clone()
+        };
+        assert_eq!(owner("198.51.100.7"), tier("home"), "{block}");
+        assert_eq!(owner("198.51.100.20"), tier("b"), "{block}");
+        let inside = World { lan: [(net("10.1.0.0/16"), None)].into(), ..world };
+        let compiled = compile(&model(&text), &inside, &mut Numbers::default()).unwrap();
+        let identity = compiled.identity_of_address("10.1.0.7".parse().unwrap());
+        assert_eq!(compiled.identities[&identity].0.owner, Owner::External, "a bridge's block does not");
+    }
+}
+
+#[test]
 fn networks_of_the_host_that_contradict_the_policy_are_refused() {
     let subnets = BTreeMap::from([("b".to_owned(), vec![("192.168.5.0/24".parse().unwrap(), false)])]);
     let world = World { subnets, ..World::default() };
