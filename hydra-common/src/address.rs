@@ -122,6 +122,8 @@ pub struct Mac(pub [u8; 6]);
 impl Mac {
     /// Not known.
     pub const ZERO: Self = Self([0; 6]);
+    /// Everybody's on the link.
+    pub const BROADCAST: Self = Self([0xff; 6]);
 
     /// The group bit: multicast and broadcast (IEEE 802.3, 3.2.3).
     #[inline(always)]

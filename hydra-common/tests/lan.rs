@@ -5,7 +5,7 @@
 mod common;
 
 use common::{APP, DB, NOW, Plain, at, frame, ip, tcp, udp, world};
-use hydra_common::address::Address;
+use hydra_common::address::{Address, Mac};
 use hydra_common::decide::lan::{concerns, lan};
 use hydra_common::decide::{At, Outcome, Step, entry};
 use hydra_common::flow::Flow;
@@ -75,8 +75,14 @@ fn keep(t: &mut Plain, packet: &Packet, out: &Outcome) {
 }
 
 fn pass(t: &mut Plain, cgroup: u64, hook: Hook, bytes: &[u8]) -> Outcome {
+    came(t, cgroup, hook, Mac::ZERO, bytes)
+}
+
+/// The same in a frame for that MAC.
+fn came(t: &mut Plain, cgroup: u64, hook: Hook, to: Mac, bytes: &[u8]) -> Outcome {
     let mut packet = Packet::default();
     let parsed = packet.parse_bare(&&bytes[14..]);
+    packet.destination_mac = to;
     let at = At { hook, ifindex: 2, ingress: 0, mark: 0, now: NOW };
     let mut out = Outcome::CLOSED;
     lan(&*t, &packet, parsed, &at, cgroup, &mut out);
@@ -107,6 +113,9 @@ const fn denied(reason: Reason) -> (Verdict, Reason) {
 const NO_RULE: (Verdict, Reason) = denied(Reason::NoRule);
 const ALLOWED: (Verdict, Reason) = (Verdict::Allowed, Reason::Rule);
 const REPLY: (Verdict, Reason) = (Verdict::Allowed, Reason::Reply);
+const UNMATCHED: (Verdict, Reason) = denied(Reason::UnmatchedError);
+const RELATED: (Verdict, Reason) = (Verdict::Allowed, Reason::Related);
+const ND: (Verdict, Reason) = (Verdict::Allowed, Reason::Neighbour);
 
 fn allow(t: &mut Plain, from: Identity, to: Identity) {
     t.cells.insert((from.0, to.0), Cell::decision(4));
@@ -275,11 +284,27 @@ fn groups_and_dhcp_are_judged_as_the_outsides() {
     assert_eq!(said(&pass(&mut t, FIRST, Hook::CgroupIn, &answer)), NO_RULE, "nobody knows who serves");
 }
 
+#[test]
+fn what_is_for_all_of_its_network_takes_the_outsides_right() {
+    let mut t = scene();
+    let all = frame(0, 0, USER, "203.0.113.255", 17, &udp(4000, 137));
+    assert_eq!(said(&came(&mut t, FIRST, Hook::CgroupIn, Mac::BROADCAST, &all)), NO_RULE);
+    allow(&mut t, Identity::EXTERNAL, APP);
+    let out = came(&mut t, FIRST, Hook::CgroupIn, Mac::BROADCAST, &all);
+    assert_eq!((said(&out), out.step), (ALLOWED, Step::Nothing), "without an entry");
+    let alone = came(&mut t, FIRST, Hook::CgroupIn, Mac::ZERO, &all);
+    assert_eq!(said(&alone), denied(Reason::UnknownDestination), "an address that is not listed");
+    let own = frame(0, 0, USER, A, 17, &udp(4000, 137));
+    let out = came(&mut t, FIRST, Hook::CgroupIn, Mac::BROADCAST, &own);
+    assert_eq!(said(&out), denied(Reason::UnknownDestination), "its own is called alone");
+}
+
 /// Neighbour solicitation or advertisement about an address, with the option of a link-layer address that the kernel puts there.
 fn neighbour(from: &str, to: &str, kind: u8, about: &str) -> Vec<u8> {
     let option = if kind == 135 { 1 } else { 2 };
     let target = about.parse::<std::net::Ipv6Addr>().unwrap().octets();
-    let message = [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &target[..], &[option, 1, 2, 0, 0, 0, 0, 7][..]].concat();
+    let message =
+        [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &target[..], &[option, 1, 2, 0, 0, 0, 0, 7][..]].concat();
     let mut bytes = frame(0, 0, from, to, 58, &message);
     bytes[14 + 7] = 255;
     bytes
@@ -292,7 +317,6 @@ fn neighbours_are_found_whatever_is_denied() {
     let mut out = |from, to, kind, about| {
         said(&pass(&mut t, FIRST, Hook::CgroupOut, &neighbour(from, to, kind, about)))
     };
-    const ND: (Verdict, Reason) = (Verdict::Allowed, Reason::Neighbour);
     assert_eq!(out(A6, "ff02::1:ff00:9", 135, "2001:db8::9"), ND, "it asks");
     assert_eq!(out(A6, "2001:db8::9", 135, "2001:db8::9"), ND, "it asks whether one is still there");
     assert_eq!(out(A6, "2001:db8::9", 136, A6), ND, "it answers");
@@ -312,7 +336,28 @@ fn errors_come_with_their_flow() {
     let error = frame(0, 0, "198.51.100.1", A, 1, &payload);
     assert_eq!(said(&pass(&mut t, FIRST, Hook::CgroupIn, &error)), denied(Reason::UnmatchedError));
     assert_eq!(said(&pass(&mut t, FIRST, Hook::CgroupOut, &quoted)), ALLOWED);
-    assert_eq!(said(&pass(&mut t, FIRST, Hook::CgroupIn, &error)), (Verdict::Allowed, Reason::Related));
+    assert_eq!(said(&pass(&mut t, FIRST, Hook::CgroupIn, &error)), RELATED);
+    for somebody in [B, BRIDGED] {
+        let error = frame(0, 0, somebody, A, 1, &payload);
+        assert_eq!(said(&pass(&mut t, FIRST, Hook::CgroupIn, &error)), UNMATCHED, "{somebody} is no router");
+    }
+    // What it says itself is about what it was sent.
+    allow(&mut t, Identity::EXTERNAL, APP);
+    let call = segment(USER, A, (4001, 80), SYN);
+    assert_eq!(said(&pass(&mut t, FIRST, Hook::CgroupIn, &call)), ALLOWED);
+    let about =
+        |quoted: &[u8], to| frame(0, 0, A, to, 1, &[&[3u8, 3, 0, 0, 0, 0, 0, 0][..], &quoted[14..]].concat());
+    assert_eq!(said(&pass(&mut t, FIRST, Hook::CgroupOut, &about(&call, USER))), RELATED);
+    allow(&mut t, Identity::EXTERNAL, DB);
+    let others = segment(USER, B, (4002, 80), SYN);
+    assert_eq!(said(&pass(&mut t, SECOND, Hook::CgroupIn, &others)), ALLOWED);
+    let out = pass(&mut t, FIRST, Hook::CgroupOut, &about(&others, USER));
+    assert_eq!(said(&out), UNMATCHED, "a flow of others");
+    // Until its next packet an entry may be of an older generation: the flow's right counts.
+    t.cells.insert((Identity::EXTERNAL.0, APP.0), Cell::decision(1));
+    (t.generation, t.heads[1].generation) = (9, 9);
+    assert_eq!(said(&pass(&mut t, FIRST, Hook::CgroupIn, &error)), RELATED);
+    assert_eq!(said(&pass(&mut t, FIRST, Hook::CgroupOut, &about(&call, USER))), UNMATCHED);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use aya_ebpf::helpers::{
     bpf_skb_ancestor_cgroup_id, bpf_skb_load_bytes,
 };
 use aya_ebpf::programs::SkBuffContext;
-use hydra_common::address::Address;
+use hydra_common::address::{Address, Mac};
 use hydra_common::decide::lan::concerns;
 use hydra_common::decide::own::{left, own};
 use hydra_common::decide::{self, At, Outcome, Step, Way, counts, entry};
@@ -31,6 +31,10 @@ const DROP: i32 = 0;
 const PASS: i32 = 1;
 /// Ethernet header: what the wire carries beside the packet.
 const ETHERNET: u64 = 14;
+/// `PACKET_BROADCAST` and `PACKET_MULTICAST` (linux/if_packet.h): how the frame came, which has no header any more. Only so is known
+/// what a network's broadcast address is.
+const BROADCAST: u32 = 1;
+const MULTICAST: u32 = 2;
 /// Offsets beyond this are not read: no header chain that the parser walks is longer.
 const FARTHEST: usize = 0x0fff;
 
@@ -134,6 +138,10 @@ fn walk(skb: *mut __sk_buff, hook: Hook, row: &Cgroup, lan: u64, room: &mut Scra
     let at = &*at;
     *packet = Packet::default();
     let parsed = decoded_unit(parse(skb, packet));
+    // SAFETY: as above.
+    if lan != 0 && matches!(hook, Hook::CgroupIn) && matches!(unsafe { (*skb).pkt_type }, BROADCAST | MULTICAST) {
+        packet.destination_mac = Mac::BROADCAST;
+    }
     let live = if lan == 0 {
         own(&Maps, packet, parsed, at, row, outcome)
     } else {

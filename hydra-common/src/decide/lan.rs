@@ -6,7 +6,8 @@
 //! cgroup's rows.
 
 use super::ends::{self, Sender};
-use super::own::{mine, related};
+use super::own::mine;
+use super::related::stands;
 use super::{At, Outcome, Parts, Step, Way, declared, published, ready, settled};
 use crate::address::Address;
 use crate::flow::{Far, Flow};
@@ -32,8 +33,9 @@ pub fn concerns<T: Tables>(tables: &T, cgroup: u64, ifindex: u32) -> bool {
     true
 }
 
-/// Judges one packet at [`Hook::CgroupIn`] or [`Hook::CgroupOut`] that [`concerns`] us; `at` has none of the mark's bits that are hydra's. Returns the live
-/// flow that [`Step::Count`], [`Step::Renew`] and [`Step::End`] are about.
+/// Judges one packet at [`Hook::CgroupIn`] or [`Hook::CgroupOut`] that [`concerns`] us; `at` has none of the mark's bits that are
+/// hydra's, and the packet's destination MAC is a group's where it came in a frame for many. Returns the live flow that
+/// [`Step::Count`], [`Step::Renew`] and [`Step::End`] are about.
 #[inline(always)]
 pub fn lan<'t, T: Parts>(
     tables: &'t T,
@@ -89,7 +91,7 @@ fn enter<'t, T: Parts>(
         }
         Kind::IcmpError if own.is_none() => return Err(Reason::SpoofedAddress),
         Kind::IcmpError => {
-            related(tables, packet, at, out)?;
+            related(tables, packet, at, me, out)?;
             return Ok(None);
         }
         Kind::DhcpClient if outward && anywhere && packet.is_group() => {
@@ -102,6 +104,10 @@ fn enter<'t, T: Parts>(
     let group = packet.is_group();
     if own.is_none() && !(group && (anywhere || !outward)) {
         return Err(if outward { Reason::SpoofedAddress } else { Reason::UnknownDestination });
+    }
+    // Nobody sends to one address by a frame for all (RFC 1122, 3.3.6): it would be judged as what is for a group.
+    if own.is_some() && packet.destination_mac.is_group() {
+        return Err(Reason::UnknownDestination);
     }
     if published::loopback(packet) {
         return Err(Reason::Loopback);
@@ -167,6 +173,38 @@ fn named<T: Tables>(
     out.verdict = Verdict::Allowed;
     out.reason = if matches!(packet.kind, Kind::Listener) { Reason::Mld } else { Reason::Neighbour };
     Ok(())
+}
+
+/// An ICMP error passes with a live flow of this container that it quotes, from its other end or a router on the way, which nobody of
+/// this host is.
+#[inline(never)]
+fn related<T: Parts>(
+    tables: &T,
+    packet: &Packet,
+    at: &At,
+    me: Identity,
+    out: &mut Outcome,
+) -> Result<(), Reason> {
+    // Of an error the packet's side is that of its receiver.
+    let (receiver, sender) = (packet.side(), packet.side().other());
+    let outward = matches!(at.hook, Hook::CgroupOut);
+    let Some(flow) = tables.flow(&packet.key) else { return Err(Reason::UnmatchedError) };
+    let mine = mine(&flow, if outward { sender } else { receiver }, me);
+    let live = !track::expired(&flow, packet.key.protocol, at.now) && stands(tables, packet, at, out, &flow);
+    let end = packet.source == packet.key.address(sender);
+    if !(mine && live && (end || !(outward || known(tables, out.bank(), &packet.source)))) {
+        return Err(Reason::UnmatchedError);
+    }
+    out.verdict = Verdict::Allowed;
+    out.reason = Reason::Related;
+    Ok(())
+}
+
+/// Whether an address is that of a container of this host.
+#[inline(always)]
+fn known<T: Tables>(tables: &T, bank: u32, address: &Address) -> bool {
+    tables.endpoint(address).is_some_and(|e| e.container != Container::NONE)
+        || tables.prefix(bank, address).is_some_and(|row| row.flags & PrefixRow::LAN != 0)
 }
 
 /// Who is called. Whoever hears a group is not known: it takes a right to the outside. `true`: the receiver's port counts the packet.

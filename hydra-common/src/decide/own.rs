@@ -212,12 +212,7 @@ fn called<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome) ->
 
 /// An ICMP error passes with the live flow that it quotes.
 #[inline(never)]
-pub(super) fn related<T: Tables>(
-    tables: &T,
-    packet: &Packet,
-    at: &At,
-    out: &mut Outcome,
-) -> Result<(), Reason> {
+fn related<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome) -> Result<(), Reason> {
     let live = tables.flow(&packet.key);
     if live.is_none_or(|flow| track::expired(&flow, packet.key.protocol, at.now)) {
         return Err(Reason::UnmatchedError);

@@ -54,7 +54,7 @@ pub fn related<T: Parts>(
 
 /// Whether the tables still allow the flow that an error is about. Until its next packet an entry may be of an older generation.
 #[inline(never)]
-fn stands<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &Outcome, flow: &Flow) -> bool {
+pub(super) fn stands<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &Outcome, flow: &Flow) -> bool {
     if flow.generation == out.generation {
         return flow.until == 0 || at.seconds() < flow.until;
     }
