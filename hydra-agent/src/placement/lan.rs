@@ -2,8 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use hydra_common::address::Mac;
+use hydra_common::address::{Address, Mac};
 use hydra_common::id::Container;
+use ipnet::IpNet;
 
 use super::resolve::{Bridges, PortHome, Trust};
 use super::{Claims, NotEnforced, Owner, Placement, address_owner};
@@ -24,6 +25,8 @@ pub struct LanHome {
     pub network: String,
     /// As Docker gave it.
     pub mac: Mac,
+    /// One that the container may give itself: see [`made`].
+    pub made: bool,
 }
 
 /// The interfaces of a stack, and what their networks say.
@@ -62,12 +65,14 @@ pub(super) fn place(
         return;
     }
     let container = out.stacks.last().map_or(Container::NONE, |s| s.container);
+    let network = |home: &PortHome| {
+        let by_network = || home.tier.clone().map_or(Owner::Unmanaged, Owner::Tier);
+        named.cloned().unwrap_or_else(by_network)
+    };
     for (lan, home) in lans {
         out.lan_blocks.extend(&home.subnets);
-        let by_network = || home.tier.clone().map_or(Owner::Unmanaged, Owner::Tier);
-        let network = named.cloned().unwrap_or_else(by_network);
         for address in addresses(lan) {
-            let owner = address_owner(claims, home, named, &network, Trust::Docker, address);
+            let owner = address_owner(claims, home, named, &network(home), Trust::Docker, address);
             let taken = taken(out, address);
             if let Some(why) = &taken {
                 out.not_enforced
@@ -77,7 +82,28 @@ pub(super) fn place(
             out.lan.push(row(stack, container, lan, address, owner));
         }
     }
+    for (lan, home) in lans {
+        for address in home.subnets.iter().filter_map(|block| made(lan, block)) {
+            let owner = address_owner(claims, home, named, &network(home), Trust::Docker, address);
+            if taken(out, address).is_none() {
+                out.lan.push(LanHome { made: true, ..row(stack, container, lan, address, owner) });
+            }
+        }
+    }
     unseen(stack, true, out);
+}
+
+/// The address that a container gives itself in a block once a router of the network has said that it may (RFC 4862, 5.5.3, of the
+/// MAC as RFC 4291, appendix A): Linux prefers it to Docker's where it speaks first.
+fn made(lan: &Lan, block: &IpNet) -> Option<IpAddr> {
+    let IpNet::V6(block) = block else { return None };
+    let own = lan.addresses.iter().any(|a| IpNet::V6(*block).contains(a));
+    if block.prefix_len() != 64 || !own || lan.mac == Mac::ZERO {
+        return None;
+    }
+    let mut octets = block.network().octets();
+    octets[8..].copy_from_slice(&Address::link_local_of(&lan.mac).octets()[8..]);
+    Some(IpAddr::from(octets))
 }
 
 /// Why an address can't be anybody else's as well.
@@ -93,16 +119,18 @@ fn taken(out: &Placement, address: IpAddr) -> Option<String> {
     })
 }
 
-/// Without a cgroup nothing is judged.
+/// Without a cgroup nothing is judged. Each container of the stack has one.
 fn unseen(stack: &Stack, any: bool, out: &mut Placement) {
-    if any && stack.cgroups.is_empty() {
-        out.not_enforced.push(NotEnforced {
-            what: stack.name.clone(),
-            why: "it is on a network without ports on this host, and no hook sees its processes: its packets there are \
-                  not judged"
-                .to_owned(),
-        });
+    if !any || stack.cgroups.len() >= stack.members.len() {
+        return;
     }
+    let who = if stack.cgroups.is_empty() { "its processes" } else { "some of its processes" };
+    out.not_enforced.push(NotEnforced {
+        what: stack.name.clone(),
+        why: format!(
+            "it is on a network without ports on this host, and no hook sees {who}: their packets there are not judged"
+        ),
+    });
 }
 
 fn addresses(lan: &Lan) -> impl Iterator<Item = IpAddr> {
@@ -118,5 +146,6 @@ fn row(stack: &Stack, container: Container, lan: &Lan, address: IpAddr, owner: O
         container,
         network: lan.network.clone(),
         mac: lan.mac,
+        made: false,
     }
 }

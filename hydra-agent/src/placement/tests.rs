@@ -472,13 +472,29 @@ fn what_has_no_port_and_no_known_place_is_closed() {
     s.claims.multihome = crate::policy::file::Multihome::Deny;
     let p = s.place();
     assert_eq!((lans(&p), p.closed.len()), (vec![("198.51.100.20".to_owned(), None)], 1));
+    s.snapshot.stacks[0].members.push("helper".into());
+    let unseen = |who: &str| {
+        [format!(
+            "proxy: it is on a network without ports on this host, and no hook sees {who}: their packets there are not judged"
+        )]
+    };
+    assert_eq!(said(&s.place()), unseen("some of its processes"));
     s.snapshot.stacks[0].cgroups.clear();
-    assert_eq!(
-        said(&s.place()),
-        [
-            "proxy: it is on a network without ports on this host, and no hook sees its processes: its packets there are not judged"
-        ]
-    );
+    assert_eq!(said(&s.place()), unseen("its processes"));
+}
+
+#[test]
+fn what_has_no_port_may_have_the_address_of_its_mac_as_well() {
+    let mut s = on_lan();
+    let network = s.snapshot.networks.get_mut("lan").unwrap();
+    network.subnets.extend(nets(["2001:db8:7::/64", "2001:db8:8::/56"]));
+    assert_eq!(lans(&s.place()).len(), 1, "not without an address there");
+    let lan = &mut s.snapshot.stacks[0].lans[0];
+    lan.addresses.extend([ip("2001:db8:7::20"), ip("2001:db8:8::20")]);
+    let made = "2001:db8:7::ff:fe00:7";
+    let p = s.place();
+    let found: Vec<_> = p.lan.iter().filter(|l| l.made).map(|l| (l.address, l.owner.is_some())).collect();
+    assert_eq!(found, [(ip(made), true)], "nor where the half of an address is not its MAC's");
 }
 
 #[test]

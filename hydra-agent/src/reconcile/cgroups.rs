@@ -26,9 +26,11 @@ pub fn rows(
         let index =
             declared.iter().copied().find(|i| placement.stacks.get(*i).is_some_and(|s| s.key == stack.key));
         let homes = placement.addresses.iter().filter(|(_, home)| Some(home.stack) == index);
-        let lan = placement.lan.iter().filter(|home| home.stack == stack.key);
+        let lan =
+            |made| placement.lan.iter().filter(move |home| home.stack == stack.key && home.made == made);
+        let lone = |home| lone(compiled, stack, home);
         let homes = homes.map(|(ip, home)| ported(compiled, placement, stack, *ip, home));
-        let of_stack = fitted(lan.map(|home| lone(compiled, stack, home)).chain(homes).collect());
+        let of_stack = fitted(lan(false).map(lone).chain(homes).collect(), lan(true).map(lone).collect());
         if index.is_none() && of_stack.is_empty() {
             continue;
         }
@@ -88,17 +90,18 @@ fn lone(compiled: &Compiled, stack: &Stack, home: &LanHome) -> Cgroup {
 }
 
 /// As many as there are places. Where one has no port, the hook on packets must know those, and after them every interface that has one:
-/// what is not listed is denied.
-fn fitted(rows: Vec<Cgroup>) -> Vec<Cgroup> {
+/// what is not listed is denied. Then come the addresses that may be on the former.
+fn fitted(mut rows: Vec<Cgroup>, made: Vec<Cgroup>) -> Vec<Cgroup> {
     let most = MAX_CGROUP_PLACES as usize;
-    if rows.len() <= most {
+    if rows.len() + made.len() <= most {
+        rows.extend(made);
         return rows;
     }
     let lan = rows.iter().any(|row| row.flags & tables::Cgroup::LAN != 0);
     let mut seen = BTreeSet::new();
     let mut again = |row: &Cgroup| lan && row.interface != 0 && !seen.insert(row.interface);
     let (later, mut first): (Vec<Cgroup>, Vec<Cgroup>) = rows.into_iter().partition(|row| again(row));
-    first.extend(later);
+    first.extend(made.into_iter().chain(later));
     let many = |row: Cgroup| Cgroup { flags: row.flags | tables::Cgroup::MANY, ..row };
     first.into_iter().map(many).take(most).collect()
 }

@@ -416,6 +416,14 @@ fn a_cgroups_addresses_without_a_port_come_first_and_every_port_is_named() {
         "an interface that no row names is judged"
     );
     assert!(d.cgroups.values().all(|row| row.identity == POSTGRES && row.container == Container(1)));
+    // One that it may give itself takes nobody's place that has to be there.
+    s.snapshot.networks.get_mut("lan").unwrap().subnets.push("2001:db8:7::/64".parse().unwrap());
+    s.snapshot.stacks[0].lans[0].addresses.insert(ip("2001:db8:7::20"));
+    let rows: Vec<_> = wanted(&s).cgroups.values().map(|row| (row.flags & lan, row.interface)).collect();
+    assert_eq!(rows, [(lan, 0), (lan, 0), (0, 301), (0, 302)]);
+    s.snapshot.stacks[0].attachments[0].addresses.clear();
+    let rows: Vec<_> = wanted(&s).cgroups.values().map(|row| (row.flags & lan, row.interface)).collect();
+    assert_eq!(rows, [(lan, 0), (lan, 0), (0, 302), (lan, 0)]);
     assert!(
         !d.endpoints.contains_key(&Address::from(ip("198.51.100.20"))),
         "it is the outside's to every port"
