@@ -11,7 +11,7 @@ use hydra_common::flow::Flow;
 use hydra_common::id::{Container, Identity};
 use hydra_common::names::{MARK_JUDGED, carried, left};
 use hydra_common::packet::Packet;
-use hydra_common::tables::{Cell, Cgroup, CgroupKey, Endpoint, Head, Publish, PublishKey};
+use hydra_common::tables::{Cell, Cgroup, CgroupKey, Endpoint, Head, PrefixRow, Publish, PublishKey};
 use hydra_common::verdict::{Hook, Reason, Verdict};
 
 const SYN: u8 = 2;
@@ -305,15 +305,21 @@ fn only_sockets_are_left_to_their_own_hook() {
     assert_eq!(common::pass(&mut t, &call, &port).way, Way::Left, "an audited policy says what it would do");
 }
 
+const LONE: &str = "203.0.113.10";
+
 #[test]
 fn nobody_on_the_hosts_stack_sends_as_a_container() {
     let mut t = scene();
     t.cells.insert((APP.0, APP.0), Cell::decision(4));
     t.cells.insert((APP.0, DB.0), Cell::decision(4));
-    for to in ["10.2.0.21", US, USER] {
-        let bytes = frame(0, 0, "10.1.0.12", to, 6, &tcp(4000, 80, SYN));
+    // One that has no port.
+    t.prefixes.push((ip(LONE), 128, PrefixRow { identity: APP, flags: PrefixRow::LAN }));
+    for (from, to) in
+        [("10.1.0.12", "10.2.0.21"), ("10.1.0.12", US), ("10.1.0.12", USER), (LONE, US), (LONE, USER)]
+    {
+        let bytes = frame(0, 0, from, to, 6, &tcp(4000, 80, SYN));
         let out = pass(&mut t, &UNIT, Hook::CgroupOut, (CARD, 0), &bytes);
-        assert_eq!(said(&out), (Verdict::Denied, Reason::SpoofedAddress), "{to}");
+        assert_eq!(said(&out), (Verdict::Denied, Reason::SpoofedAddress), "{from} to {to}");
     }
     assert!(t.flows.is_empty());
     assert!(left_to_port(&t, US, "10.2.0.21"), "the control");

@@ -6,14 +6,14 @@
 //! cgroup's rows.
 
 use super::ends::{self, Sender};
-use super::own::mine;
+use super::own::{alone, anothers, mine};
 use super::related::stands;
 use super::{At, Outcome, Parts, Step, Way, declared, published, ready, settled};
 use crate::address::Address;
 use crate::flow::{Far, Flow};
 use crate::id::{Container, Identity};
 use crate::packet::{Kind, Packet};
-use crate::tables::{Cgroup, CgroupKey, Endpoint, MAX_CGROUP_PLACES, PrefixRow, Tables};
+use crate::tables::{Cgroup, CgroupKey, Endpoint, MAX_CGROUP_PLACES, Tables};
 use crate::track;
 use crate::verdict::{Hook, Reason, Verdict};
 
@@ -192,19 +192,13 @@ fn related<T: Parts>(
     let mine = mine(&flow, if outward { sender } else { receiver }, me);
     let live = !track::expired(&flow, packet.key.protocol, at.now) && stands(tables, packet, at, out, &flow);
     let end = packet.source == packet.key.address(sender);
-    if !(mine && live && (end || !(outward || known(tables, out.bank(), &packet.source)))) {
+    let somebody = anothers(tables, &packet.source) || alone(tables, out.bank(), &packet.source);
+    if !(mine && live && (end || !(outward || somebody))) {
         return Err(Reason::UnmatchedError);
     }
     out.verdict = Verdict::Allowed;
     out.reason = Reason::Related;
     Ok(())
-}
-
-/// Whether an address is that of a container of this host.
-#[inline(always)]
-fn known<T: Tables>(tables: &T, bank: u32, address: &Address) -> bool {
-    tables.endpoint(address).is_some_and(|e| e.container != Container::NONE)
-        || tables.prefix(bank, address).is_some_and(|row| row.flags & PrefixRow::LAN != 0)
 }
 
 /// Who is called. Whoever hears a group is not known: it takes a right to the outside. `true`: the receiver's port counts the packet.
@@ -256,7 +250,7 @@ fn caller<T: Parts>(
         return Ok(e.container != Container::NONE);
     }
     tables.source(packet, out, None)?;
-    let here = tables.prefix(out.bank(), &packet.source).is_some_and(|row| row.flags & PrefixRow::LAN != 0);
+    let here = alone(tables, out.bank(), &packet.source);
     // Nor another one without a port but by the entry that was made where it sent. With one that was made here an answer would reach it.
     if here && !packet.is_group() && !live.is_some_and(known) {
         return Err(Reason::SpoofedAddress);

@@ -12,7 +12,7 @@ use crate::flow::{Flow, Side};
 use crate::id::{Container, Identity};
 use crate::names::{MARK_JUDGED, MARK_MASK};
 use crate::packet::{Kind, Packet};
-use crate::tables::{Cgroup, CgroupKey, Endpoint, MAX_OWN, Tables};
+use crate::tables::{Cgroup, CgroupKey, Endpoint, MAX_OWN, PrefixRow, Tables};
 use crate::track::{self, protocol};
 use crate::verdict::{Hook, Reason, Verdict};
 
@@ -45,8 +45,14 @@ pub fn left<T: Tables>(tables: &T, source: &Address, destination: &Address) -> b
 
 /// Whether an address is a container's: no process of this host's own stack has it.
 #[inline(always)]
-fn anothers<T: Tables>(tables: &T, address: &Address) -> bool {
+pub(super) fn anothers<T: Tables>(tables: &T, address: &Address) -> bool {
     tables.endpoint(address).is_some_and(|e| e.container != Container::NONE)
+}
+
+/// The same of a container that has no port: it calls others without one by its address.
+#[inline(always)]
+pub(super) fn alone<T: Tables>(tables: &T, bank: u32, address: &Address) -> bool {
+    tables.prefix(bank, address).is_some_and(|row| row.flags & PrefixRow::LAN != 0)
 }
 
 #[inline(always)]
@@ -80,7 +86,7 @@ fn enter<'t, T: Parts>(
         }
         Kind::Ip | Kind::Neighbour | Kind::Router | Kind::Listener | Kind::DhcpClient | Kind::DhcpServer => {}
     }
-    if outward && anothers(tables, &packet.source) {
+    if outward && (anothers(tables, &packet.source) || alone(tables, out.bank(), &packet.source)) {
         return Err(Reason::SpoofedAddress);
     }
     if outward && left(tables, &packet.source, &packet.destination) {
