@@ -269,7 +269,9 @@ fn said(model: &Model, world: &World, blocks: &[&Block]) -> BTreeMap<IpNet, Said
             }
         }
     }
-    for (net, owner) in &world.lan {
+    // A tier's bridge may lead to the same network: who is behind its ports is known by these.
+    let bridge = |net: &IpNet| world.subnets.values().flatten().any(|(subnet, _)| subnet == net);
+    for (net, owner) in world.lan.iter().filter(|(net, owner)| owner.is_some() || !bridge(net)) {
         at(*net, &mut |s| {
             (s.tier, s.unmanaged, s.subnet) = (s.named.clone(), false, None);
             s.lan = owner.clone().map_or(Lan::Block, Lan::Address);

@@ -136,6 +136,24 @@ fn machines_on_a_network_without_ports_are_whose_addresses_name_them() {
 }
 
 #[test]
+fn a_tiers_bridge_keeps_the_block_of_a_network_without_ports() {
+    let net = |t: &str| t.parse::<ipnet::IpNet>().unwrap();
+    let text = "version: 1\ntiers:\n  b: { networks: [lan] }\n  vms: { bridges: [br0] }\n";
+    let world = World {
+        lan: [(net("198.51.100.0/24"), None), (net("198.51.100.20/32"), Some(tier("b")))].into(),
+        subnets: BTreeMap::from([("vms".to_owned(), vec![(net("198.51.100.0/24"), true)])]),
+        ..World::default()
+    };
+    let compiled = compile(&model(text), &world, &mut Numbers::default()).unwrap();
+    let rows = ["198.51.100.0/24", "198.51.100.20/32"].map(|block| {
+        let row = compiled.prefixes[&net(block)];
+        (compiled.identities[&row.identity].0.owner.clone(), row.flags)
+    });
+    let open = PrefixRow::INTERIOR | PrefixRow::OPEN;
+    assert_eq!(rows, [(tier("vms"), open), (tier("b"), PrefixRow::LAN)]);
+}
+
+#[test]
 fn networks_of_the_host_that_contradict_the_policy_are_refused() {
     let subnets = BTreeMap::from([("b".to_owned(), vec![("192.168.5.0/24".parse().unwrap(), false)])]);
     let world = World { subnets, ..World::default() };
