@@ -132,18 +132,18 @@ pub fn with_own_stack(
     rows
 }
 
-/// The same with the time in which connections from before are taken up: `lasts` seconds from `now` for a cgroup that is seen for the
-/// first time, where its processes run before it has rows.
+/// The same with the time in which connections from before are taken up: `lasts` seconds from `now` for a cgroup that is seen there for
+/// the first time, where its processes run before it has rows.
 pub fn with_pickup(
     mut cgroups: BTreeMap<CgroupKey, desired::Cgroup>,
     held: &BTreeMap<CgroupKey, Cgroup>,
     lasts: u32,
     now: u32,
 ) -> BTreeMap<CgroupKey, desired::Cgroup> {
-    let unguarded =
-        |key: &CgroupKey, row: &desired::Cgroup| key.id != 0 && row.flags & (Cgroup::HOST | Cgroup::LAN) != 0;
-    for (key, row) in cgroups.iter_mut().filter(|(key, row)| unguarded(key, row)) {
-        let before = held.get(&CgroupKey::new(key.id, 0)).map(|row| row.pickup_until);
+    let unguarded = |flags: u32| flags & (Cgroup::HOST | Cgroup::LAN) != 0;
+    for (key, row) in cgroups.iter_mut().filter(|(key, row)| key.id != 0 && unguarded(row.flags)) {
+        let before = held.get(&CgroupKey::new(key.id, 0)).filter(|row| unguarded(row.flags));
+        let before = before.map(|row| row.pickup_until);
         row.pickup_until = pickup_until(before.unwrap_or(0), before.is_none(), lasts, now);
     }
     cgroups
@@ -328,7 +328,9 @@ mod tests {
         let until = |rows: &BTreeMap<CgroupKey, desired::Cgroup>| -> Vec<u32> {
             rows.values().map(|row| row.pickup_until).collect()
         };
-        let held = BTreeMap::from([(key(41, 0), Cgroup { pickup_until: 70, ..Cgroup::default() })]);
+        let host = Cgroup { pickup_until: 70, flags: Cgroup::HOST, ..Cgroup::default() };
+        // 40 was behind a port alone.
+        let held = BTreeMap::from([(key(40, 0), Cgroup::default()), (key(41, 0), host)]);
         let first = with_pickup(rows.clone(), &held, 60, 50);
         assert_eq!(until(&first), [0, 110, 0, 70, 70]);
         let held: BTreeMap<_, _> =
