@@ -3,6 +3,7 @@
 
 mod ring;
 
+use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -117,6 +118,13 @@ impl Caller {
         Ok(())
     }
 
+    /// Sends a packet of IPv4 as it is, from its header on, by a raw socket.
+    pub fn send(&mut self, packet: &[u8]) -> Result<Said> {
+        let mut line = "raw ".to_owned();
+        packet.iter().try_for_each(|byte| write!(line, "{byte:02x}"))?;
+        self.ask(&line)
+    }
+
     fn ask(&mut self, line: &str) -> Result<Said> {
         writeln!(self.input, "{line}")?;
         let mut line = String::new();
@@ -145,6 +153,7 @@ pub fn serve() -> Result<()> {
         let done = match (how, open.last()) {
             ("again", Some(last)) => again(last),
             ("listen", _) => listen(to.parse()?),
+            ("raw", _) => raw(to),
             (way, _) => match How::ALL.get(way.parse::<usize>()?) {
                 // What goes on must not be cut off by closing it.
                 Some(how) => call(*how, to.parse()?).map(|socket| open.push(socket)),
@@ -162,6 +171,33 @@ pub fn serve() -> Result<()> {
 fn again(socket: &OwnedFd) -> io::Result<()> {
     nix::sys::socket::send(socket.as_raw_fd(), b"x", nix::sys::socket::MsgFlags::MSG_DONTWAIT)?;
     Ok(())
+}
+
+/// A packet in hexadecimal digits.
+fn raw(digits: &str) -> io::Result<()> {
+    let byte = |at| u8::from_str_radix(digits.get(at..at + 2).unwrap_or_default(), 16);
+    let packet: Vec<u8> =
+        (0..digits.len()).step_by(2).map(byte).collect::<Result<_, _>>().map_err(io::Error::other)?;
+    let to = packet.get(16..20).and_then(|to| <[u8; 4]>::try_from(to).ok());
+    let to = to.ok_or_else(|| io::Error::other("no header of IPv4"))?;
+    let address = SockaddrStorage::from(SocketAddr::from((to, 0)));
+    // SAFETY: numbers alone, the descriptor is nobody else's; then `packet` and `address` live through the call, with their lengths.
+    let sent = unsafe {
+        let fd = libc::socket(libc::AF_INET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_RAW);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let socket = OwnedFd::from_raw_fd(fd);
+        libc::sendto(
+            socket.as_raw_fd(),
+            packet.as_ptr().cast(),
+            packet.len(),
+            0,
+            address.as_ptr(),
+            address.len(),
+        )
+    };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Greets on TCP, sends back on UDP.

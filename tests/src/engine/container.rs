@@ -1,7 +1,9 @@
 //! Networks and containers of an engine: made, asked about, entered.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::process::Output;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -184,6 +186,23 @@ impl Engine {
         let text = self.docker(&["container", "inspect", name])?;
         let mut list: Vec<Value> = serde_json::from_str(&text).context("docker inspect printed no list")?;
         list.pop().with_context(|| format!("docker knows no container {name}"))
+    }
+
+    /// The folder of a running container's processes in the cgroup hierarchy.
+    pub fn cgroup_of(&self, container: &str) -> Result<PathBuf> {
+        let inspected = self.inspect(container)?;
+        let id = inspected["Id"].as_str().context("a container has an id")?;
+        let mut folders = vec![self.cgroup().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder)? {
+                let entry = entry?;
+                if entry.file_name().to_string_lossy().contains(id) {
+                    return Ok(entry.path());
+                }
+                folders.extend(entry.file_type()?.is_dir().then(|| entry.path()));
+            }
+        }
+        bail!("{container} has no cgroup")
     }
 
     /// A container's addresses on a network, IPv4 first.
