@@ -97,7 +97,8 @@ async fn enforce(
         lasting.push(NotEnforced { what: format!("state {}", file.path.display()), why: file.why.clone() });
     }
     let start = begin_with(&settings.policy, &state)?;
-    let appearances = inventory::Appearances::open().map_err(inventory::InventoryError::from)?;
+    let (ports, appeared) = std::sync::mpsc::channel();
+    let appearances = inventory::Appearances::open(ports).map_err(inventory::InventoryError::from)?;
     let hierarchy = Hierarchy::find(&settings.cgroup);
     let cgroups = hierarchy.as_ref().ok().cloned().flatten();
     let mut inventory = Inventory::new(watching(&settings, cgroups))?;
@@ -120,8 +121,10 @@ async fn enforce(
         Err(why) => Seat::Missing(why),
     };
     let opened = spawn_blocking(move || open(&bpffs, mechanism, seat)).await;
-    let Opened { datapath, reader, collector, events } =
+    let Opened { datapath, reader, collector, events, early } =
         opened.map_err(|e| RunError::Begin(std::io::Error::other(e)))??;
+    let cover = move || appeared.into_iter().for_each(|(port, master)| early.port(port, master));
+    std::thread::Builder::new().name("hydra-ports".to_owned()).spawn(cover).map_err(RunError::Begin)?;
     let generation = datapath.held().generation;
     if state.fresh() && generation != 0 {
         state.distrust_containers();
@@ -184,12 +187,14 @@ struct Opened {
     reader: datapath::KernelReader,
     collector: datapath::Collector,
     events: datapath::Events,
+    early: datapath::Early,
 }
 
 fn open(bpffs: &Path, mechanism: Mechanism, seat: Seat) -> Result<Opened, datapath::DatapathError> {
     let datapath = Datapath::open(bpffs, mechanism)?.with_sockets(seat)?;
     let (reader, collector, events) = (datapath.reader()?, datapath.collector()?, datapath.events()?);
-    Ok(Opened { datapath, reader, collector, events })
+    let early = datapath.early()?;
+    Ok(Opened { datapath, reader, collector, events, early })
 }
 
 fn held_containers(datapath: &Datapath) -> Vec<hydra_common::id::Container> {

@@ -10,7 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use serde_json::Value;
 
@@ -214,6 +216,24 @@ impl Agent {
         Ok(kill(self.process()?, if frozen { Signal::SIGSTOP } else { Signal::SIGCONT })?)
     }
 
+    /// Stops everything in it but the threads of these names.
+    pub fn hold_all_but(&self, names: &[&str]) -> Result<Held> {
+        let mut held = Held { threads: Vec::new() };
+        for entry in std::fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+            let path = entry?.path();
+            if names.contains(&std::fs::read_to_string(path.join("comm"))?.trim()) {
+                continue;
+            }
+            let number = path.file_name().and_then(|name| name.to_str()).context("a thread has a number")?;
+            let thread = Pid::from_raw(number.parse()?);
+            ptrace::seize(thread, ptrace::Options::empty())?;
+            held.threads.push(thread);
+            ptrace::interrupt(thread)?;
+            waitpid(thread, Some(WaitPidFlag::__WALL))?;
+        }
+        Ok(held)
+    }
+
     fn process(&self) -> Result<Pid> {
         Ok(Pid::from_raw(i32::try_from(self.child.id())?))
     }
@@ -223,6 +243,19 @@ impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Threads that stand still until this is dropped, which the thread that made it must do.
+pub struct Held {
+    threads: Vec<Pid>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for thread in &self.threads {
+            let _ = ptrace::detach(*thread, None);
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! A deployment in a world with the real agent on it: where the tests of the whole product begin.
 
 use std::net::IpAddr;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -9,6 +10,7 @@ use serde_json::Value;
 use crate::agent::Agent;
 use crate::deployment::Deployment;
 use crate::probe::{Kind, Outcome, Probe, probe};
+use crate::topology::HOST;
 use crate::world::World;
 
 /// How long silence must last to count as silence.
@@ -60,6 +62,18 @@ impl Lab {
         let rows = agent.json(&self.world, &["drops", "--totals"])?;
         let rows = rows.as_array().cloned().unwrap_or_default();
         Ok(rows.iter().filter(|r| r["reason"] == reason).filter_map(|r| r["packets"].as_u64()).sum())
+    }
+
+    /// How many classic filters are on both sides of an interface of this host.
+    pub fn filters(&self, interface: &str) -> Result<usize> {
+        let mut count = 0;
+        for side in ["ingress", "egress"] {
+            let mut command = Command::new("tc");
+            command.args(["filter", "show", "dev", interface, side]);
+            let output = self.world.output(HOST, command)?;
+            count += String::from_utf8_lossy(&output.stdout).matches(" handle ").count();
+        }
+        Ok(count)
     }
 }
 

@@ -17,6 +17,7 @@ use hydra_tests::probe::{Echo, Kind};
 use hydra_tests::sample;
 use hydra_tests::sniffer::Sniffer;
 use hydra_tests::topology::{Container, HOST, Port};
+use hydra_tests::world::World;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, setsockopt, socket, sockopt,
 };
@@ -175,6 +176,42 @@ fn an_unknown_port_reaches_nothing_but_other_unknown_ports_of_its_bridge() {
         assert!(eventually(|| lab.dropped(&agent, "rule").unwrap() > 0), "{state}: by the rule no-ssh");
         go(&mut lab);
     }
+}
+
+#[test]
+fn a_new_port_has_its_programs_while_every_pass_is_held_up() {
+    let (mut lab, agent) = Lab::start(&sample::policy()).unwrap();
+    // Without programs the two reach each other.
+    agent.freeze(true).unwrap();
+    come(&mut lab);
+    let other = Sniffer::start(&lab.world, "hyother").unwrap();
+    send(&lab, "frozen");
+    assert!(other.wait_for(b"frozen", Duration::from_secs(5)), "neither of the two is known");
+    go(&mut lab);
+    agent.freeze(false).unwrap();
+    let before = lab.dropped(&agent, "unknown-source").unwrap();
+
+    let ports = ["hynew", "hyother"].map(|name| World::port_name(name, 0));
+    let covered = |lab: &Lab| ports.iter().all(|port| lab.filters(port).unwrap() == 2);
+    // Those who put programs on new ports may have to wait once for a pass that was stopped at the wrong moment.
+    let held = (0..3).find_map(|_| {
+        let held = agent.hold_all_but(&["hydra-links", "hydra-ports"]).unwrap();
+        come(&mut lab);
+        if eventually(|| covered(&lab)) {
+            return Some(held);
+        }
+        go(&mut lab);
+        None
+    });
+    assert!(held.is_some(), "no programs without a pass");
+    let other = Sniffer::start(&lab.world, "hyother").unwrap();
+    send(&lab, "held up");
+    drop(held);
+    let denied = || lab.dropped(&agent, "unknown-source").unwrap() > before;
+    assert!(eventually(denied), "{}", agent.json(&lab.world, &["drops", "--totals"]).unwrap());
+    assert_eq!(other.with(b"held up").len(), 0, "either port carries programs");
+    let linked = || ports.iter().all(|port| lab.filters(port).unwrap() == 0);
+    assert!(eventually(linked), "links take the filters' places");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hydra_common::verdict::Hook;
@@ -82,11 +83,26 @@ fn behind(hook: Hook, before: &[u32]) -> String {
     format!("others run before hydra's at {}: {}", hook.as_str(), names.join(", "))
 }
 
-/// The hooks of one set of pins.
-#[derive(Debug)]
+/// The hooks of one set of pins. Clones take turns.
+#[derive(Clone, Debug)]
 pub struct Attacher {
     pins: Pins,
     tcx: bool,
+    turns: Arc<Turns>,
+}
+
+/// Whoever waits comes before whoever has just been: a pass over all hooks lets a new port in between.
+#[derive(Debug, Default)]
+struct Turns {
+    next: Mutex<()>,
+    now: Mutex<()>,
+}
+
+impl Turns {
+    fn take(&self) -> MutexGuard<'_, ()> {
+        let _next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// TCX's name of a hook's side.
@@ -128,7 +144,12 @@ impl Attacher {
                 Err(e) if e.raw_os_error() == Some(libc::EINVAL)
             ),
         };
-        Self { pins: pins.clone(), tcx }
+        Self { pins: pins.clone(), tcx, turns: Arc::default() }
+    }
+
+    /// Whether programs belong on links.
+    pub fn tcx(&self) -> bool {
+        self.tcx
     }
 
     /// `tcx` or `clsact`.
@@ -161,6 +182,7 @@ impl Attacher {
     /// Puts a hook's program where it belongs, first, whatever is there.
     pub fn ensure(&self, programs: &Programs, ifindex: u32, hook: Hook) -> io::Result<Done> {
         let (program, id) = programs.get(hook);
+        let _turn = self.turns.take();
         if !self.tcx {
             let done = clsact::ensure(program.as_fd(), id, ifindex, hook)?;
             if done != Done::Kept || !self.pins.filter(ifindex, hook).exists() {
@@ -201,8 +223,24 @@ impl Attacher {
         Ok(done)
     }
 
+    /// Puts a program on a hook that has none, as a filter: that takes no grace period, as each link does. Where links are used
+    /// the next [`Self::ensure`] puts one in its place.
+    pub fn cover(&self, program: &OwnedFd, id: u32, ifindex: u32, hook: Hook) -> io::Result<()> {
+        let _turn = self.turns.take();
+        if self.seat(ifindex, hook)?.is_some() {
+            return Ok(());
+        }
+        // Before the filter, so that whoever comes after a crash finds that.
+        self.mark_filter(program, ifindex, hook)?;
+        match clsact::ensure(program.as_fd(), id, ifindex, hook) {
+            Ok(_) => Ok(()),
+            Err(e) => fs::remove_file(self.pins.filter(ifindex, hook)).and(Err(e)),
+        }
+    }
+
     /// Takes a hook's program away. What is gone already is fine.
     pub fn detach(&self, ifindex: u32, hook: Hook) -> io::Result<()> {
+        let _turn = self.turns.take();
         self.remove_link(ifindex, hook)?;
         if self.pins.filter(ifindex, hook).exists() {
             self.remove_filter(ifindex, hook)?;

@@ -9,6 +9,7 @@ mod attach;
 mod clsact;
 #[cfg(debug_assertions)]
 mod debug;
+mod early;
 mod error;
 mod events;
 mod flows;
@@ -29,6 +30,7 @@ mod verify;
 mod xdp;
 
 pub use attach::Mechanism;
+pub use early::Early;
 pub use error::DatapathError;
 pub use events::Events;
 pub use flows::{Collected, Collector};

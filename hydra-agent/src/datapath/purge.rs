@@ -59,11 +59,13 @@ pub fn purge(bpffs: &Path) -> Result<Purged, DatapathError> {
 }
 
 /// Takes away what agents of other layouts left below `bpffs`, once those of `own` (a directory's name) are at every hook: in a chain
-/// they would run behind them, on tables that nobody writes any more. Filters went when the new ones took their place.
-pub(super) fn purge_others(bpffs: &Path, own: &str) -> Purged {
+/// they would run behind them, on tables that nobody writes any more. Filters went when the new ones took their place, unless those
+/// are links.
+pub(super) fn purge_others(bpffs: &Path, own: &str, links: bool) -> Purged {
     let mut purged = Purged::default();
+    let filters = if links { Filters::Removed } else { Filters::Replaced };
     for layout in listed(bpffs, &mut purged).iter().filter(|name| is_layout(name) && *name != own) {
-        purge_layout(&bpffs.join(layout), &mut purged, Filters::Replaced);
+        purge_layout(&bpffs.join(layout), &mut purged, filters);
     }
     purged
 }

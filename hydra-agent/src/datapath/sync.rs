@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use hydra_common::ABI;
@@ -15,6 +16,7 @@ use nix::fcntl::Flock;
 use tracing::{info, warn};
 
 use super::attach::{self, Attacher, Done, Mechanism};
+use super::early::{self, Covered, Early, Ground};
 use super::error::{DatapathError, table};
 use super::load::{self, Programs};
 use super::maps::{Bytes, Table};
@@ -49,6 +51,7 @@ pub struct Datapath {
     /// XDP programs of others, as last looked for.
     pub(super) xdp: Vec<NotEnforced>,
     pub(super) seat: Seat,
+    ground: Arc<Ground>,
 }
 
 /// What the kernel holds now.
@@ -95,8 +98,8 @@ pub struct SyncReport {
     pub rows: usize,
     /// Hooks that were attached.
     pub attached: Vec<(u32, Hook)>,
-    /// When ports that were attached had both of their programs.
-    pub covered: Vec<(u32, Instant)>,
+    /// When ports that were attached since the last time had both of their programs; the first word of a port counts.
+    pub covered: Vec<Covered>,
     /// Hooks that were taken away.
     pub detached: Vec<(u32, Hook)>,
     /// Hooks that got another program, or were moved to the front of their chain.
@@ -155,6 +158,7 @@ impl Datapath {
             damage: Vec::new(),
             xdp: Vec::new(),
             seat: Seat::Off,
+            ground: Arc::default(),
         };
         datapath.refresh()?;
         info!(
@@ -176,6 +180,12 @@ impl Datapath {
         Ok(self)
     }
 
+    /// What puts programs on new ports while this is busy.
+    pub fn early(&self) -> Result<Early, DatapathError> {
+        Early::new(&self.attacher, &self.programs, &self.ground)
+            .map_err(|e| DatapathError::Load(e.to_string()))
+    }
+
     /// What the kernel holds, as last read or written.
     pub fn held(&self) -> &Held {
         &self.held
@@ -195,7 +205,10 @@ impl Datapath {
         if let Err(e) = load::pin_again(&self.pins, &self.programs) {
             report.not_enforced.push(NotEnforced { what: "pins".to_owned(), why: e.to_string() });
         }
-        let pinned = self.attacher.pinned().map_err(|e| DatapathError::pin("list", &self.pins.links, e))?;
+        let bridges = early::bridges(desired);
+        let taken = self.ground.take(&self.attacher, &bridges);
+        let (settled, covered) = taken.map_err(|e| DatapathError::pin("list", &self.pins.links, e))?;
+        report.covered = covered;
         if self.held.generation == 0 {
             // Nothing is enforced yet. Programs without a policy deny everything: they come after it.
             self.write_tables(desired, (&BTreeSet::new(), false), &mut report)?;
@@ -210,7 +223,7 @@ impl Datapath {
         report.not_enforced.extend(wrong);
         let whole = sockets::sees_all(&self.seat, &sockets);
         self.write_tables(desired, (&attached, whole), &mut report)?;
-        for (ifindex, hook) in pinned.difference(&desired.hooks) {
+        for (ifindex, hook) in settled.difference(&desired.hooks) {
             match self.attacher.detach(*ifindex, *hook) {
                 Ok(()) => report.detached.push((*ifindex, *hook)),
                 Err(e) => report.not_enforced.push(NotEnforced {
@@ -223,6 +236,7 @@ impl Datapath {
         if report.not_enforced.is_empty() {
             self.forget_old_programs();
         }
+        self.ground.give(bridges);
         report.repaired.append(&mut self.damage);
         report.generation = self.held.generation;
         report.pickup_until = self.held.pickup_until;
@@ -407,7 +421,7 @@ impl Datapath {
                 warn!(error = %e, "old programs stay pinned");
             }
         }
-        let gone = purge::purge_others(&self.pins.bpffs, &format!("v{ABI}"));
+        let gone = purge::purge_others(&self.pins.bpffs, &format!("v{ABI}"), self.attacher.tcx());
         if !gone.removed.is_empty() {
             info!(removed = gone.removed.len(), "what another version with other tables left is taken away");
         }

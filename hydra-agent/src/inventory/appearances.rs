@@ -1,43 +1,51 @@
-//! When interfaces appeared: read off the kernel's messages by a task of its own, since whoever looks may be busy with the look before.
+//! Interfaces as they appear and become ports: read off the kernel's messages by a thread of its own, since whoever looks may be busy
+//! with the look before.
 
 use std::collections::BTreeMap;
-use std::future::poll_fn;
 use std::io;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use rtnetlink::MulticastGroup;
-use rtnetlink::sys::{AsyncSocket as _, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
-use tokio::task::JoinHandle;
+use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use super::netlink::NetlinkError;
 
-// Numbers of `linux/rtnetlink.h`.
+// Numbers of `linux/rtnetlink.h` and `linux/if_link.h`.
 const NEW_LINK: u16 = 16;
 const DELETE_LINK: u16 = 17;
-/// Bytes that are read of a message: `nlmsghdr` and `ifinfomsg`; the rest is cut off.
-const CUT: usize = 32;
+const MASTER: u16 = 10;
+/// Bytes of `nlmsghdr` and `ifinfomsg`.
+const HEAD: usize = 32;
+/// Bytes that are read of a message, whose master stands near its beginning; the rest is cut off.
+const CUT: usize = 4096;
 /// Interfaces that are remembered. Only the newest are ever asked for.
 const KEPT: usize = 4096;
 
 type Times = Arc<Mutex<BTreeMap<u32, Instant>>>;
 
+/// An interface, and the one that it is a port of.
+pub type Port = (u32, u32);
+
 /// See the module.
 #[derive(Debug)]
 pub struct Appearances {
     times: Times,
-    task: JoinHandle<()>,
 }
 
 impl Appearances {
-    /// Begins to listen in the calling thread's namespace. Must be called inside a tokio runtime.
-    pub fn open() -> Result<Self, NetlinkError> {
+    /// Begins to listen in the calling thread's namespace, for as long as the process lives. Every message of a port is passed on.
+    pub fn open(ports: Sender<Port>) -> Result<Self, NetlinkError> {
         let failed = |what: &'static str| move |source: io::Error| NetlinkError::Socket { what, source };
-        let mut socket = TokioSocket::new(NETLINK_ROUTE).map_err(failed("opened"))?;
+        let mut socket = Socket::new(NETLINK_ROUTE).map_err(failed("opened"))?;
         let mask = 1 << (MulticastGroup::Link as u32 - 1);
-        socket.socket_mut().bind(&SocketAddr::new(0, mask)).map_err(failed("bound"))?;
+        socket.bind(&SocketAddr::new(0, mask)).map_err(failed("bound"))?;
         let times = Times::default();
-        Ok(Self { task: tokio::spawn(listen(socket, times.clone())), times })
+        let (mine, name) = (times.clone(), "hydra-links".to_owned());
+        let listen = move || listen(&socket, &mine, &ports);
+        std::thread::Builder::new().name(name).spawn(listen).map_err(failed("listened to"))?;
+        Ok(Self { times })
     }
 
     /// When the kernel first told of this interface; none for one that was there before.
@@ -46,33 +54,43 @@ impl Appearances {
     }
 }
 
-impl Drop for Appearances {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn listen(socket: TokioSocket, times: Times) {
+fn listen(socket: &Socket, times: &Times, ports: &Sender<Port>) {
     let mut buffer = Vec::with_capacity(CUT);
     loop {
         buffer.clear();
-        match poll_fn(|cx| socket.poll_recv(cx, &mut buffer)).await {
-            Ok(()) => note(&times, &buffer, Instant::now()),
-            // Messages were lost: what they told of has no time.
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+        match socket.recv(&mut buffer, 0) {
+            Ok(_) => {
+                note(times, &buffer, Instant::now());
+                // Where nobody takes them any more the passes do it all.
+                let _ = port(&buffer).map(|port| ports.send(port));
+            }
+            // Messages were lost: what they told of has no time, and the next pass finds it.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EINTR)) => {}
             Err(error) => {
-                tracing::warn!(%error, "how long ports wait for their programs is not measured any more");
+                tracing::warn!(%error, "new ports wait for a pass, and how long they do is not measured any more");
                 return;
             }
         }
     }
 }
 
-/// A message's kind and interface. A port changes many times; its first message counts.
+fn half(message: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(message.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn word(message: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(message.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// A message's kind and interface. Bridges tell of their ports in messages of a family of their own.
+fn head(message: &[u8]) -> Option<(u16, u32)> {
+    let own = *message.get(16)? == libc::AF_UNSPEC as u8;
+    Some((half(message, 4)?, word(message, 20)?)).filter(|_| own)
+}
+
+/// A port changes many times; its first message counts.
 fn note(times: &Times, message: &[u8], now: Instant) {
-    let kind = message.get(4..6).and_then(|b| b.try_into().ok()).map(u16::from_ne_bytes);
-    let index = message.get(20..24).and_then(|b| b.try_into().ok()).map(u32::from_ne_bytes);
-    let (Some(kind), Some(index)) = (kind, index) else { return };
+    let Some((kind, index)) = head(message) else { return };
     let mut times = times.lock().unwrap_or_else(PoisonError::into_inner);
     match kind {
         NEW_LINK => drop(times.entry(index).or_insert(now)),
@@ -85,6 +103,19 @@ fn note(times: &Times, message: &[u8], now: Instant) {
     }
 }
 
+/// The port that a message is about, if it is about one.
+fn port(message: &[u8]) -> Option<Port> {
+    let (_, index) = head(message).filter(|(kind, _)| *kind == NEW_LINK)?;
+    let mut at = HEAD;
+    loop {
+        let length = usize::from(half(message, at)?).max(4);
+        if half(message, at + 2)? == MASTER {
+            return Some((index, word(message, at + 4)?));
+        }
+        at += length.next_multiple_of(4);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -92,7 +123,7 @@ mod tests {
     use super::*;
 
     fn message(kind: u16, index: u32) -> Vec<u8> {
-        let mut message = vec![0; CUT];
+        let mut message = vec![0; HEAD];
         message[4..6].copy_from_slice(&kind.to_ne_bytes());
         message[20..24].copy_from_slice(&index.to_ne_bytes());
         message
@@ -116,5 +147,36 @@ mod tests {
         }
         assert_eq!(times.lock().unwrap().len(), KEPT);
         assert_eq!(at(4_999), Some(later));
+    }
+
+    #[test]
+    fn a_port_is_what_has_a_master_now() {
+        let attribute = |kind: u16, value: &[u8]| {
+            let mut bytes = (4 + value.len() as u16).to_ne_bytes().to_vec();
+            bytes.extend(kind.to_ne_bytes());
+            bytes.extend(value);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            bytes
+        };
+        let name = attribute(3, b"veth1\0");
+        let whole = [message(NEW_LINK, 7), name.clone(), attribute(MASTER, &4_u32.to_ne_bytes())].concat();
+        assert_eq!(port(&whole), Some((7, 4)));
+        for length in 0..whole.len() {
+            assert_eq!(port(&whole[..length]), None, "{length} bytes");
+        }
+        assert_eq!(port(&[message(NEW_LINK, 7), name].concat()), None);
+        let gone = [message(DELETE_LINK, 7), attribute(MASTER, &4_u32.to_ne_bytes())].concat();
+        assert_eq!(port(&gone), None);
+        assert_eq!(port(&[message(NEW_LINK, 7), vec![0; 64]].concat()), None, "attributes without a length");
+    }
+
+    #[test]
+    fn a_port_that_leaves_its_bridge_has_not_gone() {
+        let (times, start) = (Times::default(), Instant::now());
+        note(&times, &message(NEW_LINK, 7), start);
+        let mut left = message(DELETE_LINK, 7);
+        left[16] = libc::AF_BRIDGE as u8;
+        note(&times, &left, start);
+        assert_eq!(times.lock().unwrap().get(&7), Some(&start));
     }
 }

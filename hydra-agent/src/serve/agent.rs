@@ -15,7 +15,7 @@ use super::times::Times;
 use crate::datapath::SyncReport;
 use crate::desired::Desired;
 use crate::inventory::Appearances;
-use crate::inventory::snapshot::{DockerState, LinkType, Snapshot};
+use crate::inventory::snapshot::{DockerState, Snapshot};
 use crate::placement::{self, Claims, LanHome, Placement};
 use crate::policy::compile::{CompileError, World, compile};
 use crate::policy::model::Model;
@@ -141,8 +141,6 @@ impl Agent {
 
     /// Takes a new look at the world in.
     pub fn look(&mut self, snapshot: Snapshot) {
-        let ports = snapshot.links.iter().filter(|(_, l)| l.kind == LinkType::Veth).map(|(index, _)| *index);
-        self.times.seen(ports, |index| self.appearances.of(index));
         self.silent = silent_since(self.silent.take(), &snapshot.docker, unix_now());
         self.snapshot = Arc::new(snapshot);
     }
@@ -204,7 +202,10 @@ impl Agent {
         } = report;
         self.damage.repaired(repaired);
         for (index, at) in covered {
-            self.times.attached(index, at);
+            // Of a port that was there before the agent nobody knows.
+            if let Some(since) = self.appearances.of(index) {
+                self.times.attached(index, since, at);
+            }
         }
         if flipped || !attached.is_empty() || !detached.is_empty() || !mended.is_empty() {
             let (attached, detached, mended) = (attached.len(), detached.len(), mended.len());

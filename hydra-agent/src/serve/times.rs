@@ -1,39 +1,29 @@
 //! How long a port waits for its programs: from the kernel's first message of it to the moment both are attached.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-/// Times kept for the metrics.
+/// Times kept for the metrics, and ports that have one.
 const KEPT: usize = 1024;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Times {
-    known: BTreeSet<u32>,
-    waiting: BTreeMap<u32, Instant>,
+    /// Since when a port was there that has its time.
+    known: BTreeMap<u32, Instant>,
     seconds: VecDeque<f64>,
 }
 
 impl Times {
-    /// These interfaces are there; `appeared` knows since when, of those that came while somebody listened.
-    pub fn seen(
-        &mut self,
-        interfaces: impl IntoIterator<Item = u32>,
-        appeared: impl Fn(u32) -> Option<Instant>,
-    ) {
-        let now: BTreeSet<u32> = interfaces.into_iter().collect();
-        for new in now.difference(&self.known) {
-            if let Some(since) = appeared(*new) {
-                self.waiting.insert(*new, since);
-            }
+    /// Both programs sit on this port, which has been there since then. The first time counts.
+    pub fn attached(&mut self, index: u32, since: Instant, now: Instant) {
+        if self.known.insert(index, since) == Some(since) {
+            return;
         }
-        self.waiting.retain(|index, _| now.contains(index));
-        self.known = now;
-    }
-
-    /// Both programs sit on this port.
-    pub fn attached(&mut self, index: u32, now: Instant) {
-        let Some(since) = self.waiting.remove(&index) else { return };
+        if self.known.len() > KEPT {
+            // The lowest index is that of the oldest interface.
+            self.known.pop_first();
+        }
         self.seconds.push_back(now.saturating_duration_since(since).as_secs_f64());
         if self.seconds.len() > KEPT {
             self.seconds.pop_front();
@@ -53,19 +43,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_ports_that_appeared_while_listening_count_and_once() {
+    fn each_port_counts_once_and_an_index_that_comes_back_is_another_port() {
         let start = Instant::now();
+        let after = |milliseconds| start + Duration::from_millis(milliseconds);
         let mut times = Times::default();
-        times.seen([1, 2], |_| None);
-        times.attached(2, start);
-        times.seen([1, 2, 3], |_| Some(start));
-        times.attached(1, start + Duration::from_millis(5));
-        times.attached(3, start + Duration::from_millis(5));
-        times.attached(3, start + Duration::from_millis(9));
-        assert_eq!(times.seconds(), [0.005]);
-        times.seen([1, 2], |_| Some(start));
-        times.seen([1, 2, 3], |_| Some(start + Duration::from_secs(1)));
-        times.attached(3, start + Duration::from_secs(3));
-        assert_eq!(times.seconds(), [0.005, 2.0]);
+        times.attached(3, start, after(5));
+        times.attached(3, start, after(9));
+        times.attached(4, start, after(7));
+        assert_eq!(times.seconds(), [0.005, 0.007]);
+        times.attached(3, after(1000), after(3000));
+        assert_eq!(times.seconds(), [0.005, 0.007, 2.0]);
     }
 }

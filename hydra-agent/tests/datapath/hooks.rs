@@ -236,8 +236,3 @@ fn tc(arguments: &str) {
     let output = Command::new("tc").args(arguments.split_whitespace()).output().unwrap();
     assert!(output.status.success(), "tc {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
-
-fn filters(interface: &str, side: &str) -> usize {
-    let output = Command::new("tc").args(["filter", "show", "dev", interface, side]).output().unwrap();
-    String::from_utf8_lossy(&output.stdout).matches(" handle ").count()
-}

@@ -6,6 +6,7 @@
     reason = "a test that can't go on ends here, one that can't begin says why"
 )]
 
+mod early;
 mod hooks;
 mod published;
 mod reading;

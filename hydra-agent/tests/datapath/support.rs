@@ -187,3 +187,9 @@ pub fn cell(bpffs: &Path, source: Identity, destination: Identity) -> Cell {
         .get(&tables::cell_index(bank, source, destination), 0)
         .unwrap()
 }
+
+/// Classic filters on one side of an interface, whose ever.
+pub fn filters(interface: &str, side: &str) -> usize {
+    let output = Command::new("tc").args(["filter", "show", "dev", interface, side]).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).matches(" handle ").count()
+}
