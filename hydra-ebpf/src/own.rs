@@ -139,7 +139,10 @@ fn walk(skb: *mut __sk_buff, hook: Hook, row: &Cgroup, lan: u64, room: &mut Scra
     *packet = Packet::default();
     let parsed = decoded_unit(parse(skb, packet));
     // SAFETY: as above.
-    if lan != 0 && matches!(hook, Hook::CgroupIn) && matches!(unsafe { (*skb).pkt_type }, BROADCAST | MULTICAST) {
+    if lan != 0
+        && matches!(hook, Hook::CgroupIn)
+        && matches!(unsafe { (*skb).pkt_type }, BROADCAST | MULTICAST)
+    {
         packet.destination_mac = Mac::BROADCAST;
     }
     let live = if lan == 0 {
