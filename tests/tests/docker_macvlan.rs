@@ -2,11 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on ends here")]
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, TcpListener, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use hydra_common::address::{Address, Mac};
 use hydra_tests::agent::Agent;
 use hydra_tests::caller::{Caller, Said};
 use hydra_tests::engine::container::{Attachment, Container, Network};
@@ -55,7 +56,7 @@ fn containers_on_macvlan_on_28() {
 
 /// `page` is on the network of the uplink alone, `vault` on it and on a bridge, `shop` on the bridge alone.
 fn scene(version: Version) -> Result<Engine> {
-    let addresses = |text: [&str; 2]| text.map(|t| t.parse::<IpAddr>());
+    let addresses = |text: [&str; 2]| text.map(str::parse::<IpAddr>);
     let user = addresses(USER).into_iter().collect::<Result<_, _>>()?;
     let around = Topology {
         uplink: vec!["198.51.100.1/24".parse()?, "2001:db8:7::1/64".parse()?],
@@ -107,9 +108,8 @@ fn container(name: &str, networks: &[(&str, &[&str])]) -> Result<Container> {
 /// Asks web servers from inside a container, all at once: `curl` must end like this.
 fn inside(engine: &Engine, from: &str, asked: &[(&str, u16, i32)]) -> Result<()> {
     const SCRIPT: &str = "for url; do { curl -gsS -o /dev/null --max-time 2 \"$url\" 2>/dev/null; echo \"$url $?\"; } & done; wait";
-    let url = |to: &str, port: u16| match to.contains(':') {
-        true => format!("http://[{to}]:{port}/"),
-        false => format!("http://{to}:{port}/"),
+    let url = |to: &str, port: u16| {
+        if to.contains(':') { format!("http://[{to}]:{port}/") } else { format!("http://{to}:{port}/") }
     };
     let urls: Vec<String> = asked.iter().map(|(to, port, _)| url(to, *port)).collect();
     let mut command = vec!["sh", "-c", SCRIPT, "sh"];
@@ -257,6 +257,17 @@ fn lan(version: Version) -> Result<()> {
         [codes(OTHER, 80, 0), codes(OTHER, 81, REFUSED), codes(USER, 9000, 0), codes(USER, 9001, REFUSED)];
     inside(&engine, "page", &asked.concat())?;
     inside(&engine, "vault", &codes(OWN, 80, REFUSED))?;
+    // From the address that it makes of its MAC where a router of the network lets it.
+    let mac = Mac(engine.world().mac("page", "eth0")?);
+    let mut made = [0; 16];
+    made[..8].copy_from_slice(&OWN[1].parse::<Ipv6Addr>()?.octets()[..8]);
+    made[8..].copy_from_slice(&Address::link_local_of(&mac).octets()[8..]);
+    let made = Ipv6Addr::from(made).to_string();
+    engine.world().ip("page", &[format!("addr add {made}/64 dev eth0 nodad")])?;
+    engine.world().ip("user", &[format!("route add {made}/128 dev eth0")])?;
+    let url = format!("http://[{}]:9000/", USER[1]);
+    let said = engine.exec("page", &["curl", "-gsS", "--max-time", "2", "--interface", &made, &url])?;
+    ensure!(said.status.success(), "from {made}: {}", String::from_utf8_lossy(&said.stderr));
     inside(
         &engine,
         "shop",
