@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -219,19 +220,33 @@ impl Agent {
     /// Stops everything in it but the threads of these names.
     pub fn hold_all_but(&self, names: &[&str]) -> Result<Held> {
         let mut held = Held { threads: Vec::new() };
-        for entry in std::fs::read_dir(format!("/proc/{}/task", self.pid()))? {
-            let path = entry?.path();
-            if names.contains(&std::fs::read_to_string(path.join("comm"))?.trim()) {
-                continue;
+        // Threads come and go as long as one runs that is to be held.
+        loop {
+            let before = held.threads.len();
+            for entry in std::fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+                let path = entry?.path();
+                let Ok(name) = std::fs::read_to_string(path.join("comm")) else { continue };
+                let number = path.file_name().and_then(|name| name.to_str()).context("a thread's number")?;
+                let thread = Pid::from_raw(number.parse()?);
+                if names.contains(&name.trim()) || held.threads.contains(&thread) {
+                    continue;
+                }
+                match ptrace::seize(thread, ptrace::Options::empty()) {
+                    Ok(()) => held.threads.push(thread),
+                    Err(Errno::ESRCH) => continue,
+                    Err(error) => return Err(error.into()),
+                }
+                match ptrace::interrupt(thread) {
+                    Ok(()) | Err(Errno::ESRCH) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                // It stops, or has ended.
+                waitpid(thread, Some(WaitPidFlag::__WALL))?;
             }
-            let number = path.file_name().and_then(|name| name.to_str()).context("a thread has a number")?;
-            let thread = Pid::from_raw(number.parse()?);
-            ptrace::seize(thread, ptrace::Options::empty())?;
-            held.threads.push(thread);
-            ptrace::interrupt(thread)?;
-            waitpid(thread, Some(WaitPidFlag::__WALL))?;
+            if held.threads.len() == before {
+                return Ok(held);
+            }
         }
-        Ok(held)
     }
 
     fn process(&self) -> Result<Pid> {
