@@ -1,5 +1,6 @@
 //! The project's own commands, run as `cargo xtask VERB`: one file per verb, each says what it does before it does it.
 
+mod bench;
 mod ci;
 mod demo;
 mod ebpf;
@@ -42,6 +43,8 @@ enum Verb {
     Demo(demo::Args),
     /// Run the tests, layer by layer; without a name all of them
     Test(test::Args),
+    /// Measure what hydra costs, beside what it is compared with
+    Bench(bench::Args),
     /// Check the formatting and run clippy, warnings being errors
     Lint,
     /// Build the kernel object that is embedded in the agent, or check the committed one
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
     let answer = process::catch_signals().and_then(|()| match Cli::parse().verb {
         Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => test::run(&args),
+        Verb::Bench(args) => bench::run(&args),
         Verb::Lint => lint::run(),
         Verb::Ebpf(args) => ebpf::run(&args),
         Verb::Gen(args) => r#gen::run(&args),

@@ -1,4 +1,4 @@
-//! What the demo and the tests need from the machine, in one list, and how it is installed.
+//! What the demo, the benchmark and the tests need from the machine, in one list, and how it is installed.
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -19,6 +19,10 @@ pub enum For {
     Demo,
     /// `cargo xtask demo --docker`
     DockerDemo,
+    /// `cargo xtask bench`
+    Bench,
+    /// Its levels with live frames.
+    LiveBench,
     /// A layer of the tests.
     Layer(Layer),
 }
@@ -88,13 +92,19 @@ const NEEDS: &[Need] = &[
         sign: Sign::Command("ip"),
         package: "iproute2",
         why: "makes namespaces, bridges and veths",
-        by: &[For::Demo, For::DockerDemo, NETNS, DOCKER],
+        by: &[For::Demo, For::DockerDemo, For::Bench, For::LiveBench, NETNS, DOCKER],
     },
     Need {
         sign: Sign::Command("iptables"),
         package: "iptables",
         why: "translates addresses as Docker does",
-        by: &[NETNS],
+        by: &[For::LiveBench, NETNS],
+    },
+    Need {
+        sign: Sign::Command("nft"),
+        package: "nftables",
+        why: "drops as fast as netfilter can",
+        by: &[For::LiveBench],
     },
     Need {
         sign: Sign::Command("mmdebstrap"),

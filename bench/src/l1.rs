@@ -1,0 +1,236 @@
+//! `L1`: what the programs take for a packet, in the kernel's own test run (`BPF_PROG_TEST_RUN`), beside programs that do next to
+//! nothing. Nothing but the programs is in it: no network, no skb that has to be made.
+//!
+//! A packet that must be another each time, and one that the program changes, comes through a program of a dozen instructions that
+//! writes its header and goes on (`shake`); what that takes is measured in the same round and subtracted.
+
+mod programs;
+
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use hydra_tests::kernel::{NEXT, REDIRECT, SHOT};
+use hydra_tests::topology::HOST;
+
+use self::programs::Table;
+use crate::bpf;
+use crate::environment::stay;
+use crate::progress::Progress;
+use crate::report::{Goal, Report};
+use crate::scene::{ALLOWED, CLOSED, Live, Scene, Size, Way};
+use crate::stats::interleave;
+
+/// Runs in one call, of about a millisecond.
+const REPEAT: u32 = 10_000;
+/// Turns of all cases that make one round: of each the quickest counts, since what disturbs only ever adds.
+const TURNS: usize = 6;
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    /// Rounds, two of which are A B B A.
+    pub rounds: usize,
+    /// Where flows are many, the bits of a source port that differ: low ones, all of them used.
+    pub bits: u16,
+    /// Policies of other sizes, too.
+    pub sizes: bool,
+}
+
+impl Form {
+    /// Some seconds.
+    pub const SHORT: Self = Self { rounds: 20, bits: 0x0fff, sizes: false };
+    /// Some minutes.
+    pub const LONG: Self = Self { rounds: 60, bits: u16::MAX, sizes: true };
+}
+
+/// One thing to measure.
+struct Case {
+    what: String,
+    /// It comes through a program that writes its header.
+    shaken: bool,
+    program: OwnedFd,
+    frame: Vec<u8>,
+    ifindex: u32,
+    /// What it must return, so that what is measured is what it says.
+    returns: i32,
+}
+
+/// Nanoseconds of one run.
+fn measure(case: &mut Case) -> Result<f64> {
+    let begun = Instant::now();
+    let returned = bpf::test_run(&case.program, &case.frame, case.ifindex, REPEAT)
+        .with_context(|| format!("cannot run `{}`", case.what))?;
+    let seconds = begun.elapsed().as_secs_f64();
+    ensure!(returned == case.returns, "`{}` returned {returned}, not {}", case.what, case.returns);
+    Ok(seconds * 1e9 / f64::from(REPEAT))
+}
+
+const EMPTY: &str = "a program that does nothing";
+const SHAKE: &str = "a program that writes the header";
+const FLAT: f64 = 1.15;
+
+/// Measures.
+pub fn run(form: &Form, progress: &mut Progress) -> Result<Report> {
+    stay()?;
+    let mut report = Report::new("L1", form.sizes)?;
+    let scene = Scene::build(false)?;
+    scene.world.enter(HOST, || -> Result<()> {
+        progress.at("the tables of the smallest policy");
+        let small = scene.open("small", Size::SMALL)?;
+        paths(&scene, &small, form, &mut report, progress)?;
+        if form.sizes {
+            for size in Size::OTHERS {
+                progress.at(&format!("the tables of {size}"));
+                let other = scene.open("other", size)?;
+                flat(&scene, (&small, &other), size, form, &mut report, progress)?;
+            }
+        }
+        Ok(())
+    })??;
+    Ok(report)
+}
+
+/// The ways of a packet, in the smallest policy.
+fn paths(
+    scene: &Scene,
+    live: &Live,
+    form: &Form,
+    report: &mut Report,
+    progress: &mut Progress,
+) -> Result<()> {
+    let mut cases = Cases::new(scene.sender)?;
+    let hydra = cases.table.put(&live.program)?;
+    let ask = |v6| scene.segment(v6, Way::Stack, ALLOWED);
+    cases.plain(EMPTY, programs::empty()?, &ask(false), NEXT);
+    let empty = cases.table.put(&programs::empty()?)?;
+    cases.shaken(SHAKE, &ask(false), 0, empty, NEXT)?;
+    for (family, v6) in [("IPv4", false), ("IPv6", true)] {
+        let frame = ask(v6);
+        live.converse(scene, v6, Way::Stack, 0)?;
+        live.converse(scene, v6, Way::Peer, 0)?;
+        cases.plain(&format!("one look-up, {family}"), programs::look_up(&[&frame])?, &frame, NEXT);
+        cases.plain(&format!("established, {family}"), live.again()?, &frame, NEXT);
+        cases.shaken(&format!("established, {family}, shaken"), &frame, 0, hydra, NEXT)?;
+        let peer = scene.segment(v6, Way::Peer, ALLOWED);
+        cases.shaken(&format!("established and forwarded, {family}"), &peer, 0, hydra, REDIRECT)?;
+        let denied = scene.segment(v6, Way::Stack, CLOSED);
+        cases.shaken(&format!("denied, new tuple, {family}"), &denied, u16::MAX, hydra, SHOT)?;
+    }
+    let flows = u32::from(form.bits) + 1;
+    progress.at(&format!("{flows} flows"));
+    let many = live.converse(scene, false, Way::Stack, form.bits)?;
+    let look_up = programs::look_up(&many.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+    let look_up = cases.table.put(&look_up)?;
+    let of_many = format!("one of {flows} flows");
+    cases.shaken(&format!("one look-up, {of_many}"), &ask(false), form.bits, look_up, NEXT)?;
+    cases.shaken(&format!("established, {of_many}"), &ask(false), form.bits, hydra, NEXT)?;
+
+    let before = live.flows()?;
+    let samples = cases.measure(form.rounds, "the ways of a packet", progress)?;
+    let after = live.flows()?;
+    ensure!(before == after, "there were {before} flows and are {after}: denied packets made some");
+    for (case, samples) in cases.all.iter().zip(samples) {
+        report.add(&case.what, "ns", samples)?;
+    }
+    for family in ["IPv4", "IPv6"] {
+        let established = format!("established, {family}");
+        report.compare(&established, &format!("one look-up, {family}"), Some(Goal::Most(1, 1.5)))?;
+        report.compare(&established, EMPTY, None)?;
+        report.compare(&format!("established, {family}, shaken"), &established, None)?;
+        report.compare(&format!("established and forwarded, {family}"), &established, None)?;
+        report.compare(&format!("denied, new tuple, {family}"), &established, Some(Goal::Most(2, 1.3)))?;
+    }
+    report.compare(&format!("established, {of_many}"), &format!("one look-up, {of_many}"), None)
+}
+
+/// The same packets in a larger policy, beside the smallest.
+fn flat(
+    scene: &Scene,
+    (small, other): (&Live, &Live),
+    size: Size,
+    form: &Form,
+    report: &mut Report,
+    progress: &mut Progress,
+) -> Result<()> {
+    let mut cases = Cases::new(scene.sender)?;
+    let frame = scene.segment(false, Way::Stack, ALLOWED);
+    let denied = scene.segment(false, Way::Stack, CLOSED);
+    let empty = cases.table.put(&programs::empty()?)?;
+    cases.plain(EMPTY, programs::empty()?, &frame, NEXT);
+    cases.shaken(SHAKE, &frame, 0, empty, NEXT)?;
+    for live in [small, other] {
+        live.forget()?;
+        live.converse(scene, false, Way::Stack, 0)?;
+        let slot = cases.table.put(&live.program)?;
+        cases.plain("established", live.again()?, &frame, NEXT);
+        cases.shaken("denied", &denied, u16::MAX, slot, SHOT)?;
+    }
+    let samples = cases.measure(form.rounds, &size.to_string(), progress)?;
+    let smallest = format!("smallest policy, beside {size}");
+    for (index, (case, size)) in [
+        ("established", &smallest),
+        ("denied", &smallest),
+        ("established", &size.to_string()),
+        ("denied", &size.to_string()),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        report.add(&format!("{case}, {size}"), "ns", samples[index + 2].clone())?;
+    }
+    for case in ["established", "denied"] {
+        report.compare(
+            &format!("{case}, {size}"),
+            &format!("{case}, {smallest}"),
+            Some(Goal::Most(3, FLAT)),
+        )?;
+    }
+    Ok(())
+}
+
+/// What is measured in turns.
+struct Cases {
+    all: Vec<Case>,
+    table: Table,
+    ifindex: u32,
+}
+
+impl Cases {
+    fn new(ifindex: u32) -> Result<Self> {
+        Ok(Self { all: Vec::new(), table: Table::new()?, ifindex })
+    }
+
+    /// A program as it is, always with the same packet.
+    fn plain(&mut self, what: &str, program: OwnedFd, frame: &[u8], returns: i32) {
+        let (what, frame) = (what.to_owned(), frame.to_vec());
+        self.all.push(Case { what, shaken: false, program, frame, ifindex: self.ifindex, returns });
+    }
+
+    /// The program of a slot, behind one that writes the header with so many more source ports, at random.
+    fn shaken(&mut self, what: &str, frame: &[u8], ports: u16, slot: u32, returns: i32) -> Result<()> {
+        let program = self.table.shake(frame, ports, slot)?;
+        let (what, frame) = (what.to_owned(), frame.to_vec());
+        self.all.push(Case { what, shaken: true, program, frame, ifindex: self.ifindex, returns });
+        Ok(())
+    }
+
+    /// Samples of each; of what is shaken without what the shaking takes, and with what any run takes.
+    fn measure(&mut self, rounds: usize, what: &str, progress: &mut Progress) -> Result<Vec<Vec<f64>>> {
+        let turns = interleave(&mut self.all, rounds * TURNS, measure, |done| {
+            progress.at(&format!("{what}: round {} of {rounds}", done / TURNS));
+        })?;
+        let quickest = |turns: &[f64]| turns.iter().copied().fold(f64::INFINITY, f64::min);
+        let mut samples: Vec<Vec<f64>> =
+            turns.iter().map(|turns| turns.chunks(TURNS).map(quickest).collect()).collect();
+        let [empty, shake] = [EMPTY, SHAKE].map(|name| self.all.iter().position(|c| c.what == name));
+        let (empty, shake) = (empty.context("nothing empty")?, shake.context("nothing shaken")?);
+        let more: Vec<f64> = samples[shake].iter().zip(&samples[empty]).map(|(s, e)| s - e).collect();
+        for (case, samples) in self.all.iter().zip(&mut samples) {
+            if case.shaken && case.what != SHAKE {
+                samples.iter_mut().zip(&more).for_each(|(sample, more)| *sample -= more);
+            }
+        }
+        Ok(samples)
+    }
+}

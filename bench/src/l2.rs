@@ -1,0 +1,92 @@
+//! `L2`: live frames. They arrive at a container's port as if its driver had just received them (`BPF_F_TEST_XDP_LIVE_FRAMES`), so that
+//! no sender takes part in what is measured, and are counted where the receiver gets them. What the kernel does for a frame is all in the
+//! time: the buffer, the hooks, the way.
+//!
+//! Each guard has a host of its own, with the same two networks.
+
+mod docker;
+mod host;
+
+use anyhow::Result;
+
+use self::docker::Form::{Isolation, Raw};
+use self::host::{Guard, Host};
+use crate::environment::stay;
+use crate::progress::Progress;
+use crate::report::{Goal, Report};
+use crate::scene::Size;
+use crate::stats::interleave;
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    rounds: usize,
+    /// In one sample.
+    frames: u32,
+    long: bool,
+}
+
+impl Form {
+    /// Less than a minute.
+    pub const SHORT: Self = Self { rounds: 20, frames: 50_000, long: false };
+    /// Some minutes.
+    pub const LONG: Self = Self { rounds: 30, frames: 200_000, long: true };
+}
+
+const THOUSAND: Size = Size { containers: 1_000, ..Size::SMALL };
+
+/// Who is flooded, and whether what comes is allowed there.
+const CASES: [(&str, Guard, bool); 14] = [
+    ("denied: a program that drops everything", Guard::Program, false),
+    ("denied: one nft rule at the port, without hydra", Guard::Netdev, false),
+    ("denied: Docker's FORWARD, 10 containers, without hydra", Guard::Docker(Isolation, 10), false),
+    ("denied: Docker's raw PREROUTING, 1 container, without hydra", Guard::Docker(Raw, 1), false),
+    ("denied: Docker's raw PREROUTING, 10 containers, without hydra", Guard::Docker(Raw, 10), false),
+    ("denied: Docker's raw PREROUTING, 100 containers, without hydra", Guard::Docker(Raw, 100), false),
+    ("denied: hydra", Guard::Hydra(Size::SMALL), false),
+    ("denied: hydra, 1,000 containers", Guard::Hydra(THOUSAND), false),
+    ("forwarded: the kernel, no rules, without hydra", Guard::Nobody, true),
+    ("forwarded: Docker's rules, 1 container, without hydra", Guard::Docker(Raw, 1), true),
+    ("forwarded: Docker's rules, 10 containers, without hydra", Guard::Docker(Raw, 10), true),
+    ("forwarded: Docker's rules, 100 containers, without hydra", Guard::Docker(Raw, 100), true),
+    ("forwarded: hydra", Guard::Hydra(Size::SMALL), true),
+    ("forwarded: hydra, 1,000 containers", Guard::Hydra(THOUSAND), true),
+];
+
+/// Measures.
+pub fn run(form: &Form, progress: &mut Progress) -> Result<Report> {
+    stay()?;
+    let mut report = Report::new("L2", form.long)?;
+    let mut hosts = Vec::new();
+    for (index, (what, guard, open)) in CASES.into_iter().enumerate() {
+        progress.at(what);
+        hosts.push(Host::build(guard, open, index > 0)?);
+    }
+    // The control: what is denied elsewhere arrives where nobody denies it.
+    Host::build(Guard::Nobody, false, true)?.flood(form.frames)?;
+    let samples = interleave(
+        &mut hosts,
+        form.rounds,
+        |host| host.flood(form.frames),
+        |done| {
+            progress.at(&format!("round {done} of {}", form.rounds));
+        },
+    )?;
+    for ((what, ..), samples) in CASES.iter().zip(samples) {
+        report.add(what, "Mpps", samples)?;
+    }
+    let [program, nft, forward, _, raw10, raw100, denied, many, kernel, one, ten, hundred, forwarded, flat] =
+        CASES.map(|c| c.0);
+    report.compare(denied, forward, Some(Goal::Least(4, 4.0)))?;
+    report.compare(denied, raw10, None)?;
+    report.compare(denied, raw100, Some(Goal::Least(4, 8.0)))?;
+    report.compare(denied, nft, Some(Goal::Least(4, 0.95)))?;
+    report.compare(denied, program, None)?;
+    report.compare(many, denied, None)?;
+    report.compare(forwarded, kernel, None)?;
+    report.compare(forwarded, one, None)?;
+    report.compare(forwarded, ten, Some(Goal::Least(5, 3.0)))?;
+    report.compare(forwarded, hundred, None)?;
+    report.compare(flat, forwarded, Some(Goal::Least(5, 0.87)))?;
+    Ok(report)
+}

@@ -1,0 +1,165 @@
+//! One host that frames arrive at: who guards it, who counts what comes through, and the frames themselves.
+
+use std::io::Write as _;
+use std::net::UdpSocket;
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use hydra_tests::kernel::{NEXT, SHOT};
+use hydra_tests::topology::HOST;
+use hydra_tests::world::World;
+
+use super::docker;
+use crate::assembler::register::{R0, R1, R2, R10};
+use crate::assembler::{Code, Width};
+use crate::bpf::{self, SCHED_CLS, XDP_PROGRAM};
+use crate::header;
+use crate::scene::{ALLOWED, CLOSED, Live, NAMES, SMALLEST, Scene, Size, Way};
+
+/// What stands between the networks.
+#[derive(Clone, Copy, Debug)]
+pub enum Guard {
+    /// Nothing: the kernel forwards.
+    Nobody,
+    /// A program at the port that drops everything.
+    Program,
+    /// One rule of nftables at the port.
+    Netdev,
+    /// Docker's rules for so many containers.
+    Docker(docker::Form, u32),
+    /// hydra, with the tables of a policy.
+    Hydra(Size),
+}
+
+/// `XDP_PASS`.
+const PASS: i32 = 2;
+/// Offsets of `data` and `data_end` in `struct xdp_md`, and of `protocol` in `struct __sk_buff`.
+const DATA: i16 = 0;
+const DATA_END: i16 = 4;
+const PROTOCOL: i16 = 16;
+/// Offset of `len`.
+const LENGTH: i16 = 0;
+const LOOK_UP: i32 = 1;
+/// Frames of one batch.
+const FEW: u32 = 64;
+
+/// The host.
+pub struct Host {
+    scene: Scene,
+    frame: Vec<u8>,
+    /// Makes the frames.
+    source: OwnedFd,
+    /// Counts what arrives at the receiver, and ends it there.
+    arrived: OwnedFd,
+    delivers: bool,
+    _links: Vec<OwnedFd>,
+    _hydra: Option<Live>,
+}
+
+impl Host {
+    /// Builds it. Where it is `open` the frames are of one flow that the guard allows, else of another flow each, which it denies.
+    pub fn build(guard: Guard, open: bool, beside: bool) -> Result<Self> {
+        let scene = Scene::build(beside)?;
+        let receiver = NAMES[1].0;
+        // Teaches the bridge where the receiver is, and the host which MAC it has.
+        scene.world.enter(receiver, || UdpSocket::bind("0.0.0.0:0")?.send_to(b"here", "10.81.0.1:9"))??;
+        scene.world.ip(
+            HOST,
+            &[format!("neighbour replace 10.81.0.11 lladdr {} dev hybr1 nud permanent", mac(&scene)?)],
+        )?;
+        let mut links = Vec::new();
+        let (sink, arrived) = sink()?;
+        let at = scene.world.ifindex(receiver, "eth0")?;
+        links.push(scene.world.enter(receiver, || bpf::attach(&sink, at, bpf::TCX_INGRESS))??);
+        let frame = scene.datagram(Way::Peer, if open { ALLOWED } else { CLOSED });
+        let source = source(&frame, if open { 0 } else { u16::MAX })?;
+        // Without a program of XDP the interface has no queue that frames can be of.
+        let pass = Code::default().end(XDP_PROGRAM, PASS)?;
+        let port = scene.sender;
+        links.push(
+            scene
+                .world
+                .enter(HOST, || bpf::attach(&pass, port, bpf::XDP))?
+                .context("cannot attach a program of XDP")?,
+        );
+        let name = World::port_name(NAMES[0].0, 0);
+        let mut hydra = None;
+        match guard {
+            Guard::Nobody => {}
+            Guard::Program => {
+                let drop = Code::default().end(SCHED_CLS, SHOT)?;
+                links.push(scene.world.enter(HOST, || bpf::attach(&drop, port, bpf::TCX_INGRESS))??);
+            }
+            Guard::Netdev => feed(&scene.world, "nft", &["-f", "-"], &docker::netdev(&name, "10.81.0.11"))?,
+            Guard::Docker(form, containers) => {
+                feed(
+                    &scene.world,
+                    "iptables-restore",
+                    &[],
+                    &docker::rules(form, containers, "10.81.0.11", open),
+                )?;
+            }
+            Guard::Hydra(size) => hydra = Some(scene.world.enter(HOST, || scene.open("hydra", size))??),
+        }
+        let delivers = open || matches!(guard, Guard::Nobody);
+        Ok(Self { scene, frame, source, arrived, delivers, _links: links, _hydra: hydra })
+    }
+
+    /// Lets so many frames arrive, looks where they went, and answers million frames a second. What a call takes that has next to none
+    /// is subtracted: making its pool of pages, and waiting until nobody uses that.
+    pub fn flood(&self, frames: u32) -> Result<f64> {
+        let before = bpf::read(&self.arrived, 0)?;
+        let (source, frame, port) = (&self.source, &self.frame, self.scene.sender);
+        let send = |frames: u32| -> Result<f64> {
+            let begun = Instant::now();
+            bpf::send(source, frame, port, frames)?;
+            Ok(begun.elapsed().as_secs_f64())
+        };
+        let seconds = self.scene.world.enter(HOST, || -> Result<f64> {
+            let none = send(FEW)?.min(send(FEW)?);
+            Ok(send(frames)? - none)
+        })??;
+        let arrived = bpf::read(&self.arrived, 0)? - before;
+        let (sent, frames) = (u64::from(frames) + 2 * u64::from(FEW), frames - FEW);
+        let wanted = if self.delivers { sent } else { 0 };
+        ensure!(arrived == wanted, "{arrived} of {sent} frames arrived, not {wanted}");
+        Ok(f64::from(frames) / seconds / 1e6)
+    }
+}
+
+fn mac(scene: &Scene) -> Result<String> {
+    let mac = scene.world.mac(NAMES[1].0, "eth0")?;
+    Ok(mac.map(|byte| format!("{byte:02x}")).join(":"))
+}
+
+/// Makes frames: another source port each with these bits at random.
+fn source(frame: &[u8], random: u16) -> Result<OwnedFd> {
+    const ABORTED: i32 = 0;
+    let mut code = Code::default();
+    header::write(&mut code, frame, random, DATA, DATA_END)?;
+    code.give(PASS).end(XDP_PROGRAM, ABORTED).context("cannot load the program that makes frames")
+}
+
+/// Counts and ends IPv4 packets of the frames' length; what else hosts say to each other goes on.
+fn sink() -> Result<(OwnedFd, OwnedFd)> {
+    let map = bpf::numbers(1).context("cannot make a counter")?;
+    let mut code = Code::default();
+    code.load(Width::W, R0, R1, LENGTH).end_unless(R0, SMALLEST as i32);
+    code.load(Width::W, R0, R1, PROTOCOL).end_unless(R0, i32::from(0x0800_u16.to_be()));
+    code.put(Width::W, R10, -4, 0).map(R1, &map).copy(R2, R10).add(R2, -4).helper(LOOK_UP).end_if_zero(R0);
+    code.set(R1, 1).add_atomic(R0, 0, R1).give(SHOT);
+    Ok((code.end(SCHED_CLS, NEXT).context("cannot load the program that counts")?, map))
+}
+
+/// Gives a text to a command of the host.
+fn feed(world: &World, program: &str, args: &[&str], text: &str) -> Result<()> {
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = world.spawn(HOST, command)?;
+    child.stdin.take().context("no standard input")?.write_all(text.as_bytes())?;
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "{program}: {}\n{text}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! Samples to figures: medians, and how sure they are.
+//!
+//! What is compared is measured in turns, forth and back (A B C, C B A, A B C …), so that what the machine does meanwhile meets all
+//! alike; a ratio is the median over rounds of the ratio within a round. Intervals are percentile bootstraps with a fixed seed: the
+//! same samples give the same figures.
+
+use anyhow::{Result, ensure};
+use hydra_tests::random::Random;
+use serde::{Deserialize, Serialize};
+
+/// Resamples of a bootstrap.
+const RESAMPLES: usize = 4_000;
+const SEED: u64 = 20;
+
+/// A median with its 95 % interval.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Estimate {
+    /// The median.
+    pub median: f64,
+    /// Lower end of the interval.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+    /// How many values it is made of.
+    pub n: usize,
+}
+
+impl Estimate {
+    /// Of values, at least one.
+    pub fn of(values: &[f64]) -> Result<Self> {
+        ensure!(!values.is_empty(), "no values");
+        let mut random = Random::new(SEED);
+        let mut medians: Vec<f64> = (0..RESAMPLES)
+            .map(|_| {
+                let mut again: Vec<f64> =
+                    (0..values.len()).map(|_| values[random.below(values.len())]).collect();
+                median(&mut again)
+            })
+            .collect();
+        medians.sort_by(f64::total_cmp);
+        let (low, high) = (medians[RESAMPLES / 40], medians[RESAMPLES - 1 - RESAMPLES / 40]);
+        Ok(Self { median: median(&mut values.to_vec()), low, high, n: values.len() })
+    }
+
+    /// Of the ratios of values that were measured in the same rounds.
+    pub fn of_ratio(of: &[f64], to: &[f64]) -> Result<Self> {
+        ensure!(of.len() == to.len(), "{} values and {} are no pairs", of.len(), to.len());
+        Self::of(&of.iter().zip(to).map(|(a, b)| a / b).collect::<Vec<_>>())
+    }
+}
+
+/// The median; of an even number the mean of the middle two.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len().is_multiple_of(2) {
+        f64::midpoint(values[middle - 1], values[middle])
+    } else {
+        values[middle]
+    }
+}
+
+/// Measures each of `cases` once a round, forth and back, and answers the samples of each. `told` hears of every round.
+pub fn interleave<C>(
+    cases: &mut [C],
+    rounds: usize,
+    mut measure: impl FnMut(&mut C) -> Result<f64>,
+    mut told: impl FnMut(usize),
+) -> Result<Vec<Vec<f64>>> {
+    let mut samples = vec![Vec::with_capacity(rounds); cases.len()];
+    for round in 0..rounds {
+        for turn in 0..cases.len() {
+            let index = if round.is_multiple_of(2) { turn } else { cases.len() - 1 - turn };
+            samples[index].push(measure(&mut cases[index])?);
+        }
+        told(round + 1);
+    }
+    Ok(samples)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_median_lies_in_its_interval_and_is_the_same_again() {
+        let values: Vec<f64> = (1..=101).map(f64::from).collect();
+        let first = Estimate::of(&values).unwrap();
+        assert!((first.median - 51.0).abs() < 1e-9);
+        assert!(first.low > 35.0 && first.low < 51.0 && first.high > 51.0 && first.high < 67.0, "{first:?}");
+        assert_eq!(first, Estimate::of(&values).unwrap());
+    }
+
+    #[test]
+    fn the_interval_holds_the_true_median_about_as_often_as_it_says() {
+        let mut random = Random::new(7);
+        let held = (0..200)
+            .filter(|_| {
+                let values: Vec<f64> = (0..31).map(|_| random.below(1_000_001) as f64).collect();
+                let estimate = Estimate::of(&values).unwrap();
+                estimate.low <= 500_000.0 && 500_000.0 <= estimate.high
+            })
+            .count();
+        assert!((175..=200).contains(&held), "{held} of 200");
+    }
+
+    #[test]
+    fn a_drift_that_meets_both_does_not_show_in_the_ratio() {
+        let mut speed = 1.0;
+        let samples = interleave(
+            &mut [2.0, 1.0],
+            40,
+            |cost| {
+                speed *= 1.01;
+                Ok(*cost * speed)
+            },
+            |_| {},
+        )
+        .unwrap();
+        let ratio = Estimate::of_ratio(&samples[0], &samples[1]).unwrap();
+        assert!((ratio.median - 2.0).abs() < 0.03, "{ratio:?}");
+    }
+
+    #[test]
+    fn rounds_go_forth_and_back() {
+        let mut order = Vec::new();
+        interleave(
+            &mut ['a', 'b', 'c'],
+            2,
+            |c| {
+                order.push(*c);
+                Ok(1.0)
+            },
+            |_| {},
+        )
+        .unwrap();
+        assert_eq!(order.iter().collect::<String>(), "abccba");
+    }
+
+    #[test]
+    fn no_values_are_no_figure() {
+        assert_eq!(Estimate::of(&[]).unwrap_err().to_string(), "no values");
+        assert_eq!(Estimate::of_ratio(&[1.0], &[]).unwrap_err().to_string(), "1 values and 0 are no pairs");
+    }
+}
