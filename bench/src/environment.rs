@@ -73,15 +73,27 @@ impl Environment {
     }
 }
 
-/// Keeps this thread, and those that it starts, on the first CPU that it may use: what is compared would else be on one or the other,
-/// whose caches and tables are not alike.
-pub fn stay() -> Result<()> {
+/// A thread that stays on one CPU, and those that it starts meanwhile.
+#[derive(Debug)]
+pub struct Stay(CpuSet);
+
+/// Keeps this thread on the first CPU that it may use until the answer goes: what is compared would else be on one or the other, whose
+/// caches and tables are not alike.
+pub fn stay() -> Result<Stay> {
     let this = Pid::from_raw(0);
     let all = sched_getaffinity(this)?;
     let first = (0..CpuSet::count()).find(|cpu| all.is_set(*cpu) == Ok(true)).context("no CPU")?;
     let mut one = CpuSet::new();
     one.set(first)?;
-    sched_setaffinity(this, &one).context("cannot stay on a CPU")
+    sched_setaffinity(this, &one).context("cannot stay on a CPU")?;
+    Ok(Stay(all))
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        // Those that it had cannot be refused.
+        let _ = sched_setaffinity(Pid::from_raw(0), &self.0);
+    }
 }
 
 /// The kernel as figures of its verifier depend on it: `6.18 x86_64`.

@@ -9,7 +9,7 @@ mod programs;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use hydra_tests::kernel::{NEXT, REDIRECT, SHOT};
 use hydra_tests::topology::HOST;
 
@@ -29,7 +29,9 @@ const TURNS: usize = 6;
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Form {
-    /// Rounds, two of which are A B B A.
+    /// How often the object is loaded: where the kernel puts code and tables makes a difference of up to a fifth.
+    pub loads: usize,
+    /// Rounds with each, two of which are A B B A.
     pub rounds: usize,
     /// Where flows are many, the bits of a source port that differ: low ones, all of them used.
     pub bits: u16,
@@ -39,9 +41,15 @@ pub struct Form {
 
 impl Form {
     /// Some seconds.
-    pub const SHORT: Self = Self { rounds: 20, bits: 0x0fff, sizes: false };
+    pub const SHORT: Self = Self { loads: 2, rounds: 10, bits: 0x0fff, sizes: false };
     /// Some minutes.
-    pub const LONG: Self = Self { rounds: 60, bits: u16::MAX, sizes: true };
+    pub const LONG: Self = Self { loads: 8, rounds: 8, bits: u16::MAX, sizes: true };
+}
+
+impl Form {
+    fn of_many(&self) -> String {
+        format!("one of {} flows", u32::from(self.bits) + 1)
+    }
 }
 
 /// One thing to measure.
@@ -72,18 +80,25 @@ const FLAT: f64 = 1.15;
 
 /// Measures.
 pub fn run(form: &Form, progress: &mut Progress) -> Result<Report> {
-    stay()?;
+    let _stay = stay()?;
     let mut report = Report::new("L1", form.sizes)?;
     let scene = Scene::build(false)?;
     scene.world.enter(HOST, || -> Result<()> {
-        progress.at("the tables of the smallest policy");
-        let small = scene.open("small", Size::SMALL)?;
-        paths(&scene, &small, form, &mut report, progress)?;
-        if form.sizes {
-            for size in Size::OTHERS {
-                progress.at(&format!("the tables of {size}"));
-                let other = scene.open("other", size)?;
-                flat(&scene, (&small, &other), size, form, &mut report, progress)?;
+        for load in 1..=form.loads {
+            progress.at(&format!("load {load} of {}", form.loads));
+            let small = scene.open("small", Size::SMALL)?;
+            paths(&scene, &small, form, &mut report, progress)?;
+        }
+        ratios(&mut report, form)?;
+        for size in Size::OTHERS.into_iter().filter(|_| form.sizes) {
+            for load in 1..=form.loads {
+                progress.at(&format!("{size}: load {load} of {}", form.loads));
+                let lives = (scene.open("small", Size::SMALL)?, scene.open("other", size)?);
+                flat(&scene, (&lives.0, &lives.1), size, form, &mut report, progress)?;
+            }
+            for case in ["established", "denied"] {
+                let goal = (size != Size::SMALL).then_some(Goal::Most(3, FLAT));
+                report.compare(&format!("{case}, {size}"), &beside(case, size), goal)?;
             }
         }
         Ok(())
@@ -117,12 +132,11 @@ fn paths(
         let denied = scene.segment(v6, Way::Stack, CLOSED);
         cases.shaken(&format!("denied, new tuple, {family}"), &denied, u16::MAX, hydra, SHOT)?;
     }
-    let flows = u32::from(form.bits) + 1;
-    progress.at(&format!("{flows} flows"));
+    let of_many = form.of_many();
+    progress.at(&of_many);
     let many = live.converse(scene, false, Way::Stack, form.bits)?;
     let look_up = programs::look_up(&many.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
     let look_up = cases.table.put(&look_up)?;
-    let of_many = format!("one of {flows} flows");
     cases.shaken(&format!("one look-up, {of_many}"), &ask(false), form.bits, look_up, NEXT)?;
     cases.shaken(&format!("established, {of_many}"), &ask(false), form.bits, hydra, NEXT)?;
 
@@ -133,6 +147,11 @@ fn paths(
     for (case, samples) in cases.all.iter().zip(samples) {
         report.add(&case.what, "ns", samples)?;
     }
+    Ok(())
+}
+
+/// What these come to.
+fn ratios(report: &mut Report, form: &Form) -> Result<()> {
     for family in ["IPv4", "IPv6"] {
         let established = format!("established, {family}");
         report.compare(&established, &format!("one look-up, {family}"), Some(Goal::Most(1, 1.5)))?;
@@ -141,6 +160,7 @@ fn paths(
         report.compare(&format!("established and forwarded, {family}"), &established, None)?;
         report.compare(&format!("denied, new tuple, {family}"), &established, Some(Goal::Most(2, 1.3)))?;
     }
+    let of_many = form.of_many();
     report.compare(&format!("established, {of_many}"), &format!("one look-up, {of_many}"), None)
 }
 
@@ -160,33 +180,24 @@ fn flat(
     cases.plain(EMPTY, programs::empty()?, &frame, NEXT);
     cases.shaken(SHAKE, &frame, 0, empty, NEXT)?;
     for live in [small, other] {
-        live.forget()?;
         live.converse(scene, false, Way::Stack, 0)?;
         let slot = cases.table.put(&live.program)?;
         cases.plain("established", live.again()?, &frame, NEXT);
         cases.shaken("denied", &denied, u16::MAX, slot, SHOT)?;
     }
     let samples = cases.measure(form.rounds, &size.to_string(), progress)?;
-    let smallest = format!("smallest policy, beside {size}");
-    for (index, (case, size)) in [
-        ("established", &smallest),
-        ("denied", &smallest),
-        ("established", &size.to_string()),
-        ("denied", &size.to_string()),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        report.add(&format!("{case}, {size}"), "ns", samples[index + 2].clone())?;
-    }
-    for case in ["established", "denied"] {
-        report.compare(
-            &format!("{case}, {size}"),
-            &format!("{case}, {smallest}"),
-            Some(Goal::Most(3, FLAT)),
-        )?;
-    }
-    Ok(())
+    let [_, _, small, small_denied, other, other_denied] = &samples[..] else {
+        bail!("{} cases were measured, not six", samples.len());
+    };
+    report.add(&beside("established", size), "ns", small.clone())?;
+    report.add(&beside("denied", size), "ns", small_denied.clone())?;
+    report.add(&format!("established, {size}"), "ns", other.clone())?;
+    report.add(&format!("denied, {size}"), "ns", other_denied.clone())
+}
+
+/// The name of what the smallest policy took in the rounds of another.
+fn beside(case: &str, size: Size) -> String {
+    format!("{case}, smallest policy, beside {size}")
 }
 
 /// What is measured in turns.

@@ -4,14 +4,14 @@
 //!
 //! Each guard has a host of its own, with the same two networks.
 
-mod docker;
 mod host;
 
 use anyhow::Result;
 
-use self::docker::Form::{Isolation, Raw};
-use self::host::{Guard, Host};
+use self::host::Host;
+use crate::docker::Form::{Isolation, Raw};
 use crate::environment::stay;
+use crate::guard::Guard;
 use crate::progress::Progress;
 use crate::report::{Goal, Report};
 use crate::scene::Size;
@@ -55,7 +55,7 @@ const CASES: [(&str, Guard, bool); 14] = [
 
 /// Measures.
 pub fn run(form: &Form, progress: &mut Progress) -> Result<Report> {
-    stay()?;
+    let _stay = stay()?;
     let mut report = Report::new("L2", form.long)?;
     let mut hosts = Vec::new();
     for (index, (what, guard, open)) in CASES.into_iter().enumerate() {

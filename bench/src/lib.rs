@@ -9,11 +9,14 @@
 
 pub mod assembler;
 pub mod bpf;
+pub mod docker;
 pub mod environment;
+pub mod guard;
 pub mod header;
 pub mod l0;
 pub mod l1;
 pub mod l2;
+pub mod l3;
 pub mod progress;
 pub mod publish;
 pub mod report;

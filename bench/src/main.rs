@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
 use hydra_bench::progress::Progress;
 use hydra_bench::report::Report;
-use hydra_bench::{environment, l0, l1, l2, publish};
+use hydra_bench::{environment, l0, l1, l2, l3, publish};
 
 /// What `cargo xtask bench` says in its own help.
 #[derive(Parser)]
@@ -39,6 +39,7 @@ enum Level {
     L0,
     L1,
     L2,
+    L3,
 }
 
 fn main() -> ExitCode {
@@ -65,6 +66,10 @@ fn run(args: &Args) -> Result<bool> {
             Level::L2 => {
                 let form = if args.long { l2::Form::LONG } else { l2::Form::SHORT };
                 show(args, &l2::run(&form, &mut Progress::of("L2"))?)?;
+            }
+            Level::L3 => {
+                let form = if args.long { l3::Form::LONG } else { l3::Form::SHORT };
+                show(args, &l3::run(&form, &mut Progress::of("L3"))?)?;
             }
         }
     }

@@ -91,8 +91,13 @@ impl Report {
         Ok(Self { level: level.to_owned(), long, environment, measured: Vec::new(), ratios: Vec::new() })
     }
 
-    /// Adds what was measured.
-    pub fn add(&mut self, what: &str, unit: &str, samples: Vec<f64>) -> Result<()> {
+    /// Adds what was measured, to what was measured of it before.
+    pub fn add(&mut self, what: &str, unit: &str, mut samples: Vec<f64>) -> Result<()> {
+        if let Some(before) = self.measured.iter_mut().find(|m| m.what == what) {
+            before.samples.append(&mut samples);
+            before.estimate = Estimate::of(&before.samples)?;
+            return Ok(());
+        }
         let estimate = Estimate::of(&samples)?;
         self.measured.push(Measured { what: what.to_owned(), unit: unit.to_owned(), estimate, samples });
         Ok(())

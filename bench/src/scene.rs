@@ -1,4 +1,4 @@
-//! A host with three ports, and tables of any size: what a packet meets in the kernel's tables is made from a policy by the agent's own
+//! A host with four ports, and tables of any size: what a packet meets in the kernel's tables is made from a policy by the agent's own
 //! compiler, and only the ports that packets come from are there.
 
 use std::cell::RefCell;
@@ -63,8 +63,9 @@ pub struct Size {
 impl Size {
     /// What others are compared with.
     pub const SMALL: Self = Self { tiers: 4, rules: 10, containers: 1 };
-    /// One thing larger at a time, up to what the tables hold of tiers.
-    pub const OTHERS: [Self; 6] = [
+    /// One thing larger at a time, up to what the tables hold of tiers; the smallest once more, to see what loading it twice makes.
+    pub const OTHERS: [Self; 7] = [
+        Self::SMALL,
         Self { tiers: 64, ..Self::SMALL },
         Self { tiers: 252, ..Self::SMALL },
         Self { rules: 1_000, ..Self::SMALL },
@@ -108,6 +109,9 @@ impl fmt::Display for Size {
                 return write!(f, "{number} {what}");
             }
         }
+        if containers == Self::SMALL.containers {
+            return f.write_str("the same again");
+        }
         write!(f, "{containers} containers")
     }
 }
@@ -130,8 +134,8 @@ struct Place {
     addresses: [IpAddr; 2],
 }
 
-/// The sender, who is reached past the stack, and who is not.
-pub const NAMES: [(&str, usize); 3] = [("caller", 0), ("near", 1), ("plain", 1)];
+/// Containers and the bridges that they are on: the sender, who is reached past the stack, who is not, and another one that is.
+pub const NAMES: [(&str, usize); 4] = [("caller", 0), ("near", 1), ("plain", 1), ("next", 1)];
 
 impl Scene {
     /// Builds it, when it is this process's turn to measure; another one beside that.
@@ -291,11 +295,6 @@ impl Live {
     /// Entries of the flow table.
     pub fn flows(&self) -> Result<usize> {
         Ok(self.runner.borrow().flows()?.len())
-    }
-
-    /// Ends all of them.
-    pub fn forget(&self) -> Result<()> {
-        self.runner.borrow_mut().forget()
     }
 
     /// Makes a connection from every source port that differs from the usual one in these bits alone. Answers a later segment of each, as

@@ -40,7 +40,7 @@ fn two_cpus_count_every_packet_and_byte() {
 #[test]
 fn a_short_measurement_finds_packets_where_they_should_be() {
     // Each case fails where a packet does not come to what it is measured for. Ratios only tell that nothing is out of all proportion.
-    let form = Form { rounds: 4, ..Form::SHORT };
+    let form = Form { loads: 1, rounds: 4, ..Form::SHORT };
     let report = l1::run(&form, &mut Progress::of("L1")).unwrap();
     for ratio in &report.ratios {
         println!("figure: {} / {}: {:.2}", ratio.of, ratio.to, ratio.estimate.median);

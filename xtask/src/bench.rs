@@ -19,31 +19,35 @@ const PROGRAM: &str = "hydra-bench";
 #[derive(clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 #[command(after_help = "Levels:
-  L0  what does not depend on time: instructions that the verifier looks at, code, memory of the maps, whether counters
-      are exact with two CPUs at once; compared with docs/benchmarks/object.json
-  L1  the programs in the kernel's own test run (BPF_PROG_TEST_RUN), in turns with programs that do next to nothing
-  L2  live frames into a veth: a denied flood and 64-byte packets forwarded, in turns with netfilter as Docker writes it,
-      with one nftables rule at the device, and with the kernel alone
+  L0  what does not depend on time: instructions that the verifier looks at, code, memory of maps,
+      whether counters are exact with two CPUs at once; compared with docs/benchmarks/object.json
+  L1  the programs in the kernel's own test run (BPF_PROG_TEST_RUN), in turns with programs that
+      do next to nothing
+  L2  live frames: a denied flood, and 64-byte packets forwarded, in turns with netfilter as Docker
+      writes it, with one rule of nftables at the port, and with the kernel alone
+  L3  applications in two containers: TCP in bulk, questions and answers, connect and close, in
+      turns with Docker's rules alone
 
 Examples:
   cargo xtask bench                   L0 and the short form of L1: half a minute
-  cargo xtask bench L0 --update       write the committed figures of the object, after a change that is worth it
-  cargo xtask bench L1 L2 --long      the figures of a release: minutes
-  cargo xtask bench --publish         and write docs/benchmarks.md from what was measured, now and before
+  cargo xtask bench L0 --update       write the committed figures, after a change that is worth it
+  cargo xtask bench L1 L2 L3 --long   the figures of a release: a quarter of an hour
+  cargo xtask bench --publish         write docs/benchmarks.md from what was measured last
 
-What was measured is kept in `target/bench/`, one file of JSON a level, with every sample and where it was. A machine that does other
-things meanwhile gives wide intervals; one run at a time measures, others and the tests in namespaces wait for it.
-Everything is made in namespaces that end with the run, however it ends.
+What was measured is kept in `target/bench/`, one file of JSON a level, with every sample and where
+it was. A machine that does other things meanwhile gives wide intervals; one run at a time measures,
+and waits for tests in namespaces to end. Everything is made in
+namespaces that end with the run, however it ends.
 
-Exit code 0: done; 1: a program or map has grown by more than a tenth; 2: the run itself could not be done.")]
+Exit code 0: done; 1: a program or map has grown by more than a tenth; 2: the run could not be done.")]
 pub struct Args {
-    /// What to measure; without a name L0 and L1
+    /// What to measure; without a name L0 and L1, with `--publish` nothing
     #[arg(ignore_case = true)]
     levels: Vec<Level>,
     /// The long forms: more rounds, and policies of all sizes
     #[arg(long)]
     long: bool,
-    /// Write docs/benchmarks.md, with data and pictures
+    /// Write docs/benchmarks.md, with data and pictures, from what was measured last
     #[arg(long)]
     publish: bool,
     /// With L0: write the figures that later runs are compared with
@@ -66,12 +70,15 @@ enum Level {
     L1,
     /// Live frames
     L2,
+    /// Applications
+    L3,
 }
 
 /// Runs it; the exit code is the benchmark's own.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let levels = match args.levels[..] {
         [] if args.check || args.update => vec![Level::L0],
+        [] if args.publish => Vec::new(),
         [] => vec![Level::L0, Level::L1],
         _ => args.levels.clone(),
     };

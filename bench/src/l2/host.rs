@@ -1,37 +1,19 @@
 //! One host that frames arrive at: who guards it, who counts what comes through, and the frames themselves.
 
-use std::io::Write as _;
 use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
-use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use hydra_tests::kernel::{NEXT, SHOT};
 use hydra_tests::topology::HOST;
-use hydra_tests::world::World;
 
-use super::docker;
 use crate::assembler::register::{R0, R1, R2, R10};
 use crate::assembler::{Code, Width};
 use crate::bpf::{self, SCHED_CLS, XDP_PROGRAM};
+use crate::guard::Guard;
 use crate::header;
-use crate::scene::{ALLOWED, CLOSED, Live, NAMES, SMALLEST, Scene, Size, Way};
-
-/// What stands between the networks.
-#[derive(Clone, Copy, Debug)]
-pub enum Guard {
-    /// Nothing: the kernel forwards.
-    Nobody,
-    /// A program at the port that drops everything.
-    Program,
-    /// One rule of nftables at the port.
-    Netdev,
-    /// Docker's rules for so many containers.
-    Docker(docker::Form, u32),
-    /// hydra, with the tables of a policy.
-    Hydra(Size),
-}
+use crate::scene::{ALLOWED, CLOSED, Live, NAMES, SMALLEST, Scene, Way};
 
 /// `XDP_PASS`.
 const PASS: i32 = 2;
@@ -84,25 +66,7 @@ impl Host {
                 .enter(HOST, || bpf::attach(&pass, port, bpf::XDP))?
                 .context("cannot attach a program of XDP")?,
         );
-        let name = World::port_name(NAMES[0].0, 0);
-        let mut hydra = None;
-        match guard {
-            Guard::Nobody => {}
-            Guard::Program => {
-                let drop = Code::default().end(SCHED_CLS, SHOT)?;
-                links.push(scene.world.enter(HOST, || bpf::attach(&drop, port, bpf::TCX_INGRESS))??);
-            }
-            Guard::Netdev => feed(&scene.world, "nft", &["-f", "-"], &docker::netdev(&name, "10.81.0.11"))?,
-            Guard::Docker(form, containers) => {
-                feed(
-                    &scene.world,
-                    "iptables-restore",
-                    &[],
-                    &docker::rules(form, containers, "10.81.0.11", open),
-                )?;
-            }
-            Guard::Hydra(size) => hydra = Some(scene.world.enter(HOST, || scene.open("hydra", size))??),
-        }
+        let hydra = guard.stand(&scene, open, &mut links)?;
         let delivers = open || matches!(guard, Guard::Nobody);
         Ok(Self { scene, frame, source, arrived, delivers, _links: links, _hydra: hydra })
     }
@@ -151,15 +115,4 @@ fn sink() -> Result<(OwnedFd, OwnedFd)> {
     code.put(Width::W, R10, -4, 0).map(R1, &map).copy(R2, R10).add(R2, -4).helper(LOOK_UP).end_if_zero(R0);
     code.set(R1, 1).add_atomic(R0, 0, R1).give(SHOT);
     Ok((code.end(SCHED_CLS, NEXT).context("cannot load the program that counts")?, map))
-}
-
-/// Gives a text to a command of the host.
-fn feed(world: &World, program: &str, args: &[&str], text: &str) -> Result<()> {
-    let mut command = Command::new(program);
-    command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = world.spawn(HOST, command)?;
-    child.stdin.take().context("no standard input")?.write_all(text.as_bytes())?;
-    let output = child.wait_with_output()?;
-    ensure!(output.status.success(), "{program}: {}\n{text}", String::from_utf8_lossy(&output.stderr).trim());
-    Ok(())
 }

@@ -1,0 +1,235 @@
+//! `L3`: what an application gets: bytes in bulk, questions and answers on one connection, and connections that are made, used once and
+//! closed; between two networks and inside one, with Docker's rules alone and with hydra beside them.
+//!
+//! Between networks Docker's own way is that of an operator who has allowed it (`DOCKER-USER`); hydra's is that of a host where nobody
+//! has. What goes on in the two processes and the kernel's TCP is in the figures, as in life.
+
+use std::fmt;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::docker::Form::Raw;
+use crate::guard::{Guard, RECEIVER};
+use crate::progress::Progress;
+use crate::report::{Goal, Report};
+use crate::scene::{ALLOWED, Live, NAMES, Scene, Size};
+use crate::stats::interleave;
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    rounds: usize,
+    /// Of one sample.
+    time: Duration,
+    long: bool,
+}
+
+impl Form {
+    /// Half a minute.
+    pub const SHORT: Self = Self { rounds: 20, time: Duration::from_millis(100), long: false };
+    /// Two minutes.
+    pub const LONG: Self = Self { rounds: 30, time: Duration::from_millis(300), long: true };
+}
+
+/// What an application does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    Bulk,
+    Ask,
+    Connect,
+}
+
+impl Work {
+    const ALL: [Self; 3] = [Self::Bulk, Self::Ask, Self::Connect];
+
+    fn unit(self) -> &'static str {
+        if self == Self::Bulk { "Gbit/s" } else { "thousand/s" }
+    }
+
+    /// What it must be worth between networks.
+    fn goal(self) -> f64 {
+        if self == Self::Ask { 1.3 } else { 1.2 }
+    }
+}
+
+impl fmt::Display for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bulk => "bulk",
+            Self::Ask => "questions and answers",
+            Self::Connect => "connect, ask, close",
+        })
+    }
+}
+
+/// Containers on the host beside those that talk.
+const CONTAINERS: u32 = 10;
+/// Bytes of one write, and of a question.
+const CHUNK: usize = 128 << 10;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A host of its own, with servers in two containers.
+struct Host {
+    what: &'static str,
+    scene: Scene,
+    _links: Vec<OwnedFd>,
+    hydra: Option<Live>,
+}
+
+/// One thing to measure: the number of the host, from where to where, what.
+struct Case {
+    host: usize,
+    near: bool,
+    work: Work,
+}
+
+/// Measures.
+pub fn run(form: &Form, progress: &mut Progress) -> Result<Report> {
+    let mut report = Report::new("L3", form.long)?;
+    progress.at("two hosts");
+    let hosts = [
+        Host::build("without hydra", &[Guard::Docker(Raw, CONTAINERS)], true, false)?,
+        Host::build("with hydra", &[Guard::Docker(Raw, CONTAINERS), Guard::Hydra(Size::SMALL)], false, true)?,
+    ];
+    let mut cases = Vec::new();
+    for near in [false, true] {
+        for work in Work::ALL {
+            cases.extend([0, 1].map(|host| Case { host, near, work }));
+        }
+    }
+    let samples = interleave(
+        &mut cases,
+        form.rounds,
+        |case| hosts[case.host].work(case.near, case.work, form.time),
+        |done| progress.at(&format!("round {done} of {}", form.rounds)),
+    )?;
+    for live in hosts.iter().filter_map(|host| host.hydra.as_ref()) {
+        ensure!(live.flows()? > 0, "what was measured did not go by hydra");
+    }
+    let name = |case: &Case, host: &Host| {
+        let place = if case.near { "inside a network" } else { "between networks" };
+        format!("{}, {place}, {}", case.work, host.what)
+    };
+    for (case, samples) in cases.iter().zip(samples) {
+        report.add(&name(case, &hosts[case.host]), case.work.unit(), samples)?;
+    }
+    for case in cases.iter().filter(|case| case.host == 1) {
+        let goal = Goal::Least(6, if case.near { 0.98 } else { case.work.goal() });
+        report.compare(&name(case, &hosts[1]), &name(case, &hosts[0]), Some(goal))?;
+    }
+    Ok(report)
+}
+
+impl Host {
+    fn build(what: &'static str, guards: &[Guard], open: bool, beside: bool) -> Result<Self> {
+        let scene = Scene::build(beside)?;
+        for place in [NAMES[0].0, NAMES[1].0] {
+            // A port serves again one second after its connection, not after sixty.
+            scene.world.sysctl(place, "net.ipv4.tcp_tw_reuse", "1")?;
+            scene.world.sysctl(place, "net.ipv4.ip_local_port_range", "10000 65000")?;
+        }
+        let mut links = Vec::new();
+        let mut hydra = None;
+        for guard in guards {
+            hydra = guard.stand(&scene, open, &mut links)?;
+        }
+        for place in [NAMES[1].0, NAMES[3].0] {
+            let listener = scene.world.enter(place, || TcpListener::bind(("0.0.0.0", ALLOWED)))??;
+            thread::spawn(move || {
+                listener.incoming().map_while(Result::ok).for_each(|stream| {
+                    // A caller that goes away in the middle says so itself.
+                    let _ = serve(stream);
+                });
+            });
+        }
+        Ok(Self { what, scene, _links: links, hydra })
+    }
+
+    /// Works for so long, between networks or inside one; thousands, or gigabits, a second.
+    fn work(&self, near: bool, work: Work, time: Duration) -> Result<f64> {
+        let (from, to) = if near { (NAMES[1].0, "10.81.0.13") } else { (NAMES[0].0, RECEIVER) };
+        let to = SocketAddr::new(to.parse()?, ALLOWED);
+        let done = self.scene.world.enter(from, || match work {
+            Work::Bulk => bulk(to, time),
+            Work::Ask => ask(to, time),
+            Work::Connect => connections(to, time),
+        })?;
+        done.with_context(|| format!("{work} from {from} {}", self.what))
+    }
+}
+
+/// Serves one caller after the other: answers each byte of a caller who begins with `a`, and counts what one who begins with `b` sends.
+fn serve(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut kind = [0];
+    stream.read_exact(&mut kind)?;
+    if kind == *b"a" {
+        let mut byte = [0];
+        while stream.read(&mut byte)? == 1 {
+            stream.write_all(&byte)?;
+        }
+        return Ok(());
+    }
+    let (mut bytes, mut buffer) = (0u64, vec![0; CHUNK]);
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return stream.write_all(&bytes.to_be_bytes()),
+            read => bytes += read as u64,
+        }
+    }
+}
+
+fn connect(to: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn bulk(to: SocketAddr, time: Duration) -> Result<f64> {
+    let mut stream = connect(to)?;
+    let begun = Instant::now();
+    stream.write_all(b"b")?;
+    let (mut sent, buffer) = (0u64, vec![0; CHUNK]);
+    while begun.elapsed() < time {
+        stream.write_all(&buffer)?;
+        sent += buffer.len() as u64;
+    }
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut heard = [0; 8];
+    stream.read_exact(&mut heard)?;
+    let seconds = begun.elapsed().as_secs_f64();
+    ensure!(u64::from_be_bytes(heard) == sent, "not all of {sent} bytes arrived");
+    Ok(sent as f64 * 8.0 / seconds / 1e9)
+}
+
+fn ask(to: SocketAddr, time: Duration) -> Result<f64> {
+    let mut stream = connect(to)?;
+    stream.write_all(b"a")?;
+    let begun = Instant::now();
+    let (mut count, mut byte) = (0u64, [7]);
+    while begun.elapsed() < time {
+        stream.write_all(&byte)?;
+        stream.read_exact(&mut byte)?;
+        count += 1;
+    }
+    Ok(count as f64 / begun.elapsed().as_secs_f64() / 1e3)
+}
+
+fn connections(to: SocketAddr, time: Duration) -> Result<f64> {
+    let begun = Instant::now();
+    let (mut count, mut byte) = (0u64, [7]);
+    while begun.elapsed() < time {
+        let mut stream = connect(to)?;
+        stream.write_all(b"a\x07")?;
+        stream.read_exact(&mut byte)?;
+        count += 1;
+    }
+    Ok(count as f64 / begun.elapsed().as_secs_f64() / 1e3)
+}
