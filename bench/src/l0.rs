@@ -107,7 +107,8 @@ pub fn figures(functions: bool) -> Result<Figures> {
 
 /// Where the committed figures are.
 pub fn place() -> PathBuf {
-    root().join("docs/benchmarks/object.json")
+    let root = root();
+    root.canonicalize().unwrap_or(root).join("docs/benchmarks/object.json")
 }
 
 /// The committed figures.

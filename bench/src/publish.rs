@@ -22,7 +22,8 @@ const LEVELS: [(&str, &str, &str); 3] = [
          instructions that write its header; what these take is measured in the same round and subtracted (`established, shaken` shows how \
          well). `One look-up` reads the addresses and ports, finds a row by a key of 40 bytes in a hash table of 131,072, and counts a packet and its bytes. \
          Where the kernel puts code and tables makes a difference of up to a fifth from load to load, so that everything is loaded \
-         several times; `the same again` is the smallest policy beside itself.",
+         several times; `the same again` is the smallest policy beside itself, and an interval holds what rounds make, not what another \
+         load would.",
     ),
     (
         "L2",
@@ -37,7 +38,8 @@ const LEVELS: [(&str, &str, &str); 3] = [
         "L3",
         "applications",
         "A client and a server in two containers, on all CPUs. Between networks `without hydra` is a host where an operator has allowed \
-         it in `DOCKER-USER`, `with hydra` one where Docker would drop it and hydra's policy allows it.",
+         it in `DOCKER-USER`, `with hydra` one where Docker would drop it and hydra's policy allows it. Published ports are not \
+         measured yet.",
     ),
 ];
 
@@ -81,7 +83,7 @@ const TARGETS: [(u8, &str, &str); 14] = [
 
 /// Writes everything there are results for; which files.
 pub fn publish(out: &Path) -> Result<Vec<PathBuf>> {
-    let docs = root().join("docs");
+    let docs = root().canonicalize()?.join("docs");
     let folder = docs.join("benchmarks");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
     let mut written = Vec::new();
@@ -124,7 +126,7 @@ Written by `cargo xtask bench --publish`; `cargo xtask bench --help` says what e
 
 Ratios are medians over rounds of what was measured in turns in the same round (A B C, C B A …), with the 95 % interval of a percentile
 bootstrap. Take an absolute figure only beside its reference: these are of whatever machine stands with them. A target is met or missed by
-the median. Nothing here has been chosen from several runs.
+the median. Each section is the last run of its level; a load above 1 says that the machine did other things meanwhile.
 
 ## Targets
 

@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use crate::report::{Measured, Report, number};
 
-const WIDTH: f64 = 900.0;
+const WIDTH: f64 = 980.0;
 /// Where bars begin, and how much room they have.
-const LEFT: f64 = 400.0;
+const LEFT: f64 = 480.0;
 const ROOM: f64 = 400.0;
 const ROW: f64 = 26.0;
 const TOP: f64 = 44.0;
