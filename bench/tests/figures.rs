@@ -26,7 +26,7 @@ fn functions_of_a_program_add_up_to_it() {
     let figures = l0::figures(true).unwrap();
     for (name, program) in figures.programs {
         assert_eq!(program.functions.values().sum::<u32>(), program.verified, "{name}");
-        assert!(program.functions.len() > 5, "{name}: {:?}", program.functions);
+        assert!(program.functions.len() > 1, "{name}: {:?}", program.functions);
     }
 }
 
