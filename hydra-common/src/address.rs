@@ -27,6 +27,18 @@ impl Address {
         Self(a)
     }
 
+    /// From an IPv4 address as a number.
+    #[inline(always)]
+    pub(crate) fn v4_word(a: u32) -> Self {
+        Self::words([0, (0xffff << 32 | u64::from(a)).to_be()])
+    }
+
+    /// From its halves, the bytes of each in their order.
+    #[inline(always)]
+    pub(crate) fn words(words: [u64; 2]) -> Self {
+        zerocopy::transmute!(words)
+    }
+
     /// The 16 bytes, IPv4 mapped.
     #[inline(always)]
     pub const fn octets(&self) -> [u8; 16] {
@@ -49,7 +61,7 @@ impl Address {
     #[inline(always)]
     pub fn is_group(&self) -> bool {
         if self.is_v4() {
-            self.0[12] & 0xf0 == 0xe0 || self.low() as u32 == u32::MAX
+            self.low() as u32 >> 28 == 0xe || self.low() as u32 == u32::MAX
         } else {
             self.0[0] == 0xff
         }
@@ -87,14 +99,19 @@ impl Address {
     /// The last eight bytes as a number.
     #[inline(always)]
     pub fn low(&self) -> u64 {
-        self.word::<8>()
+        self.word::<1>()
     }
 
+    /// As a whole, or the compiler forgets how it is aligned, and reads byte by byte.
     #[inline(always)]
-    fn word<const AT: usize>(&self) -> u64 {
-        let mut word = [0; 8];
-        word.copy_from_slice(&self.0[AT..AT + 8]);
-        u64::from_be_bytes(word)
+    fn word<const N: usize>(&self) -> u64 {
+        u64::from_be(self.halves()[N])
+    }
+
+    /// Its halves, the bytes of each in their order.
+    #[inline(always)]
+    pub(crate) fn halves(&self) -> [u64; 2] {
+        zerocopy::transmute!(*self)
     }
 }
 
@@ -133,6 +150,16 @@ impl Mac {
 }
 
 impl Mac {
+    /// From its thirds, the bytes of each in their order.
+    #[inline(always)]
+    pub(crate) fn words(words: [u16; 3]) -> Self {
+        let mut mac = [0; 6];
+        mac[..2].copy_from_slice(&words[0].to_ne_bytes());
+        mac[2..4].copy_from_slice(&words[1].to_ne_bytes());
+        mac[4..].copy_from_slice(&words[2].to_ne_bytes());
+        Self(mac)
+    }
+
     #[inline(always)]
     fn word<const AT: usize>(self) -> u16 {
         let mut word = [0; 2];

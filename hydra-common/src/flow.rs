@@ -83,26 +83,22 @@ impl FlowKey {
         destination_port: u16,
         protocol: u8,
     ) -> (Self, Side) {
-        let (port_a, port_b) = (source_port.to_be_bytes(), destination_port.to_be_bytes());
-        let mut key = Self { a: source, b: destination, port_a, port_b, protocol, zero: [0; 3] };
-        let side = key.canonical();
-        (key, side)
+        let ordered = ordered(&source, source_port, &destination, destination_port);
+        let (a, b) = if ordered { (source, destination) } else { (destination, source) };
+        let (ap, bp) =
+            if ordered { (source_port, destination_port) } else { (destination_port, source_port) };
+        let ports = u64::from(ap) << 48 | u64::from(bp) << 32 | u64::from(protocol) << 24;
+        let ([a0, a1], [b0, b1]) = (a.halves(), b.halves());
+        // In words: a look-up reads them so, and waits for stores that are narrower than what it reads.
+        let key = zerocopy::transmute!([a0, a1, b0, b1, ports.to_be()]);
+        (key, if ordered { Side::A } else { Side::B })
     }
 
     /// Puts the smaller (address, port) first. Returns where the end is that was side A before.
     #[inline(always)]
     pub fn canonical(&mut self) -> Side {
-        let (ah, bh) = (self.a.high(), self.b.high());
-        let (al, bl) = (self.a.low(), self.b.low());
         let (ap, bp) = (u16::from_be_bytes(self.port_a), u16::from_be_bytes(self.port_b));
-        let ordered = if ah != bh {
-            ah < bh
-        } else if al != bl {
-            al < bl
-        } else {
-            ap < bp
-        };
-        if ordered {
+        if ordered(&self.a, ap, &self.b, bp) {
             return Side::A;
         }
         core::mem::swap(&mut self.a, &mut self.b);
@@ -126,6 +122,20 @@ impl FlowKey {
             Side::A => u16::from_be_bytes(self.port_a),
             Side::B => u16::from_be_bytes(self.port_b),
         }
+    }
+}
+
+/// Whether the first end is the smaller one.
+#[inline(always)]
+fn ordered(a: &Address, ap: u16, b: &Address, bp: u16) -> bool {
+    let (ah, bh) = (a.high(), b.high());
+    let (al, bl) = (a.low(), b.low());
+    if ah != bh {
+        ah < bh
+    } else if al != bl {
+        al < bl
+    } else {
+        ap < bp
     }
 }
 

@@ -81,6 +81,8 @@ static HYDRA_ROOMS: HashMap<u64, Scratch> = HashMap::with_max_entries(1_024, 0);
 /// What does not fit on a stack of 512 bytes. A CPU runs one TC program at a time, to its end.
 #[repr(C)]
 pub struct Scratch {
+    /// A tick, and the time that it began at.
+    pub tick: [u64; 2],
     /// Where and when.
     pub at: At,
     /// The frame being judged.

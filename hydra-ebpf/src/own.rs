@@ -25,6 +25,7 @@ use crate::act::{add_atomic, limit, renew, touch};
 use crate::global::{BAD, coded_unit, decoded_unit, global};
 use crate::maps::{self, LiveFlow, Maps, Scratch};
 use crate::report::{drop_key, event, noteworthy};
+use crate::skb;
 use crate::sock::{add, gauge, tell};
 
 const DROP: i32 = 0;
@@ -131,12 +132,12 @@ fn ends_of(skb: *mut __sk_buff, source: &mut Address, destination: &mut Address)
 /// `lan`: the cgroup's number, where an interface without a port is judged; 0 on this host's own stack.
 #[inline(always)]
 fn walk(skb: *mut __sk_buff, hook: Hook, row: &Cgroup, lan: u64, room: &mut Scratch) -> Verdict {
-    let Scratch { at, packet, outcome, flow: fresh } = room;
+    let Scratch { at, packet, outcome, flow: fresh, .. } = room;
     // SAFETY: the context is valid while the program runs; the clock has no arguments.
     let (ifindex, mark, now) = unsafe { ((*skb).ifindex, (*skb).mark, bpf_ktime_get_coarse_ns()) };
     *at = At { hook, ifindex, ingress: 0, mark, now };
     let at = &*at;
-    *packet = Packet::default();
+    skb::clear(packet);
     let parsed = decoded_unit(parse(skb, packet));
     // SAFETY: as above.
     if lan != 0

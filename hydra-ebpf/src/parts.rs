@@ -40,12 +40,6 @@ global!(fn first = hydra_first(
     coded(part::first(&Maps, packet, at, out, link))
 });
 
-global!(fn established = hydra_established(
-    packet: of Packet, at: of At, out: into Outcome, flow: of Flow
-) -> u32 or 0; {
-    u32::from(part::established(packet, at, out, flow))
-});
-
 global!(fn open = hydra_open(packet: of Packet, at: of At, out: into Outcome, live: perhaps Flow) {
     part::open(&Maps, packet, at, out, live);
 });
@@ -113,11 +107,6 @@ impl Parts for Maps {
         link: Option<&Link>,
     ) -> Result<bool, Reason> {
         decoded(first(packet, at, out, link))
-    }
-
-    #[inline(always)]
-    fn established(&self, packet: &Packet, at: &At, out: &mut Outcome, flow: &Flow) -> bool {
-        established(packet, at, out, flow) != 0
     }
 
     #[inline(always)]

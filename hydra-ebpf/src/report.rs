@@ -31,6 +31,14 @@ pub fn report = hydra_report(packet: of Packet, outcome: of Outcome, at: of At, 
     }
 });
 
+/// [`report`] of a packet that is allowed and no news.
+#[inline(always)]
+pub fn passed(outcome: &Outcome, count: &Count) {
+    if !outcome.elsewhere {
+        add(maps::reason(outcome.reason as u8), count);
+    }
+}
+
 /// What a packet that was denied, or would have been, is counted by.
 #[inline(always)]
 pub fn drop_key(outcome: &Outcome) -> DropKey {

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::bpf_skb_pull_data;
 use aya_ebpf::programs::TcContext;
-use hydra_common::packet::{Bytes, Chunk, Packet};
+use hydra_common::packet::{Begin, Bytes, Chunk, Front, Packet};
 use hydra_common::tables::Count;
 use hydra_common::verdict::Reason;
 
@@ -55,6 +55,59 @@ impl<'a> Frame<'a> {
             1
         };
         Count { packets: segments, bytes: length + (segments - 1) * payload }
+    }
+}
+
+/// The begin of a linear part that was long enough for what is read of it.
+pub struct Linear(usize);
+
+/// Reads at a place that stands in the instruction.
+macro_rules! fixed {
+    ($size:literal, $type:ty, $pointer:expr, $at:expr) => {{
+        let value: u64;
+        // SAFETY: what made the `Linear` has compared the place with the end, and the verifier sees to it.
+        unsafe {
+            core::arch::asm!(
+                concat!("{v} = *(", $size, " *)({p} + {at})"),
+                v = out(reg) value,
+                p = in(reg) $pointer,
+                at = const $at,
+                options(readonly),
+            );
+        }
+        value as $type
+    }};
+}
+
+impl Front for Linear {
+    #[inline(always)]
+    fn byte<const AT: usize>(&self) -> u8 {
+        fixed!("u8", u8, self.0, AT)
+    }
+
+    #[inline(always)]
+    fn half<const AT: usize>(&self) -> u16 {
+        fixed!("u16", u16, self.0, AT)
+    }
+
+    #[inline(always)]
+    fn word<const AT: usize>(&self) -> u32 {
+        fixed!("u32", u32, self.0, AT)
+    }
+
+    #[inline(always)]
+    fn long<const AT: usize>(&self) -> u64 {
+        fixed!("u64", u64, self.0, AT)
+    }
+}
+
+impl Begin for Frame<'_> {
+    type Front = Linear;
+
+    #[inline(always)]
+    fn front(&self, n: usize) -> Option<Linear> {
+        let (data, end) = bounds(self.raw());
+        if offset_by(data, n) > end { None } else { Some(Linear(data)) }
     }
 }
 
@@ -121,6 +174,26 @@ global!(fn transport_header = hydra_transport(skb: plain *mut __sk_buff, packet:
 global!(fn icmp = hydra_icmp(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
     coded_unit(packet.icmp(&Frame::new(&TcContext::new(skb))))
 });
+
+/// Makes a packet what [`Packet::default`] is. The compiler, left to itself, calls a loop of bytes.
+#[inline(always)]
+pub fn clear(packet: &mut Packet) {
+    const WORDS: usize = size_of::<Packet>() / 8;
+    const { assert!(WORDS * 8 == size_of::<Packet>() && align_of::<Packet>() == 8) };
+    // SAFETY: writes the whole of what is exclusively borrowed; zeros are the default of each of its fields.
+    unsafe {
+        core::arch::asm!(
+            ".rept {words}",
+            "*(u64 *)({p} + 0) = {zero}",
+            "{p} += 8",
+            ".endr",
+            words = const WORDS,
+            p = inout(reg) &raw mut *packet => _,
+            zero = in(reg) 0u64,
+            options(nostack),
+        );
+    }
+}
 
 /// One copy for each `N` in the object, not one for each use.
 #[inline(never)]

@@ -70,7 +70,7 @@ fn enter<'t, T: Parts>(
         // What comes for a group, or from nowhere yet, is the first address's.
         None => tables.cgroup(&CgroupKey::new(cgroup, 0)).ok_or(Reason::BadTable)?,
     };
-    out.pickup |= at.seconds() < row.pickup_until;
+    out.pickup |= at.before(row.pickup_until);
     let me = row.identity[(out.bank() & 1) as usize];
     if outward {
         out.source = me;
@@ -125,7 +125,7 @@ fn enter<'t, T: Parts>(
     };
     if let Some(flow) = &live
         && mine(flow, end, me)
-        && tables.established(packet, at, out, flow)
+        && super::established(packet, at, out, flow)
     {
         out.elsewhere = counted;
         return Ok(live);

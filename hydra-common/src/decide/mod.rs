@@ -30,7 +30,7 @@ pub mod part {
     pub use super::published::concerns;
     pub use super::related::related;
     pub use super::ruling::{alive, ruling};
-    pub use super::{established, first, open, way};
+    pub use super::{first, open, way};
 }
 
 use self::ends::Sender;
@@ -41,6 +41,9 @@ use crate::packet::{Kind, Packet};
 use crate::tables::{Endpoint, Head, IdentityRow, Link, Tables};
 use crate::track::{self, protocol, sctp, tcp};
 use crate::verdict::{Hook, Reason, Verdict};
+
+/// Nanoseconds.
+const SECOND: u64 = 1_000_000_000;
 
 /// Where and when a packet is judged.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +64,13 @@ impl At {
     /// The same in seconds.
     #[inline(always)]
     pub const fn seconds(&self) -> u32 {
-        (self.now / 1_000_000_000) as u32
+        (self.now / SECOND) as u32
+    }
+
+    /// Whether it is before the begin of a second. Without a division, which takes as long as a look-up in an array.
+    #[inline(always)]
+    pub const fn before(&self, second: u32) -> bool {
+        self.now < second as u64 * SECOND
     }
 }
 
@@ -102,7 +111,7 @@ fn ready<T: Tables>(tables: &T, at: &At, out: &mut Outcome) -> bool {
     out.revision = head.revision;
     out.audit = head.flags & Head::AUDIT != 0;
     // What passes anyway is known when enforcing begins.
-    out.pickup = out.audit || at.seconds() < head.pickup_until;
+    out.pickup = out.audit || at.before(head.pickup_until);
     true
 }
 
@@ -184,8 +193,12 @@ fn enter<'t, T: Parts>(
     let live = if group { None } else { tables.flow(&packet.key) };
     let live = match live {
         Some(flow) if track::expired(&flow, packet.protocol, at.now) => None,
-        Some(flow) if tables.established(packet, at, out, &flow) => {
-            tables.way(packet, at, out, link)?;
+        Some(flow) if established(packet, at, out, &flow) => {
+            // No call on the way of the commonest packet.
+            match listed(tables, packet, at, out, link) {
+                Some(said) => said?,
+                None => tables.way(packet, at, out, link)?,
+            }
             return Ok(Some(flow));
         }
         live => live,
@@ -211,9 +224,9 @@ fn enter<'t, T: Parts>(
 
 /// Whether the packet belongs to a flow that the current tables allow, sent by the end that it says. Fills the outcome from the entry.
 #[inline(always)]
-pub fn established(packet: &Packet, at: &At, out: &mut Outcome, flow: &Flow) -> bool {
+fn established(packet: &Packet, at: &At, out: &mut Outcome, flow: &Flow) -> bool {
     let side = packet.side();
-    let fresh = flow.generation == out.generation && (flow.until == 0 || at.seconds() < flow.until);
+    let fresh = flow.generation == out.generation && (flow.until == 0 || at.before(flow.until));
     if !fresh || !ends::same(flow, side, out) {
         return false;
     }
@@ -445,25 +458,39 @@ pub fn way<T: Tables>(
     out: &mut Outcome,
     link: Option<&Link>,
 ) -> Result<(), Reason> {
+    match listed(tables, packet, at, out, link) {
+        Some(said) => said,
+        None if link.is_some_and(|link| ends::beyond(tables, packet, out, link)) => Ok(()),
+        None => Err(Reason::WrongMac),
+    }
+}
+
+/// [`way`], but for a frame to another MAC than the gateway's for an address that no endpoint has: nothing.
+#[inline(always)]
+fn listed<T: Tables>(
+    tables: &T,
+    packet: &Packet,
+    at: &At,
+    out: &mut Outcome,
+    link: Option<&Link>,
+) -> Option<Result<(), Reason>> {
     out.way = published::way(packet, at, out);
-    let (Hook::PortIn, Some(link)) = (at.hook, link) else { return Ok(()) };
+    let (Hook::PortIn, Some(link)) = (at.hook, link) else { return Some(Ok(())) };
     let to_gateway = packet.destination_mac == link.gateway_mac;
     if matches!(out.path, Path::Stack) && to_gateway {
-        return Ok(());
+        return Some(Ok(()));
     }
-    let Some(e) = tables.endpoint(&packet.destination) else {
-        return if ends::beyond(tables, packet, out, link) { Ok(()) } else { Err(Reason::WrongMac) };
-    };
+    let e = tables.endpoint(&packet.destination)?;
     // Between the writing of an address's new row and the flip, flows of the old generation still name its last container.
     if e.container != out.destination_container {
-        return Err(Reason::UnknownDestination);
+        return Some(Err(Reason::UnknownDestination));
     }
     let direct = e.bridge == link.bridge && packet.destination_mac == e.mac;
     if !to_gateway && !direct {
-        return Err(Reason::WrongMac);
+        return Some(Err(Reason::WrongMac));
     }
     if matches!(out.path, Path::Stack) || e.flags & Endpoint::PEER == 0 {
-        return Ok(());
+        return Some(Ok(()));
     }
     out.hop.port = e.port;
     out.hop.mtu = e.mtu;
@@ -471,7 +498,7 @@ pub fn way<T: Tables>(
     out.hop.mac = e.mac;
     out.hop.gateway_mac = if direct { packet.source_mac } else { e.gateway_mac };
     out.way = Way::Peer;
-    Ok(())
+    Some(Ok(()))
 }
 
 #[inline(always)]

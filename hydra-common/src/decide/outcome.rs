@@ -57,8 +57,9 @@ pub struct Hop {
     pub gateway_mac: Mac,
 }
 
-/// The verdict on one packet, and what follows from it.
+/// The verdict on one packet, and what follows from it. Aligned, so that the kernel's target begins it in words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(align(8))]
 #[allow(clippy::struct_excessive_bools, reason = "answers that have nothing to do with each other")]
 pub struct Outcome {
     /// The verdict, the policy's mode applied.

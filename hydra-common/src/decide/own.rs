@@ -64,7 +64,7 @@ fn enter<'t, T: Parts>(
     row: &Cgroup,
     out: &mut Outcome,
 ) -> Result<Option<T::Flow<'t>>, Reason> {
-    out.pickup |= at.seconds() < row.pickup_until;
+    out.pickup |= at.before(row.pickup_until);
     let me = row.identity[(out.bank() & 1) as usize];
     let outward = matches!(at.hook, Hook::CgroupOut);
     if outward {
@@ -121,7 +121,7 @@ fn enter<'t, T: Parts>(
     let here = if outward { side } else { side.other() };
     if let Some(flow) = &live
         && mine(flow, here, me)
-        && tables.established(packet, at, out, flow)
+        && super::established(packet, at, out, flow)
     {
         return Ok(live);
     }

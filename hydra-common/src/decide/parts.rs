@@ -59,11 +59,6 @@ pub trait Parts: Tables + Sized {
         part::first(self, packet, at, out, link)
     }
 
-    /// A packet of a live flow.
-    fn established(&self, packet: &Packet, at: &At, out: &mut Outcome, flow: &Flow) -> bool {
-        part::established(packet, at, out, flow)
-    }
-
     /// Lines 3 to 7.
     fn open(&self, packet: &Packet, at: &At, out: &mut Outcome, live: Option<&Flow>) {
         part::open(self, packet, at, out, live);

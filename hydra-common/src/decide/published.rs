@@ -237,7 +237,7 @@ pub fn uplink<'t, T: Parts>(
     let live = if proxied && !group { tables.flow(&packet.key) } else { None };
     let live = live.filter(|flow| !track::expired(flow, packet.protocol, at.now));
     if let Some(flow) = live
-        && tables.established(packet, at, out, &flow)
+        && super::established(packet, at, out, &flow)
     {
         out.way = Way::Carried;
         return Ok(live);

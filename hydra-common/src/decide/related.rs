@@ -56,7 +56,7 @@ pub fn related<T: Parts>(
 #[inline(never)]
 pub(super) fn stands<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &Outcome, flow: &Flow) -> bool {
     if flow.generation == out.generation {
-        return flow.until == 0 || at.seconds() < flow.until;
+        return flow.until == 0 || at.before(flow.until);
     }
     let opener = Side::from_row(flow.opener);
     let (key, called) = (&packet.key, opener.other());

@@ -6,6 +6,7 @@
 
 mod icmp;
 mod ip;
+mod plain;
 
 use crate::address::{Address, Mac};
 use crate::flow::{FlowKey, Side};
@@ -17,6 +18,8 @@ use crate::verdict::Reason;
 const MAX_TAGS: usize = 2;
 /// Ethernet header.
 const ETHERNET: usize = 14;
+
+pub use plain::{Begin, Front};
 
 /// Reads a frame. Offsets count from the destination MAC.
 pub trait Bytes {
@@ -408,12 +411,12 @@ impl Packet {
         // 255.255.255.255, or a group of IPv6: a group of IPv4 is nobody's DHCP.
         let all = self.destination.is_group()
             && (!self.destination.is_v4() || self.destination.low() as u32 == u32::MAX);
+        self.kind = match (self.source_port, self.destination_port) {
+            (68, 67) | (546, 547) if all => Kind::DhcpClient,
+            (67, 68) | (547, 546) => Kind::DhcpServer,
+            _ => return,
+        };
         self.claim = self.source;
-        match (self.source_port, self.destination_port) {
-            (68, 67) | (546, 547) if all => self.kind = Kind::DhcpClient,
-            (67, 68) | (547, 546) => self.kind = Kind::DhcpServer,
-            _ => {}
-        }
     }
 }
 

@@ -149,6 +149,10 @@ fn judge(tables: &mut PolicyTables<'_>, frame: &[u8], at: &At) {
     let mut packet = Packet::default();
     let parsed = packet.parse(&frame);
     well_formed(&packet, parsed, frame);
+    let mut plain = Packet::default();
+    if plain.plain(&frame) {
+        assert_eq!((plain, Ok(())), (packet, parsed), "what is read at fixed places");
+    }
     let (mut out, mut again) = (Outcome::CLOSED, Outcome::CLOSED);
     let _ = decide(tables, &mut packet.clone(), parsed, at, &mut again);
     let live = decide(tables, &mut packet, parsed, at, &mut out).is_some();
