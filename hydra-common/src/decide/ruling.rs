@@ -79,29 +79,23 @@ pub(super) fn first<T: Tables>(
     if count != 1 || found.from > selector { CLOSED } else { found.decision }
 }
 
-/// The decision that a chain has come to at a moment.
+/// The decision that a chain has come to at a moment; closed where it cannot be followed to an end.
 #[inline(always)]
 pub fn alive<T: Tables>(tables: &T, bank: u32, first: u32, now_s: u32) -> Ruling {
-    let mut said = Ruling::CLOSED;
-    walk(tables, bank, first, now_s, &mut said);
-    said
-}
-
-/// What it cannot follow to an end leaves `said` as it is.
-#[inline(never)]
-fn walk<T: Tables>(tables: &T, bank: u32, first: u32, now_s: u32, said: &mut Ruling) {
     let mut index = first;
     for _ in 0..MAX_CHAIN {
-        let Some(decision) = tables.decision(bank, index) else { return };
+        let Some(decision) = tables.decision(bank, index) else { break };
         if decision.until == 0 || now_s < decision.until {
-            said.verdict = Verdict::from_row(decision.verdict);
-            said.reason = Reason::from_row(decision.reason);
-            said.rule = decision.rule;
-            said.until = decision.until;
-            said.limit = decision.limit;
-            said.spent = decision.spent;
-            return;
+            return Ruling {
+                verdict: Verdict::from_row(decision.verdict),
+                reason: Reason::from_row(decision.reason),
+                rule: decision.rule,
+                until: decision.until,
+                limit: decision.limit,
+                spent: decision.spent,
+            };
         }
         index = decision.next;
     }
+    Ruling::CLOSED
 }
