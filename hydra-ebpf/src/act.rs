@@ -345,17 +345,25 @@ fn to_peer(frame: &Frame<'_>, packet: &Packet, hop: &Hop) -> Option<i32> {
     if hop.routed != 0 && !decrement(frame, packet) {
         return None;
     }
-    let (d, s) = (hop.mac.0, hop.gateway_mac.0);
-    let mut macs = [d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1], s[2], s[3], s[4], s[5]];
-    // SAFETY: 12 bytes; a frame that was parsed has them. The type is PACKET_OTHERHOST where the frame was for the gateway,
-    // and the peer would drop it (Linux before 6.15 does not reset it on this path).
+    // A frame that stays on its bridge has the MACs that it arrives with.
+    if hop.routed != 0 && !readdress(frame, hop) {
+        return Some(TC_ACT_SHOT);
+    }
+    // SAFETY: the context is valid while the program runs. The type is PACKET_OTHERHOST where the frame was for the gateway, and the
+    // peer would drop it (Linux before 6.15 does not reset it on this path).
     unsafe {
-        if bpf_skb_store_bytes(skb.cast(), 0, macs.as_mut_ptr().cast(), 12, 0) != 0 {
-            return Some(TC_ACT_SHOT);
-        }
         bpf_skb_change_type(skb.cast(), PACKET_HOST);
         Some(bpf_redirect_peer(hop.port, 0) as i32)
     }
+}
+
+/// The MACs of the last hop.
+#[inline(always)]
+fn readdress(frame: &Frame<'_>, hop: &Hop) -> bool {
+    let (d, s) = (hop.mac.0, hop.gateway_mac.0);
+    let mut macs = [d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1], s[2], s[3], s[4], s[5]];
+    // SAFETY: 12 bytes; a frame that was parsed has them.
+    unsafe { bpf_skb_store_bytes(frame.raw().cast(), 0, macs.as_mut_ptr().cast(), 12, 0) == 0 }
 }
 
 /// One hop less: IPv4 TTL with its checksum (RFC 1141), IPv6 hop limit.
