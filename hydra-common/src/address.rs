@@ -160,6 +160,13 @@ impl Mac {
         Self(mac)
     }
 
+    /// The same, copied in words: the compiler, left to itself, calls a loop of bytes on the kernel's target.
+    #[inline(always)]
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "by value it is copied before")]
+    pub(crate) fn copied(&self) -> Self {
+        Self::words(zerocopy::transmute!(*self))
+    }
+
     #[inline(always)]
     fn word<const AT: usize>(self) -> u16 {
         let mut word = [0; 2];

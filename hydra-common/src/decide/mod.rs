@@ -495,8 +495,8 @@ fn listed<T: Tables>(
     out.hop.port = e.port;
     out.hop.mtu = e.mtu;
     out.hop.routed = u8::from(!direct);
-    out.hop.mac = e.mac;
-    out.hop.gateway_mac = if direct { packet.source_mac } else { e.gateway_mac };
+    out.hop.mac = e.mac.copied();
+    out.hop.gateway_mac = if direct { packet.source_mac.copied() } else { e.gateway_mac.copied() };
     out.way = Way::Peer;
     Some(Ok(()))
 }
