@@ -268,6 +268,10 @@ pub struct Counters {
     pub limited: Vec<u64>,
     /// By gauge, in the order of [`Gauge`].
     pub gauges: [u64; hydra_common::tables::GAUGES as usize],
+    /// Entries of the flow table now, in both of its parts.
+    pub flows: u64,
+    /// Flows that ever found no room in its first part, and could be evicted from its second.
+    pub spilled: u64,
 }
 
 impl Counters {

@@ -32,7 +32,7 @@ pub use self::purge::purge;
 use self::turn::{Loop, Signals};
 use crate::api::{self, ControlSocket};
 use crate::cgroup::Hierarchy;
-use crate::datapath::{self, Datapath, Mechanism, Seat};
+use crate::datapath::{self, Datapath, Mechanism, Room, Seat};
 use crate::inventory::{self, Engine, Inventory};
 use crate::placement;
 use crate::published::{Handle, NotEnforced};
@@ -115,12 +115,13 @@ async fn enforce(
     }
 
     let (bpffs, mechanism) = (settings.directories.bpffs.clone(), mechanism(settings.attach));
+    let room = Room { flows: settings.flows.0, share: settings.flow_share.0 };
     let seat = match hierarchy {
         Ok(Some(hierarchy)) => Seat::At(hierarchy.place),
         Ok(None) => Seat::Off,
         Err(why) => Seat::Missing(why),
     };
-    let opened = spawn_blocking(move || open(&bpffs, mechanism, seat)).await;
+    let opened = spawn_blocking(move || open(&bpffs, mechanism, room, seat)).await;
     let Opened { datapath, reader, collector, events, early } =
         opened.map_err(|e| RunError::Begin(std::io::Error::other(e)))??;
     let cover = move || appeared.into_iter().for_each(|(port, master)| early.port(port, master));
@@ -190,8 +191,13 @@ struct Opened {
     early: datapath::Early,
 }
 
-fn open(bpffs: &Path, mechanism: Mechanism, seat: Seat) -> Result<Opened, datapath::DatapathError> {
-    let datapath = Datapath::open(bpffs, mechanism)?.with_sockets(seat)?;
+fn open(
+    bpffs: &Path,
+    mechanism: Mechanism,
+    room: Room,
+    seat: Seat,
+) -> Result<Opened, datapath::DatapathError> {
+    let datapath = Datapath::open_with(bpffs, mechanism, room)?.with_sockets(seat)?;
     let (reader, collector, events) = (datapath.reader()?, datapath.collector()?, datapath.events()?);
     let early = datapath.early()?;
     Ok(Opened { datapath, reader, collector, events, early })

@@ -1,6 +1,7 @@
 //! Where the agent finds its files and how it behaves: flags, then `HYDRA_*` variables, then the settings file, then defaults,
 //! merged once into plain structs. Nothing else in the agent reads flags or the environment.
 
+mod flows;
 mod uplinks;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -10,6 +11,7 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand};
 use serde::{Deserialize, Deserializer};
 
+pub use self::flows::{FlowShare, Flows};
 pub use self::uplinks::Uplinks;
 use crate::cgroup::Place as CgroupPlace;
 use crate::diagnostic::{Diagnostic, Diagnostics, Place};
@@ -96,6 +98,12 @@ pub struct Flags {
     /// How long TCP connections from before hydra are taken up from their middle; `0` for never [default: 1h]
     #[arg(long, value_name = "DURATION", env = "HYDRA_PICKUP")]
     pub pickup: Option<Pickup>,
+    /// Flows that the table holds [default: 131072]
+    #[arg(long, value_name = "NUMBER", env = "HYDRA_FLOWS")]
+    pub flows: Option<Flows>,
+    /// How much of the room in it that others leave one source may have [default: 25%]
+    #[arg(long, value_name = "PERCENT", env = "HYDRA_FLOW_SHARE")]
+    pub flow_share: Option<FlowShare>,
     /// What is logged: a level, or a tracing filter [default: info]
     #[arg(long, value_name = "FILTER", env = "HYDRA_LOG")]
     pub log: Option<String>,
@@ -256,6 +264,12 @@ pub struct File {
     /// As `--pickup`.
     #[serde(deserialize_with = "parsed")]
     pub pickup: Option<Pickup>,
+    /// As `--flows`.
+    #[serde(deserialize_with = "parsed")]
+    pub flows: Option<Flows>,
+    /// As `--flow-share`.
+    #[serde(deserialize_with = "parsed")]
+    pub flow_share: Option<FlowShare>,
     /// As `--log`.
     pub log: Option<String>,
 }
@@ -322,6 +336,10 @@ pub struct Settings {
     pub labels: bool,
     /// How long connections from before are taken up.
     pub pickup: Pickup,
+    /// Flows that the table holds.
+    pub flows: Flows,
+    /// How much of it one source may have.
+    pub flow_share: FlowShare,
     /// What is logged.
     pub log: String,
 }
@@ -392,6 +410,8 @@ impl Settings {
             cgroup,
             labels,
             pickup,
+            flows,
+            flow_share,
             log,
         } = flags;
         let policy = policy.or(file.policy);
@@ -419,6 +439,8 @@ impl Settings {
             cgroup: cgroup.or(file.cgroup).unwrap_or_default(),
             labels: labels.or(file.labels).unwrap_or(false),
             pickup: pickup.or(file.pickup).unwrap_or_default(),
+            flows: flows.or(file.flows).unwrap_or_default(),
+            flow_share: flow_share.or(file.flow_share).unwrap_or_default(),
             log: log.or(file.log).unwrap_or_else(|| "info".into()),
         })
     }

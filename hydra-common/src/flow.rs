@@ -185,9 +185,9 @@ pub struct Flow {
     pub syn: u32,
     /// The limit that it took from when it began, by [`crate::tables::Limit::bucket`] counted from 1; 0 = none.
     pub taken: u16,
-    /// Zero.
-    pub zero2: [u8; 2],
-    /// First packet, nanoseconds of the monotonic clock.
+    /// By what it is counted on the share of its opener: see [`crate::share::counted`].
+    pub counted: u16,
+    /// First packet, nanoseconds of the monotonic clock. 0: the entry is being removed or replaced, by whoever has written that.
     pub created: u64,
     /// Last packet, nanoseconds of the monotonic clock.
     pub seen: u64,

@@ -21,6 +21,7 @@ pub mod id;
 pub mod limit;
 pub mod names;
 pub mod packet;
+pub mod share;
 pub mod tables;
 pub mod track;
 #[cfg(feature = "user")]

@@ -34,8 +34,14 @@ pub const LIMITS: &str = "HYDRA_LIMITS";
 pub const BUCKETS: &str = "HYDRA_BUCKETS";
 /// `PerCpuArray<u64>` by [`crate::tables::Limit::bucket`]: packets that were denied because the limit was used up.
 pub const LIMITED: &str = "HYDRA_LIMITED";
-/// `LruHashMap<FlowKey, Flow>`.
+/// `HashMap<FlowKey, Flow>`: the first table of [`crate::share`].
 pub const FLOWS: &str = "HYDRA_FLOWS";
+/// `LruHashMap<FlowKey, Flow>`: the second.
+pub const SPILL: &str = "HYDRA_SPILL";
+/// `LruHashMap<Address, u64>`: entries of the first table by [`crate::share::source`].
+pub const SHARES: &str = "HYDRA_SHARES";
+/// `Array<u64>` by [`crate::share::Word`].
+pub const TABLE: &str = "HYDRA_TABLE";
 /// `PerCpuArray<Count>`, see [`crate::tables::traffic_index`].
 pub const TRAFFIC: &str = "HYDRA_TRAFFIC";
 /// `PerCpuHashMap<DropKey, Count>`.
@@ -55,7 +61,7 @@ pub const SCRATCH: &str = "HYDRA_SCRATCH";
 pub const ROOMS: &str = "HYDRA_ROOMS";
 
 /// All maps, in the order above.
-pub const MAPS: [&str; 25] = [
+pub const MAPS: [&str; 28] = [
     GENERATION,
     HEADS,
     IDENTITIES,
@@ -73,6 +79,9 @@ pub const MAPS: [&str; 25] = [
     BUCKETS,
     LIMITED,
     FLOWS,
+    SPILL,
+    SHARES,
+    TABLE,
     TRAFFIC,
     DROPS,
     REASONS,
@@ -93,6 +102,9 @@ pub const SOCKET_PROGRAMS: [&str; 4] =
 
 /// Programs on cgroups that see the packets of processes on this host's own stack.
 pub const PACKET_PROGRAMS: [&str; 2] = ["hydra_cgroup_in", "hydra_cgroup_out"];
+
+/// The TC program that the agent alone runs, to take entries out of the flow table: see [`crate::tables::Sweep`].
+pub const SWEEP_PROGRAM: &str = "hydra_sweep";
 
 /// Bits of the packet mark that hydra uses (others are left as they are).
 pub const MARK_MASK: u32 = 0xe000_0000;

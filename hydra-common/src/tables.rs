@@ -571,6 +571,22 @@ pub struct BucketKey {
     pub zero: [u8; 4],
 }
 
+/// An entry of the flow table that the agent has read and wants gone: what [`crate::names::SWEEP_PROGRAM`] finds behind an Ethernet
+/// header, up to [`SWEEPS`] of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Sweep {
+    /// Its key.
+    pub key: FlowKey,
+    /// Its [`Flow::created`]: another one under the same key stays.
+    pub created: u64,
+    /// Its [`Flow::seen`]: if a packet has come since, it stays. 0: it goes whatever came.
+    pub seen: u64,
+}
+
+/// Entries in one run of [`crate::names::SWEEP_PROGRAM`]: what fits into the page that a test run's frame may fill.
+pub const SWEEPS: u32 = 60;
+
 /// Packets and bytes, as in [`Flow`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

@@ -8,7 +8,7 @@ use crate::flow::{Flow, FlowKey};
 use crate::id::{Container, Identity, Tier};
 use crate::tables::{
     BucketKey, Cell, Cgroup, CgroupKey, Count, Decision, DropKey, Endpoint, Fragment, FragmentKey, Head,
-    IdentityRow, Interval, Limit, Link, PrefixData, PrefixRow, Publish, PublishKey, RuleSet,
+    IdentityRow, Interval, Limit, Link, PrefixData, PrefixRow, Publish, PublishKey, RuleSet, Sweep,
 };
 
 macro_rules! pod {
@@ -48,6 +48,7 @@ pod!(
     Publish,
     PublishKey,
     RuleSet,
+    Sweep,
 );
 
 impl From<IpAddr> for Address {

@@ -12,10 +12,12 @@ use hydra_common::names::{
     MARK_CARRIED, MARK_CHECKED, MARK_IDENTITY, MARK_JUDGED, MARK_LEFT, MARK_MASK, carried, carrier, left,
 };
 use hydra_common::packet::{Bytes as _, Chunk, Packet};
+use hydra_common::share;
 use hydra_common::tables::{Count, Gauge, Tables as _};
 use hydra_common::track;
 use hydra_common::verdict::{Hook, Reason, Verdict};
 
+use crate::flows;
 use crate::global::{decoded_unit, global};
 use crate::maps::{self, LiveFlow, Maps, Scratch};
 use crate::report;
@@ -25,6 +27,8 @@ use crate::skb::{self, Frame};
 const NEXT: i32 = -1;
 /// Two CPUs that make the same entry do so within this many nanoseconds, two ticks of the coarse clock included.
 const AT_ONCE: u64 = 100_000_000;
+/// How often this one tries while another CPU replaces the entry.
+const TRIES: u32 = 3;
 /// `PACKET_HOST`: for this machine.
 const PACKET_HOST: u32 = 0;
 
@@ -66,18 +70,18 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
             (Step::Nothing | Step::End, _) => {}
             (Step::Create, _) => create(packet, outcome, fresh, &count, at),
             (Step::Count, Some(flow)) => {
-                tally(packet, outcome, flow, &count, now);
+                tally(packet, outcome, flow.pointer(), &count, now);
                 follow(packet, flow.pointer());
             }
             (Step::Renew, Some(flow)) => {
                 renew(packet, outcome, flow.pointer());
-                tally(packet, outcome, flow, &count, now);
+                tally(packet, outcome, flow.pointer(), &count, now);
                 advance(packet, flow.pointer());
             }
             (Step::Count | Step::Renew, None) => outcome.verdict = Verdict::Denied,
         }
     } else if matches!(outcome.step, Step::End) {
-        maps::end_flow(&packet.key);
+        end(packet, live);
     }
     if matches!(outcome.verdict, Verdict::Allowed | Verdict::Audited) && fragment::begins(packet, at, outcome)
     {
@@ -162,30 +166,45 @@ fn create = hydra_create(
     let side = packet.side().index();
     fresh.packets[side] = count.packets;
     fresh.bytes[side] = count.bytes;
-    if maps::new_flow(&packet.key, fresh).is_err() {
+    fresh.counted = share::counted(fresh, outcome);
+    let mut made = flows::begin(&packet.key, fresh);
+    for _ in 0..TRIES {
+        if made != flows::THERE {
+            break;
+        }
         // Another CPU was first with the same flow: its entry counts this packet too. An old one that counts no more is replaced.
         if let Some(twin) = Maps.flow(&packet.key)
+            && twin.created != 0
             && twin.generation == fresh.generation
             && twin.source == fresh.source
             && now.saturating_sub(twin.created) < AT_ONCE
             && track::State::of(&twin, packet.protocol) != track::State::Closing
             && (!opens(packet) || track::repeats(&twin, packet))
         {
-            tally(packet, outcome, twin, count, now);
+            tally(packet, outcome, twin.pointer(), count, now);
             advance(packet, twin.pointer());
             return 0;
         }
-        if maps::put_flow(&packet.key, fresh).is_err() {
-            report::count(Gauge::FlowsRefused, 1);
-            outcome.verdict = Verdict::Denied;
-            outcome.reason = Reason::FlowTableFull;
-            return 0;
-        }
+        made = flows::replace(&packet.key, fresh);
+    }
+    if made != flows::MADE {
+        report::count(Gauge::FlowsRefused, 1);
+        outcome.verdict = Verdict::Denied;
+        outcome.reason = Reason::FlowTableFull;
+        return 0;
     }
     if !outcome.elsewhere {
         report::add(maps::traffic(traffic), count);
     }
 });
+
+/// Takes the entry away that a packet was denied on.
+#[inline(always)]
+pub fn end(packet: &Packet, live: Option<LiveFlow>) {
+    if let Some(flow) = live {
+        flows::end(&packet.key, flow.created, 0);
+    }
+}
 
 global!(
 /// Notes the first piece of a datagram for those that follow.
@@ -196,12 +215,13 @@ fn remember = hydra_remember(packet: of Packet, outcome: of Outcome, at: of At) 
 
 /// Counts a packet on its flow: exact, also from two CPUs at once.
 #[inline(always)]
-fn tally(packet: &Packet, outcome: &Outcome, flow: LiveFlow, count: &Count, now: u64) {
+fn tally(packet: &Packet, outcome: &Outcome, live: *mut Flow, count: &Count, now: u64) {
+    // SAFETY: as below.
+    let traffic = unsafe { (*live).traffic };
     if !outcome.elsewhere {
-        report::add(maps::traffic(flow.traffic), count);
+        report::add(maps::traffic(traffic), count);
     }
     let side = packet.side().index();
-    let live = flow.pointer();
     // SAFETY: the entry lives until the program ends, and its fields are aligned. Counters are only ever added to, atomically;
     // of two stores to the other fields at once either is true enough.
     unsafe {

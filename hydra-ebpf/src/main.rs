@@ -6,6 +6,7 @@
 #![feature(asm_experimental_arch)]
 
 mod act;
+mod flows;
 mod global;
 mod maps;
 mod own;
@@ -46,6 +47,12 @@ pub fn hydra_bridge_out(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn hydra_uplink_in(ctx: TcContext) -> i32 {
     act::run(&ctx, Hook::UplinkIn)
+}
+
+/// Takes entries out of the flow table. On no hook: the agent runs it.
+#[classifier]
+pub fn hydra_sweep(ctx: TcContext) -> i32 {
+    flows::sweep(&ctx)
 }
 
 /// A process connects a socket of IPv4.

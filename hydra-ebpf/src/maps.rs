@@ -22,6 +22,7 @@ use hydra_common::tables::{
     MAX_RULE_SETS, PrefixData, PrefixRow, Publish, PublishKey, RuleSet, TRAFFIC_CELLS, Tables, cell_index,
 };
 
+use crate::flows;
 use crate::global::global;
 
 #[map]
@@ -58,8 +59,6 @@ static HYDRA_LIMITS: Array<Limit> = Array::with_max_entries(2 * MAX_LIMITS, 0);
 static HYDRA_BUCKETS: LruHashMap<BucketKey, u64> = LruHashMap::with_max_entries(MAX_BUCKETS, 0);
 #[map]
 static HYDRA_LIMITED: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_LIMITS, 0);
-#[map]
-static HYDRA_FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(131_072, 0);
 #[map]
 static HYDRA_TRAFFIC: PerCpuArray<Count> = PerCpuArray::with_max_entries(TRAFFIC_CELLS, 0);
 #[map]
@@ -122,11 +121,17 @@ pub fn leave_room(number: u64) {
 /// The kernel's tables.
 pub struct Maps;
 
-/// A live entry of the flow table: valid until the program ends.
+/// An entry of the flow table: memory of the map, valid until the program ends.
 #[derive(Clone, Copy)]
 pub struct LiveFlow(NonNull<Flow>);
 
 impl LiveFlow {
+    /// Of a value that a look-up has just found.
+    #[inline(always)]
+    pub const fn new(found: NonNull<Flow>) -> Self {
+        Self(found)
+    }
+
     /// The entry, for the atomic counters and the fields that one writer at a time may set.
     #[inline(always)]
     pub fn pointer(self) -> *mut Flow {
@@ -139,7 +144,8 @@ impl Deref for LiveFlow {
 
     #[inline(always)]
     fn deref(&self) -> &Flow {
-        // SAFETY: the kernel frees a map value only after the programs that found it have ended (RCU).
+        // SAFETY: the value is the map's as long as the map is. The kernel may give the place of an entry that was removed or evicted
+        // to another flow at once (`preallocated` maps): what is read then is a flow's that passed, and only counts are wrong.
         unsafe { self.0.as_ref() }
     }
 }
@@ -210,7 +216,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn flow(&self, key: &FlowKey) -> Option<LiveFlow> {
-        HYDRA_FLOWS.get_ptr_mut(key).and_then(NonNull::new).map(LiveFlow)
+        flows::find(key)
     }
 
     #[inline(always)]
@@ -271,25 +277,6 @@ fn banked(bank: u32, index: u32, size: u32) -> Option<u32> {
     if index < size { Some((bank & 1) * size + index) } else { None }
 }
 
-/// Writes an entry where there is none.
-#[inline(always)]
-pub fn new_flow(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
-    HYDRA_FLOWS.insert(key, flow, u64::from(BPF_NOEXIST))
-}
-
-/// Writes a new entry, or over an old one.
-#[inline(always)]
-pub fn put_flow(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
-    HYDRA_FLOWS.insert(key, flow, 0)
-}
-
-/// Takes an entry away.
-#[inline(always)]
-pub fn end_flow(key: &FlowKey) {
-    // Another CPU may have done so.
-    let _ = HYDRA_FLOWS.remove(key);
-}
-
 /// Notes the first piece of a datagram. Where there is no room the others are denied.
 #[inline(always)]
 pub fn put_fragment(key: &FragmentKey, first: &Fragment) {
@@ -339,7 +326,7 @@ pub fn take = hydra_take(source: of Address, limit: of Limit, at: of At) -> u32 
 /// # Safety
 /// `p` points to an aligned `u64` of a live map value.
 #[inline(always)]
-unsafe fn compare_exchange(p: *mut u64, old: u64, new: u64) -> u64 {
+pub unsafe fn compare_exchange(p: *mut u64, old: u64, new: u64) -> u64 {
     let found;
     // SAFETY: as promised by the caller.
     unsafe {

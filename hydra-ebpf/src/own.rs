@@ -18,10 +18,12 @@ use hydra_common::flow::Flow;
 use hydra_common::id::{Container, Identity};
 use hydra_common::names::{MARK_IDENTITY, MARK_LEFT, MARK_MASK, carried, carrier};
 use hydra_common::packet::{Bytes, Chunk, Packet};
+use hydra_common::share;
 use hydra_common::tables::{Cgroup, CgroupKey, Count, Gauge, Tables as _};
 use hydra_common::verdict::{Hook, Reason, Verdict};
 
-use crate::act::{add_atomic, limit, renew, touch};
+use crate::act::{add_atomic, end, limit, renew, touch};
+use crate::flows;
 use crate::global::{BAD, coded_unit, decoded_unit, global};
 use crate::maps::{self, LiveFlow, Maps, Scratch};
 use crate::report::{drop_key, event, noteworthy};
@@ -170,7 +172,7 @@ fn walk(skb: *mut __sk_buff, hook: Hook, row: &Cgroup, lan: u64, room: &mut Scra
             (Step::Count | Step::Renew, None) => outcome.verdict = Verdict::Denied,
         }
     } else if matches!(outcome.step, Step::End) {
-        maps::end_flow(&packet.key);
+        end(packet, live);
     }
     if matches!(outcome.verdict, Verdict::Denied) || !outcome.elsewhere {
         record(packet, outcome, at, &count);
@@ -285,7 +287,12 @@ fn create = hydra_own_create(
         fresh.packets[side] = count.packets;
         fresh.bytes[side] = count.bytes;
     }
-    if maps::put_flow(&packet.key, fresh).is_err() {
+    fresh.counted = share::counted(fresh, outcome);
+    let mut made = flows::begin(&packet.key, fresh);
+    if made == flows::THERE {
+        made = flows::replace(&packet.key, fresh);
+    }
+    if made != flows::MADE {
         gauge(Gauge::FlowsRefused);
         outcome.verdict = Verdict::Denied;
         outcome.reason = Reason::FlowTableFull;

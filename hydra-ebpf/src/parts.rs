@@ -26,6 +26,10 @@ global!(fn related = hydra_related(
     coded_unit(part::related(&Maps, packet, at, out, link))
 });
 
+global!(fn stands = hydra_stands(packet: of Packet, at: of At, out: of Outcome, flow: of Flow) -> u32 or 0; {
+    u32::from(part::stands(&Maps, packet, at, out, flow))
+});
+
 global!(fn named = hydra_named(
     packet: of Packet, at: of At, out: into Outcome, link: perhaps Link
 ) -> u32 or BAD; {
@@ -102,6 +106,11 @@ impl Parts for Maps {
         link: Option<&Link>,
     ) -> Result<(), Reason> {
         decoded_unit(related(packet, at, out, link))
+    }
+
+    #[inline(always)]
+    fn stands(&self, packet: &Packet, at: &At, out: &Outcome, flow: &Flow) -> bool {
+        stands(packet, at, out, flow) != 0
     }
 
     #[inline(always)]

@@ -8,15 +8,19 @@ use std::path::Path;
 pub use self::sweep::{Sweep, Wanted};
 
 use anyhow::{Context, Result, ensure};
-use aya::maps::{HashMap, Map, MapData, PerCpuArray, PerCpuHashMap};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap};
 use aya::programs::SchedClassifier;
 use aya::programs::{TestRun as _, TestRunOptions};
-use hydra_agent::datapath::{Datapath, Mechanism};
+use hydra_agent::datapath::{Collector, Datapath, KernelReader, Mechanism, Room};
 use hydra_agent::desired::Desired;
 use hydra_agent::published::{Counters, Reader as _};
 use hydra_common::ABI;
+use hydra_common::address::Address;
 use hydra_common::flow::{Flow, FlowKey};
-use hydra_common::names::{BUCKETS, DROPS, FLOWS, FRAGMENTS, PROGRAMS, PUBLISHED, REASONS};
+use hydra_common::names::{
+    BUCKETS, DROPS, FLOWS, FRAGMENTS, PROGRAMS, PUBLISHED, REASONS, SHARES, SPILL, TABLE,
+};
+use hydra_common::share::Word;
 use hydra_common::tables::{BucketKey, Count, DropKey, Fragment, FragmentKey, Publish, PublishKey};
 use hydra_common::verdict::{Hook, Reason, Verdict};
 
@@ -79,6 +83,9 @@ impl Seen {
 pub struct Runner {
     programs: Vec<SchedClassifier>,
     flows: HashMap<MapData, FlowKey, Flow>,
+    spill: HashMap<MapData, FlowKey, Flow>,
+    shares: HashMap<MapData, Address, u64>,
+    words: Array<MapData, u64>,
     buckets: HashMap<MapData, BucketKey, u64>,
     fragments: HashMap<MapData, FragmentKey, Fragment>,
     published: HashMap<MapData, PublishKey, Publish>,
@@ -93,7 +100,12 @@ pub struct Runner {
 impl Runner {
     /// Loads the object below a directory of pins and fills its tables.
     pub fn open(bpffs: &Path, desired: &Desired) -> Result<Self> {
-        let mut datapath = Datapath::open(bpffs, Mechanism::Auto)?;
+        Self::open_with(bpffs, desired, Room::default())
+    }
+
+    /// The same with a flow table of another size.
+    pub fn open_with(bpffs: &Path, desired: &Desired, room: Room) -> Result<Self> {
+        let mut datapath = Datapath::open_with(bpffs, Mechanism::Auto, room)?;
         let report = datapath.sync(desired)?;
         ensure!(report.not_enforced.is_empty(), "{:?}", report.not_enforced);
         Ok(Self { datapath: Some(datapath), ..Self::beside(bpffs)? })
@@ -114,6 +126,9 @@ impl Runner {
         Ok(Self {
             programs,
             flows: map(FLOWS)?.try_into()?,
+            spill: map(SPILL)?.try_into()?,
+            shares: map(SHARES)?.try_into()?,
+            words: map(TABLE)?.try_into()?,
             buckets: map(BUCKETS)?.try_into()?,
             fragments: map(FRAGMENTS)?.try_into()?,
             published: map(PUBLISHED)?.try_into()?,
@@ -139,7 +154,28 @@ impl Runner {
 
     /// The whole flow table.
     pub fn flows(&self) -> Result<Vec<(FlowKey, Flow)>> {
-        Ok(self.flows.iter().collect::<Result<_, _>>()?)
+        Ok(self.flows.iter().chain(self.spill.iter()).collect::<Result<_, _>>()?)
+    }
+
+    /// A flow's entry, and whether it is one that can be evicted.
+    pub fn flow(&self, key: &FlowKey) -> Option<(Flow, bool)> {
+        let spilled = || Some((self.spill.get(key, 0).ok()?, true));
+        self.flows.get(key, 0).ok().map(|flow| (flow, false)).or_else(spilled)
+    }
+
+    /// Entries of the first table that the kernel counts for an address.
+    pub fn held(&self, source: &Address) -> u64 {
+        self.shares.get(source, 0).unwrap_or(0)
+    }
+
+    /// A word of the flow table.
+    pub fn word(&self, word: Word) -> Result<u64> {
+        Ok(self.words.get(&(word as u32), 0)?)
+    }
+
+    /// What takes silent flows out.
+    pub fn collector(&self) -> Result<Collector> {
+        Ok(self.datapath.as_ref().context("these tables are an agent's")?.collector()?)
     }
 
     /// Packets that were denied or would have been, by reason.
@@ -153,11 +189,17 @@ impl Runner {
         if self.empty {
             return Ok(());
         }
-        let keys: Vec<FlowKey> = self.flows.keys().collect::<Result<_, _>>()?;
-        for key in keys {
-            self.flows.remove(&key)?;
+        for table in [&mut self.flows, &mut self.spill] {
+            let keys: Vec<FlowKey> = table.keys().collect::<Result<_, _>>()?;
+            for key in keys {
+                table.remove(&key)?;
+            }
         }
-        Ok(())
+        let sources: Vec<Address> = self.shares.keys().collect::<Result<_, _>>()?;
+        for source in sources {
+            self.shares.remove(&source)?;
+        }
+        Ok(self.words.set(Word::Used as u32, 0, 0)?)
     }
 
     /// Forgets the first pieces of datagrams.
@@ -214,7 +256,12 @@ impl Runner {
 
     /// All counters, as the agent reads them.
     pub fn counters(&self) -> Result<Counters> {
-        Ok(self.datapath.as_ref().context("the tables are an agent's")?.reader()?.counters()?)
+        Ok(self.reader()?.counters()?)
+    }
+
+    /// What the agent reads the tables with.
+    pub fn reader(&self) -> Result<KernelReader> {
+        Ok(self.datapath.as_ref().context("the tables are an agent's")?.reader()?)
     }
 
     fn fire(&self, shot: &Shot) -> Result<Ran> {

@@ -10,6 +10,7 @@ use hydra_common::address::Address;
 use hydra_common::event::EventWindow;
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::names;
+use hydra_common::share::WORDS;
 use hydra_common::tables::{
     BucketKey, Cell, Cgroup, CgroupKey, Count, Decision, DropKey, Endpoint, Fragment, FragmentKey, GAUGES,
     Head, IdentityRow, Interval, Limit, Link, MAX_LIMITS, PrefixData, PrefixRow, Publish, PublishKey,
@@ -39,7 +40,10 @@ fn maps() -> BTreeMap<&'static str, (bpf_map_type, usize, usize)> {
         (names::LIMITS, (ARRAY, 4, size_of::<Limit>())),
         (names::BUCKETS, (BPF_MAP_TYPE_LRU_HASH, size_of::<BucketKey>(), 8)),
         (names::LIMITED, (PERCPU, 4, 8)),
-        (names::FLOWS, (BPF_MAP_TYPE_LRU_HASH, size_of::<FlowKey>(), size_of::<Flow>())),
+        (names::FLOWS, (BPF_MAP_TYPE_HASH, size_of::<FlowKey>(), size_of::<Flow>())),
+        (names::SPILL, (BPF_MAP_TYPE_LRU_HASH, size_of::<FlowKey>(), size_of::<Flow>())),
+        (names::SHARES, (BPF_MAP_TYPE_LRU_HASH, size_of::<Address>(), 8)),
+        (names::TABLE, (ARRAY, 4, 8)),
         (names::TRAFFIC, (PERCPU, 4, size_of::<Count>())),
         (names::DROPS, (BPF_MAP_TYPE_PERCPU_HASH, size_of::<DropKey>(), size_of::<Count>())),
         (names::REASONS, (PERCPU, 4, size_of::<Count>())),
@@ -70,6 +74,7 @@ fn counters_have_room_for_everything_that_is_counted() {
     assert!(object.maps[names::REASONS].max_entries() > most);
     assert!(object.maps[names::GAUGES].max_entries() >= GAUGES);
     assert!(object.maps[names::LIMITED].max_entries() >= MAX_LIMITS);
+    assert!(object.maps[names::TABLE].max_entries() >= WORDS);
     assert!(object.maps[names::TRAFFIC].max_entries() >= TRAFFIC_CELLS);
 }
 
@@ -86,7 +91,7 @@ fn no_map_is_left_unnamed() {
 fn every_program_is_what_its_name_says() {
     let object = Object::parse(OBJECT).unwrap();
     let programs: Vec<&str> = object.programs.keys().map(String::as_str).collect();
-    for name in names::PROGRAMS {
+    for name in names::PROGRAMS.into_iter().chain([names::SWEEP_PROGRAM]) {
         let program =
             object.programs.get(name).unwrap_or_else(|| panic!("no program {name} among {programs:?}"));
         assert!(matches!(program.section, ProgramSection::SchedClassifier), "{name}: {:?}", program.section);
@@ -105,7 +110,7 @@ fn every_program_is_what_its_name_says() {
             object.programs.get(name).unwrap_or_else(|| panic!("no program {name} among {programs:?}"));
         assert!(matches!(program.section, ProgramSection::CgroupSkb { .. }), "{name}: {:?}", program.section);
     }
-    let known = names::PROGRAMS.len() + names::SOCKET_PROGRAMS.len() + names::PACKET_PROGRAMS.len();
+    let known = names::PROGRAMS.len() + 1 + names::SOCKET_PROGRAMS.len() + names::PACKET_PROGRAMS.len();
     assert_eq!(programs.len(), known, "{programs:?}");
 }
 

@@ -44,6 +44,10 @@ const FORMS: &[Form] = &[
     Form { program: "headers", test: "random_frames", variable: "HYDRA_FRAMES", number: 10_000_000 },
     Form { program: "attacks", test: "inherits_no_rights", variable: "HYDRA_CYCLES", number: 1_000 },
     Form { program: "published_live", test: "launder", variable: "HYDRA_TRANSACTIONS", number: 1_000_000 },
+    Form { program: "flow_table", test: "spray", variable: "HYDRA_SPRAY", number: 1_000_000 },
+    Form { program: "flow_table", test: "denied", variable: "HYDRA_SPRAY", number: 1_000_000 },
+    Form { program: "flow_table", test: "lives", variable: "HYDRA_REUSED", number: 1_000_000 },
+    Form { program: "flow_table", test: "batches", variable: "HYDRA_ENTRIES", number: 1_000_000 },
     Form { program: "docker_first_packet", test: "", variable: "HYDRA_RACERS", number: 250 },
 ];
 

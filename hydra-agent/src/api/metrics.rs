@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io;
 use std::sync::Arc;
 
 use hydra_common::id::Tier;
@@ -25,22 +24,25 @@ use crate::published::{Counters, Published};
 /// Upper bounds of `hydra_attach_seconds`.
 const ATTACH_BUCKETS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0, 5.0];
 
+const SPILLED: &str =
+    "Flows that found no room in the flow table, or had their share of it, and can be evicted";
+const REFUSED: &str = "Flows denied because neither part of the flow table took them";
+
 /// The text of a scrape.
 pub(super) async fn scrape(app: &Arc<App>) -> Result<String, String> {
     let state = app.handle.state.borrow().clone();
     let (reader, names) = (app.handle.reader.clone(), app.memory.names(&state));
     let attach = app.memory.attach_seconds();
     tokio::task::spawn_blocking(move || {
-        let read = || -> io::Result<_> { Ok((reader.counters()?, reader.flows()?.len())) };
-        let (counters, flows, readable) = match read() {
-            Ok((counters, flows)) => (counters, flows, true),
+        let (counters, readable) = match reader.counters() {
+            Ok(counters) => (counters, true),
             Err(error) => {
                 tracing::warn!(%error, "the kernel's tables cannot be read");
-                (Counters::default(), 0, false)
+                (Counters::default(), false)
             }
         };
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Scrape { state, names, counters, flows, readable, attach }));
+        registry.register_collector(Box::new(Scrape { state, names, counters, readable, attach }));
         let mut out = String::new();
         text::encode(&mut out, &registry).map_err(|_| "the metrics could not be written".to_owned())?;
         Ok(out)
@@ -72,7 +74,6 @@ struct Scrape {
     state: Arc<Published>,
     names: Names,
     counters: Counters,
-    flows: usize,
     /// Whether the tables could be read: what cannot is left out rather than shown as zero.
     readable: bool,
     attach: AttachSeconds,
@@ -90,7 +91,15 @@ impl Collector for Scrape {
             self.traffic(&mut encoder)?;
             self.drops(&mut encoder)?;
             self.limited(&mut encoder)?;
-            gauge(&mut encoder, "hydra_flows", "Live flows", i64::try_from(self.flows).unwrap_or(i64::MAX))?;
+            let flows = i64::try_from(self.counters.flows).unwrap_or(i64::MAX);
+            gauge(&mut encoder, "hydra_flows", "Live flows", flows)?;
+            for (name, help, count) in [
+                ("hydra_flows_spilled", SPILLED, self.counters.spilled),
+                ("hydra_flows_refused", REFUSED, self.counters.gauge(Gauge::FlowsRefused)),
+            ] {
+                let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+                ConstCounter::new(count).encode(metric)?;
+            }
             let lost = self.counters.gauge(Gauge::EventsLost);
             let help = "Events of single packets that the kernel could not hand over";
             let metric = encoder.encode_descriptor("hydra_events_lost", help, None, MetricType::Counter)?;

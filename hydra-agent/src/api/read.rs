@@ -83,7 +83,8 @@ async fn status(State(app): State<Arc<App>>) -> Json<Status> {
     let read = app
         .tables(|r| {
             let second = u32::try_from(r.clocks().0 / 1_000_000_000).unwrap_or(u32::MAX);
-            Ok((r.flows()?.len() as u64, r.counters()?.gauge(Gauge::EventsLost), second))
+            let counters = r.counters()?;
+            Ok((counters.flows, counters.gauge(Gauge::EventsLost), second))
         })
         .await;
     let mut not_enforced: Vec<_> = state

@@ -58,6 +58,16 @@ pub enum DatapathError {
         /// How many it holds.
         room: usize,
     },
+    /// The flow table does not fit into memory. Nothing was made.
+    #[error("a table of {flows} flows takes {needed} MiB, and the machine has {available} MiB available")]
+    NoMemory {
+        /// Flows asked for.
+        flows: u32,
+        /// MiB of both tables.
+        needed: u64,
+        /// MiB that are free or can be freed.
+        available: u64,
+    },
     /// A row that could not be written or read.
     #[error("could not {what} the table of {table}: {source}")]
     Table {
@@ -99,6 +109,7 @@ impl DatapathError {
                 Some(format!("hydra-agent purge --bpffs {}, then start the agent", bpffs.display()))
             }
             Self::NoRoom { .. } => Some("fewer tiers, services, rules or address blocks".to_owned()),
+            Self::NoMemory { .. } => Some("a smaller `flows:` in the settings file, or --flows".to_owned()),
             Self::Pin { .. }
             | Self::Load(_)
             | Self::Table { .. }

@@ -1,24 +1,67 @@
-//! Takes flows out of the table: silent ones, a few thousand entries at a time, and at once those of containers that are gone.
+//! Goes round the flow table: takes silent flows out, a few thousand entries at a time, and at once those of containers that are gone;
+//! counts what each source has.
+//!
+//! What is taken out is read here and removed by a program in the kernel, which looks whether it still is what was read: between a look
+//! and a removal by system call the next flow of the same ends could have come. So that no packet is under way with an entry that is
+//! removed for its silence, it stays for [`GRACE`] after it counts no more.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 
+use hydra_common::address::Address;
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::id::Container;
 use hydra_common::names;
+use hydra_common::share::{self, Word};
+use hydra_common::tables::{SWEEPS, Sweep};
 use hydra_common::track;
+use zerocopy::IntoBytes;
 
 use super::error::DatapathError;
-use super::maps::Table;
+use super::maps::{BATCH, Batch, Table};
 use super::raw::{self, Cursor};
+use super::room::Words;
 use super::store::open;
 use super::sync::Datapath;
 
-/// Goes round the flow table. Correctness does not need it: an entry that was silent for too long lets nothing pass.
+/// How long an entry that counts no more is left, in nanoseconds: more than any packet takes through a program.
+pub const GRACE: u64 = 2_000_000_000;
+/// A count that is off by less is left: entries come and go while the table is read.
+const SLACK: u64 = 64;
+
+/// Goes round the flow table. Verdicts do not need it: an entry that was silent for too long lets nothing pass. Its room does.
 #[derive(Debug)]
 pub struct Collector {
-    flows: Table<FlowKey, Flow>,
+    first: Table<FlowKey, Flow>,
+    second: Table<FlowKey, Flow>,
+    shares: Table<Address, u64>,
+    words: Words,
+    program: OwnedFd,
     cursor: Cursor,
+    batch: Batch<FlowKey, Flow>,
+    round: Round,
+}
+
+/// What a round knows so far.
+#[derive(Debug, Default)]
+struct Round {
+    /// The first table is done; what [`Word::Spilled`] was then.
+    second: Option<u64>,
+    /// Entries of the second table.
+    spilled: usize,
+    /// Entries that stay in the first table, by source.
+    held: HashMap<Address, u64>,
+    used: u64,
+    /// What the kernel had counted when the round began.
+    before: Option<Counted>,
+}
+
+/// What the kernel counts.
+#[derive(Debug, Default)]
+struct Counted {
+    held: BTreeMap<Address, u64>,
+    used: u64,
 }
 
 /// What one step saw.
@@ -33,37 +76,54 @@ pub struct Collected {
 }
 
 impl Datapath {
-    /// A collector with a descriptor of its own.
+    /// A collector with descriptors of its own.
     pub fn collector(&self) -> Result<Collector, DatapathError> {
-        Ok(Collector { flows: open(&self.pins, names::FLOWS, Table::open)?, cursor: Cursor::default() })
+        Ok(Collector {
+            first: open(&self.pins, names::FLOWS, Table::open)?,
+            second: open(&self.pins, names::SPILL, Table::open)?,
+            shares: open(&self.pins, names::SHARES, Table::open)?,
+            words: Words::open(&self.pins)?,
+            program: self.programs.sweep.try_clone().map_err(|e| DatapathError::Load(e.to_string()))?,
+            cursor: Cursor::default(),
+            batch: Batch::default(),
+            round: Round::default(),
+        })
     }
 }
 
 impl Collector {
+    /// Steps that make a round in about twenty seconds where two seconds lie between two ticks.
+    pub fn steps(&self) -> usize {
+        (self.first.room() as usize / BATCH / 10).max(8)
+    }
+
     /// Takes out every entry of a flow with one of these containers; gives their number. For a container that is gone: the next one
     /// with its address has another number, and no right to them.
     pub fn forget(&mut self, gone: &BTreeSet<Container>) -> io::Result<usize> {
-        let mut cursor = Cursor::default();
         let mut removed = 0;
-        loop {
-            let mut entries = Vec::new();
-            let more = self.flows.some(&mut cursor, &mut entries)?;
-            for (key, flow) in entries {
-                if flow.containers.iter().any(|c| gone.contains(c))
-                    && self.remove(&key, |a| a.created == flow.created)?
-                {
-                    removed += 1;
+        for table in [&self.first, &self.second] {
+            let mut cursor = Cursor::default();
+            loop {
+                let more = table.some(&mut cursor, &mut self.batch)?;
+                let theirs = |flow: &Flow| flow.containers.iter().any(|c| gone.contains(c));
+                let list = self.batch.entries().filter(|(_, flow)| theirs(flow));
+                let list = list.map(|(key, flow)| Sweep { key: *key, created: flow.created, seen: 0 });
+                removed += self.sweep(&list.collect::<Vec<_>>())?;
+                if !more {
+                    break;
                 }
             }
-            if !more {
-                return Ok(removed);
-            }
         }
+        Ok(removed)
     }
 
-    /// Takes an entry out if it still is what was read.
-    fn remove(&self, key: &FlowKey, same: impl FnOnce(&Flow) -> bool) -> io::Result<bool> {
-        Ok(self.flows.get(key)?.is_some_and(|again| same(&again)) && self.flows.remove(key)?)
+    /// Has entries removed; gives the number that were.
+    fn sweep(&self, list: &[Sweep]) -> io::Result<usize> {
+        let mut removed = 0;
+        for some in list.chunks(SWEEPS as usize) {
+            removed += raw::run(self.program.as_fd(), some.as_bytes())? as usize;
+        }
+        Ok(removed)
     }
 
     /// Looks at the next few thousand entries.
@@ -73,21 +133,81 @@ impl Collector {
 
     /// The same at another time (nanoseconds of the monotonic clock), for tests.
     pub fn step_at(&mut self, now: u64) -> io::Result<Collected> {
-        let mut entries = Vec::new();
-        let more = self.flows.some(&mut self.cursor, &mut entries)?;
-        let mut collected = Collected { seen: entries.len(), removed: 0, round: !more };
+        if self.round.before.is_none() {
+            self.round.before = Some(self.counted()?);
+        }
+        let table = if self.round.second.is_none() { &self.first } else { &self.second };
+        let more = table.some(&mut self.cursor, &mut self.batch)?;
+        let entries = self.batch.entries();
+        let seen = entries.len();
+        let mut silent = Vec::new();
         for (key, flow) in entries {
-            if !track::expired(&flow, key.protocol, now) {
-                continue;
-            }
-            // A packet may have come since it was read: the entry is the kernel's, only what stayed silent goes.
-            if self.remove(&key, |again| again.seen == flow.seen && again.created == flow.created)? {
-                collected.removed += 1;
+            if track::expired(flow, key.protocol, now.saturating_sub(GRACE)) {
+                silent.push(Sweep { key: *key, created: flow.created, seen: flow.seen });
+            } else if let Some(source) = share::source(key, flow) {
+                *self.round.held.entry(source).or_default() += 1;
             }
         }
-        if !more {
-            self.cursor = Cursor::default();
+        if self.round.second.is_some() {
+            self.round.spilled += seen;
+        } else {
+            self.round.used += (seen - silent.len()) as u64;
         }
-        Ok(collected)
+        let removed = self.sweep(&silent)?;
+        if more {
+            return Ok(Collected { seen, removed, round: false });
+        }
+        self.cursor = Cursor::default();
+        if self.round.second.is_none() {
+            // Before the second table is looked at: what comes into it later changes the word.
+            self.round.second = Some(self.words.get(Word::Spilled)?);
+            return Ok(Collected { seen, removed, round: false });
+        }
+        self.finish()?;
+        Ok(Collected { seen, removed, round: true })
+    }
+
+    fn counted(&self) -> io::Result<Counted> {
+        Ok(Counted { held: self.shares.sorted()?, used: self.words.get(Word::Used)? })
+    }
+
+    /// Ends a round. What the kernel counts is exact but where it forgot a source: put right here where it did not move meanwhile.
+    fn finish(&mut self) -> io::Result<()> {
+        let round = std::mem::take(&mut self.round);
+        if let (Some(word), 0) = (round.second, round.spilled) {
+            self.words.put(Word::Empty, word)?;
+        }
+        let (before, now) = (round.before.unwrap_or_default(), self.counted()?);
+        if let Some(used) = corrected(before.used, now.used, round.used) {
+            self.words.put(Word::Used, used)?;
+        }
+        let sources: BTreeSet<Address> = now.held.keys().chain(round.held.keys()).copied().collect();
+        for source in sources {
+            let of = |held: &BTreeMap<Address, u64>| held.get(&source).copied().unwrap_or(0);
+            let truth = round.held.get(&source).copied().unwrap_or(0);
+            if let Some(held) = corrected(of(&before.held), of(&now.held), truth) {
+                self.shares.put(&source, &held)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a count should be, if it was the same before and after the entries were counted and they were another number.
+fn corrected(before: u64, now: u64, counted: u64) -> Option<u64> {
+    (before == now && now.abs_diff(counted) > SLACK).then_some(counted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_stood_still_is_put_right() {
+        assert_eq!(corrected(100, 100, 100), None);
+        assert_eq!(corrected(100, 100, 5_000), Some(5_000));
+        assert_eq!(corrected(5_000, 5_000, 100), Some(100));
+        assert_eq!(corrected(4_000, 5_000, 100), None, "it moves");
+        assert_eq!(corrected(0, 0, SLACK), None, "entries come and go while they are counted");
     }
 }

@@ -15,6 +15,7 @@ use tracing::warn;
 use super::error::DatapathError;
 use super::pins::{self, Pins};
 use super::raw::{self, GracePeriod};
+use super::room::Room;
 
 /// The compiled programs, aligned as an ELF file must be.
 pub static OBJECT: &[u8] =
@@ -26,6 +27,8 @@ pub struct Programs {
     by_hook: Vec<(OwnedFd, u32)>,
     /// The maps that they work on, by [`names::MAPS`].
     maps: Vec<OwnedFd>,
+    /// What takes entries out of the flow table.
+    pub sweep: OwnedFd,
     /// Those of cgroups, in the order of [`names::SOCKET_PROGRAMS`]; none where the kernel did not take them.
     pub sockets: Vec<(OwnedFd, u32)>,
     /// The same of [`names::PACKET_PROGRAMS`].
@@ -48,7 +51,8 @@ impl Programs {
         let interfaces = names::PROGRAMS.into_iter().zip(&self.by_hook);
         let sockets = names::SOCKET_PROGRAMS.into_iter().zip(&self.sockets);
         let packets = names::PACKET_PROGRAMS.into_iter().zip(&self.packets);
-        interfaces.chain(sockets).chain(packets).map(|(name, (program, _))| (name, program))
+        let hooks = interfaces.chain(sockets).chain(packets).map(|(name, (program, _))| (name, program));
+        hooks.chain([(names::SWEEP_PROGRAM, &self.sweep)])
     }
 }
 
@@ -82,7 +86,7 @@ fn missing_capabilities() -> Vec<&'static str> {
 }
 
 /// Maps and programs of `object`: what is pinned and fits is adopted, the rest is made. A failure takes back what it made.
-pub fn load(pins: &Pins, object: &[u8]) -> Result<Programs, DatapathError> {
+pub fn load(pins: &Pins, room: Room, object: &[u8]) -> Result<Programs, DatapathError> {
     let before = maps_there(pins)?;
     check_layout(pins, object)?;
     let directory = pins.programs.join(fingerprint(object));
@@ -91,7 +95,7 @@ pub fn load(pins: &Pins, object: &[u8]) -> Result<Programs, DatapathError> {
     {
         return Ok(programs);
     }
-    let result = create(pins, object, &directory);
+    let result = create(pins, room, object, &directory);
     if result.is_err() {
         for name in maps_there(pins).unwrap_or_default().difference(&before) {
             let _ = fs::remove_file(pins.maps.join(name));
@@ -134,6 +138,10 @@ fn check_layout(pins: &Pins, object: &[u8]) -> Result<(), DatapathError> {
             ("size", found.max_entries, wanted.max_entries()),
             ("flags", found.flags, wanted.map_flags()),
         ] {
+            // Those are the setting's.
+            if field == "size" && [names::FLOWS, names::SPILL].contains(&name) {
+                continue;
+            }
             if found != expected {
                 return Err(DatapathError::OtherLayout {
                     name: name.to_owned(),
@@ -150,10 +158,12 @@ fn check_layout(pins: &Pins, object: &[u8]) -> Result<(), DatapathError> {
 
 /// The programs that an earlier run of the same object pinned, if all are there and work on the maps that are pinned now.
 fn adopt(pins: &Pins, directory: &Path) -> Result<Option<Programs>, DatapathError> {
-    let generation = generation(pins)?;
-    let Some(programs) = pinned(directory, &names::PROGRAMS, raw::PROG_SCHED_CLS, generation)? else {
+    let kind = raw::PROG_SCHED_CLS;
+    let Some(programs) = pinned(directory, &names::PROGRAMS, kind, number(pins, names::GENERATION)?)? else {
         return Ok(None);
     };
+    let sweep = pinned(directory, &[names::SWEEP_PROGRAM], kind, number(pins, names::FLOWS)?)?;
+    let Some((sweep, _)) = sweep.and_then(|mut all| all.pop()) else { return Ok(None) };
     let mut maps = Vec::new();
     for name in names::MAPS {
         let path = pins.maps.join(name);
@@ -161,6 +171,7 @@ fn adopt(pins: &Pins, directory: &Path) -> Result<Option<Programs>, DatapathErro
     }
     Ok(Some(Programs {
         by_hook: programs,
+        sweep,
         sockets: Vec::new(),
         packets: Vec::new(),
         maps,
@@ -169,21 +180,21 @@ fn adopt(pins: &Pins, directory: &Path) -> Result<Option<Programs>, DatapathErro
     }))
 }
 
-/// The kernel's number of the map that everything hangs on.
-fn generation(pins: &Pins) -> Result<u32, DatapathError> {
-    let path = pins.maps.join(names::GENERATION);
+/// The kernel's number of a pinned map.
+fn number(pins: &Pins, name: &str) -> Result<u32, DatapathError> {
+    let path = pins.maps.join(name);
     raw::open_pin(&path)
         .and_then(|fd| raw::map_info(fd.as_fd()))
         .map(|info| info.id)
         .map_err(|e| DatapathError::pin("look at", &path, e))
 }
 
-/// Pinned programs with their numbers, if all of them are there.
+/// Pinned programs with their numbers, if all of them are there and work on the map of that number.
 fn pinned(
     directory: &Path,
     names: &[&str],
     kind: u32,
-    generation: u32,
+    map: u32,
 ) -> Result<Option<Vec<(OwnedFd, u32)>>, DatapathError> {
     let mut programs = Vec::new();
     for name in names {
@@ -196,7 +207,7 @@ fn pinned(
         let (info, maps) =
             raw::program_info(fd.as_fd()).map_err(|e| DatapathError::pin("look at", &path, e))?;
         // Programs of maps that were taken away and made anew would read tables that nobody writes.
-        if info.kind != kind || !maps.contains(&generation) {
+        if info.kind != kind || !maps.contains(&map) {
             return Ok(None);
         }
         programs.push((fd, info.id));
@@ -213,9 +224,16 @@ fn loader(pins: &Pins) -> EbpfLoader<'static> {
     loader
 }
 
-fn create(pins: &Pins, object: &[u8], directory: &Path) -> Result<Programs, DatapathError> {
+/// Hooks' programs and the one that the agent runs.
+fn classifiers() -> impl Iterator<Item = &'static str> {
+    names::PROGRAMS.into_iter().chain([names::SWEEP_PROGRAM])
+}
+
+fn create(pins: &Pins, room: Room, object: &[u8], directory: &Path) -> Result<Programs, DatapathError> {
     let broken = |e: &dyn std::error::Error| DatapathError::Load(chain(e));
-    let mut ebpf = loader(pins).load(object).map_err(|e| broken(&e))?;
+    let mut loader = loader(pins);
+    loader.map_max_entries(names::FLOWS, room.flows).map_max_entries(names::SPILL, room.spill());
+    let mut ebpf = loader.load(object).map_err(|e| broken(&e))?;
     // Pinned beside the final place and moved there whole: a crash leaves no half set under the object's name.
     let new = directory.with_file_name(format!("{}-new", fingerprint(object)));
     remove_programs(&new)?;
@@ -224,7 +242,7 @@ fn create(pins: &Pins, object: &[u8], directory: &Path) -> Result<Programs, Data
         // The verifier takes its time for each, and one CPU each.
         let mut programs: Vec<&mut SchedClassifier> = Vec::new();
         for (name, program) in ebpf.programs_mut() {
-            if names::PROGRAMS.contains(&name) {
+            if classifiers().any(|known| known == name) {
                 programs.push(program.try_into().map_err(|e: ProgramError| broken(&e))?);
             }
         }
@@ -235,7 +253,7 @@ fn create(pins: &Pins, object: &[u8], directory: &Path) -> Result<Programs, Data
                 Err(_) => Err(DatapathError::Load("a loading thread ended early".to_owned())),
             })
         })?;
-        for name in names::PROGRAMS {
+        for name in classifiers() {
             let program: &mut SchedClassifier = ebpf
                 .program_mut(name)
                 .ok_or_else(|| DatapathError::Load(format!("it has no program `{name}`")))?
@@ -288,7 +306,7 @@ pub fn sockets(pins: &Pins, object: &[u8], programs: &mut Programs) -> Result<()
         (&names::SOCKET_PROGRAMS[..], raw::PROG_SOCK_ADDR),
         (&names::PACKET_PROGRAMS[..], raw::PROG_CGROUP_SKB),
     ];
-    let generation = generation(pins)?;
+    let generation = number(pins, names::GENERATION)?;
     let adopted = |(names, kind)| pinned(&programs.directory, names, kind, generation);
     let [mut sockets, mut packets] = [adopted(kinds[0])?, adopted(kinds[1])?];
     if sockets.is_none() || packets.is_none() {

@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::raw::{self, Cursor, Map};
 
 /// Entries per system call: far more than any hash bucket holds, few enough to stay in the cache.
-const BATCH: usize = 4096;
+pub const BATCH: usize = 4096;
 
 /// What keys and values are made of.
 pub trait Bytes: FromBytes + IntoBytes + Immutable + Copy {}
@@ -82,12 +82,23 @@ impl<K: Bytes, V: Bytes> Table<K, V> {
         }
     }
 
-    /// Every entry. What changes meanwhile may be missing or be there twice, as the kernel's iteration has it.
+    /// Every entry. What changes meanwhile may be missing; nothing is there twice where the kernel reads batches, a bucket at a time.
     pub fn all(&self) -> io::Result<Vec<(K, V)>> {
-        let mut cursor = Cursor::default();
         let mut all = Vec::new();
-        while self.some(&mut cursor, &mut all)? {}
+        self.each(|key, value| all.push((*key, *value)))?;
         Ok(all)
+    }
+
+    /// Shows every entry.
+    pub fn each(&self, mut see: impl FnMut(&K, &V)) -> io::Result<()> {
+        let (mut cursor, mut batch) = (Cursor::default(), Batch::default());
+        loop {
+            let more = self.some(&mut cursor, &mut batch)?;
+            batch.entries().for_each(|(key, value)| see(key, value));
+            if !more {
+                return Ok(());
+            }
+        }
     }
 
     /// The same in the order of their keys.
@@ -98,21 +109,23 @@ impl<K: Bytes, V: Bytes> Table<K, V> {
         Ok(self.all()?.into_iter().collect())
     }
 
-    /// The next few thousand entries; false after the last.
-    pub fn some(&self, cursor: &mut Cursor, into: &mut Vec<(K, V)>) -> io::Result<bool> {
-        let mut room = BATCH;
+    /// The next few thousand entries in place of those that are in `batch`; false after the last.
+    pub fn some(&self, cursor: &mut Cursor, batch: &mut Batch<K, V>) -> io::Result<bool> {
+        batch.count = 0;
+        let mut room = batch.keys.len().max(BATCH);
         loop {
-            let mut keys = vec![K::new_zeroed(); room];
-            let mut values = vec![V::new_zeroed(); room];
-            match self.map.get_batch(cursor, keys.as_mut_bytes(), values.as_mut_bytes(), room) {
+            batch.keys.resize(room, K::new_zeroed());
+            batch.values.resize(room, V::new_zeroed());
+            let (keys, values) = (batch.keys.as_mut_bytes(), batch.values.as_mut_bytes());
+            match self.map.get_batch(cursor, keys, values, room) {
                 Ok(got) => {
-                    into.extend(keys.into_iter().zip(values).take(got.count));
+                    batch.count = got.count;
                     return Ok(!got.end);
                 }
                 // One bucket holds more.
                 Err(e) if e.raw_os_error() == Some(libc::ENOSPC) && room < 1 << 20 => room *= 4,
                 Err(e) if raw::no_batches(&e) => {
-                    self.one_by_one(into)?;
+                    self.one_by_one(batch)?;
                     return Ok(false);
                 }
                 Err(e) => return Err(e),
@@ -120,7 +133,8 @@ impl<K: Bytes, V: Bytes> Table<K, V> {
         }
     }
 
-    fn one_by_one(&self, into: &mut Vec<(K, V)>) -> io::Result<()> {
+    fn one_by_one(&self, into: &mut Batch<K, V>) -> io::Result<()> {
+        (into.keys, into.values) = (Vec::new(), Vec::new());
         let mut key: Option<K> = None;
         let mut next = K::new_zeroed();
         // The kernel starts again from the front when the key it stands on is deleted: this bounds that.
@@ -128,10 +142,35 @@ impl<K: Bytes, V: Bytes> Table<K, V> {
             if !self.map.next(key.as_ref().map(IntoBytes::as_bytes), next.as_mut_bytes())? {
                 break;
             }
-            into.extend(self.get(&next)?.map(|value| (next, value)));
+            if let Some(value) = self.get(&next)? {
+                into.keys.push(next);
+                into.values.push(value);
+            }
             key = Some(next);
         }
+        into.count = into.keys.len();
         Ok(())
+    }
+}
+
+/// What was read at once, and the room for it, which is used again: a table of a million entries is some hundred megabytes of them.
+#[derive(Debug)]
+pub struct Batch<K, V> {
+    keys: Vec<K>,
+    values: Vec<V>,
+    count: usize,
+}
+
+impl<K, V> Default for Batch<K, V> {
+    fn default() -> Self {
+        Self { keys: Vec::new(), values: Vec::new(), count: 0 }
+    }
+}
+
+impl<K, V> Batch<K, V> {
+    /// The entries.
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = (&K, &V)> {
+        self.keys[..self.count].iter().zip(&self.values)
     }
 }
 

@@ -124,6 +124,7 @@ fn purge_layout(root: &Path, purged: &mut Purged, filters: Filters) {
                 .iter()
                 .chain(&names::SOCKET_PROGRAMS)
                 .chain(&names::PACKET_PROGRAMS)
+                .chain(&[names::SWEEP_PROGRAM])
                 .any(|n| *n == name)
             {
                 purged.note(&format!("program {name}"), fs::remove_file(directory.join(&name)));

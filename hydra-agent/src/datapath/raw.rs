@@ -15,9 +15,11 @@ use tokio::io::unix::AsyncFd;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 mod map;
+mod run;
 mod stand_in;
 
 pub use map::{Cursor, GracePeriod, Map, no_batches};
+pub use run::run;
 pub use stand_in::StandIn;
 
 const OBJ_PIN: u32 = 6;

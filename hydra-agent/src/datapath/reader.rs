@@ -1,17 +1,19 @@
 //! What the API shows of the kernel's tables: live flows and counters.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::id::{MAX_IDENTITIES, MAX_TIERS, Tier};
 use hydra_common::names;
+use hydra_common::share::{self, Word};
 use hydra_common::tables::{Count, DropKey, GAUGES, IdentityRow, traffic_index};
 use hydra_common::verdict::Reason;
 
 use super::error::DatapathError;
 use super::maps::{Sums, Table};
 use super::pins::Pins;
+use super::room::Words;
 use super::store::open;
 use super::sync::{Datapath, clocks};
 use crate::published::{Counters, Reader};
@@ -20,6 +22,8 @@ use crate::published::{Counters, Reader};
 #[derive(Debug)]
 pub struct KernelReader {
     flows: Table<FlowKey, Flow>,
+    spill: Table<FlowKey, Flow>,
+    words: Words,
     identities: Table<u32, IdentityRow>,
     traffic: Sums<u32, Count>,
     drops: Sums<DropKey, Count>,
@@ -39,6 +43,8 @@ impl KernelReader {
     fn open(pins: &Pins) -> Result<Self, DatapathError> {
         Ok(Self {
             flows: open(pins, names::FLOWS, Table::open)?,
+            spill: open(pins, names::SPILL, Table::open)?,
+            words: Words::open(pins)?,
             identities: open(pins, names::IDENTITIES, Table::open)?,
             traffic: open(pins, names::TRAFFIC, Sums::open)?,
             drops: open(pins, names::DROPS, Sums::open)?,
@@ -48,9 +54,17 @@ impl KernelReader {
         })
     }
 
-    /// Flows that the table can hold.
+    /// Flows that the first table can hold.
     pub fn flow_capacity(&self) -> u32 {
         self.flows.room()
+    }
+
+    /// What is in the second table: nothing, as a rule.
+    fn spilled(&self) -> io::Result<Vec<(FlowKey, Flow)>> {
+        if self.words.get(Word::Spilled)? == self.words.get(Word::Empty)? {
+            return Ok(Vec::new());
+        }
+        self.spill.all()
     }
 
     /// The tiers of either bank: the whole matrix of counters has 65,536 cells per CPU, and few are in use.
@@ -81,10 +95,19 @@ impl KernelReader {
 
 impl Reader for KernelReader {
     fn flows(&self) -> io::Result<Vec<(FlowKey, Flow)>> {
-        let mut flows = self.flows.all()?;
-        // An entry that moves while the table is read may come twice.
-        flows.sort_unstable_by_key(|(key, _)| *key);
-        flows.dedup_by_key(|(key, _)| *key);
+        let used = share::number(self.words.get(Word::Used)?).min(u64::from(self.flows.room()));
+        let mut flows = Vec::with_capacity(used as usize);
+        let whole = |flow: &Flow| flow.created != 0;
+        self.flows.each(|key, flow| flows.extend(whole(flow).then_some((*key, *flow))))?;
+        let mut spilled = self.spilled()?;
+        if !spilled.is_empty() {
+            // Two CPUs that make the same entry may come to put it into one table each: the first is the one that packets find.
+            let twice: HashSet<FlowKey> = spilled.iter().map(|(key, _)| *key).collect();
+            let twice: HashSet<FlowKey> =
+                flows.iter().map(|(key, _)| *key).filter(|k| twice.contains(k)).collect();
+            spilled.retain(|(key, flow)| whole(flow) && !twice.contains(key));
+            flows.append(&mut spilled);
+        }
         Ok(flows)
     }
 
@@ -105,6 +128,8 @@ impl Reader for KernelReader {
             reasons,
             limited: self.limited.range(0, self.limited.room() as usize)?,
             gauges,
+            flows: share::number(self.words.get(Word::Used)?) + self.spilled()?.len() as u64,
+            spilled: self.words.get(Word::Spilled)?,
         })
     }
 

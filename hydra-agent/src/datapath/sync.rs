@@ -23,6 +23,7 @@ use super::maps::{Bytes, Table};
 use super::pins::{self, Pins};
 use super::purge;
 use super::raw::{self, GracePeriod};
+use super::room::Room;
 use super::rows::{self, RowPlan};
 use super::sockets::{self, Seat};
 use super::store::Store;
@@ -130,18 +131,30 @@ fn object() -> Result<std::borrow::Cow<'static, [u8]>, DatapathError> {
 impl Datapath {
     /// Opens the pins below `bpffs`: adopts what an earlier run left, loads what is missing. Changes no verdict.
     pub fn open(bpffs: &Path, mechanism: Mechanism) -> Result<Self, DatapathError> {
-        let datapath = Self::open_object(bpffs, mechanism, &object()?)?;
+        Self::open_with(bpffs, mechanism, Room::default())
+    }
+
+    /// The same with a flow table of another size. One that is pinned keeps its own.
+    pub fn open_with(bpffs: &Path, mechanism: Mechanism, room: Room) -> Result<Self, DatapathError> {
+        let datapath = Self::open_object(bpffs, mechanism, room, &object()?)?;
         #[cfg(debug_assertions)]
         super::debug::follow(datapath.programs.get(Hook::PortIn).1);
         Ok(datapath)
     }
 
     /// The same with another build of the object, for tests.
-    pub fn open_object(bpffs: &Path, mechanism: Mechanism, object: &[u8]) -> Result<Self, DatapathError> {
+    pub fn open_object(
+        bpffs: &Path,
+        mechanism: Mechanism,
+        room: Room,
+        object: &[u8],
+    ) -> Result<Self, DatapathError> {
         let grace = load::check()?;
         let pins = Pins::open(bpffs)?;
         let lock = pins.lock()?;
-        let programs = load::load(&pins, object)?;
+        room.check(&pins)?;
+        let programs = load::load(&pins, room, object)?;
+        room.tell(&pins)?;
         let store = Store::open(&pins)?;
         let attacher = Attacher::new(&pins, mechanism);
         let mut datapath = Self {

@@ -10,9 +10,6 @@ use crate::datapath::{Collector, Datapath, SyncReport};
 use crate::desired::Desired;
 use crate::published::NotEnforced;
 
-/// Steps of the flow collector at one tick: a table of a million entries is gone round within minutes.
-const STEPS: usize = 8;
-
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Kernel {
@@ -67,7 +64,7 @@ impl Kernel {
         let collector = self.collector.clone();
         let done = spawn_blocking(move || {
             let mut collector = lock(&collector);
-            for _ in 0..STEPS {
+            for _ in 0..collector.steps() {
                 if collector.step()?.round {
                     break;
                 }

@@ -1,10 +1,11 @@
 //! Start, restart, upgrade, and the end.
 
-use aya::maps::{HashMap, MapData};
+use aya::maps::{Array, HashMap, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
-use hydra_agent::datapath::{Datapath, Mechanism, OBJECT, Purged, purge};
+use hydra_agent::datapath::{Datapath, Mechanism, OBJECT, Purged, Room, purge};
 use hydra_common::id::Container;
 use hydra_common::names;
+use hydra_common::share::Word;
 use hydra_common::tables::{self, Cell};
 use std::collections::BTreeSet;
 
@@ -51,7 +52,7 @@ fn another_object_replaces_the_programs_under_the_links() {
         // Bytes after an ELF file's end change nothing but its fingerprint.
         let mut other = OBJECT.to_vec();
         other.extend([0; 8]);
-        let mut second = Datapath::open_object(bpffs, Mechanism::Auto, &other).unwrap();
+        let mut second = Datapath::open_object(bpffs, Mechanism::Auto, Room::default(), &other).unwrap();
         assert_eq!(ids(&second), before, "opening changes no hook");
         assert_eq!(second.verify(&desired).len(), 4, "old programs are not hydra's own any more");
         let report = second.sync(&desired).unwrap();
@@ -192,5 +193,44 @@ fn purge_takes_everything_of_hydra_and_nothing_else() {
         let (a, mut desired) = (index("hya"), desired);
         desired.hooks.retain(|(ifindex, _)| *ifindex == a);
         assert_eq!(open(bpffs).sync(&desired).unwrap().generation, 1);
+    });
+}
+
+#[test]
+fn the_flow_table_has_the_size_of_the_setting_and_one_in_use_keeps_its_own() {
+    apart(|bpffs| {
+        let (desired, ..) = two_containers();
+        let sized = |flows| Datapath::open_with(bpffs, Mechanism::Auto, Room { flows, share: 10 });
+        let room =
+            |name| aya::maps::MapInfo::from_pin(root(bpffs).join("maps").join(name)).unwrap().max_entries();
+        let word =
+            |word: Word| Array::<_, u64>::try_from(map(bpffs, names::TABLE)).unwrap().get(&(word as u32), 0);
+        let mut first = sized(2_048).unwrap();
+        first.sync(&desired).unwrap();
+        let maps = map_ids(bpffs);
+        assert_eq!((room(names::FLOWS), room(names::SPILL)), (2_048, 512));
+        assert_eq!((word(Word::Capacity).unwrap(), word(Word::Share).unwrap()), (2_048, 10));
+        drop(first);
+        // Another setting: the programs in use go on with what they have, and so does what they are told.
+        let second = sized(4_096).unwrap();
+        assert_eq!(map_ids(bpffs), maps);
+        assert_eq!(second.reader().unwrap().flow_capacity(), 2_048);
+        assert_eq!(word(Word::Capacity).unwrap(), 2_048);
+        assert!(second.held().generation > 0, "enforcement goes on");
+        drop(second);
+        assert!(purge(bpffs).unwrap().failed.is_empty());
+        assert_eq!(sized(4_096).unwrap().reader().unwrap().flow_capacity(), 4_096);
+    });
+}
+
+#[test]
+fn a_flow_table_that_memory_does_not_hold_is_refused() {
+    apart(|bpffs| {
+        let flows = u32::MAX / 2;
+        let error = Datapath::open_with(bpffs, Mechanism::Auto, Room { flows, share: 25 }).unwrap_err();
+        assert!(error.to_string().starts_with("a table of 2147483647 flows takes 552959 MiB"), "{error}");
+        assert!(error.hint().unwrap().contains("`flows:`"));
+        let made = std::fs::read_dir(root(bpffs).join("maps")).unwrap().count();
+        assert_eq!(made, 0);
     });
 }

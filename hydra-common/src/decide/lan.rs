@@ -7,7 +7,6 @@
 
 use super::ends::{self, Sender};
 use super::own::{alone, anothers, mine};
-use super::related::stands;
 use super::{At, Outcome, Parts, Step, Way, declared, published, ready, settled};
 use crate::address::Address;
 use crate::flow::{Far, Flow};
@@ -190,7 +189,7 @@ fn related<T: Parts>(
     let outward = matches!(at.hook, Hook::CgroupOut);
     let Some(flow) = tables.flow(&packet.key) else { return Err(Reason::UnmatchedError) };
     let mine = mine(&flow, if outward { sender } else { receiver }, me);
-    let live = !track::expired(&flow, packet.key.protocol, at.now) && stands(tables, packet, at, out, &flow);
+    let live = !track::expired(&flow, packet.key.protocol, at.now) && tables.stands(packet, at, out, &flow);
     let end = packet.source == packet.key.address(sender);
     let somebody = anothers(tables, &packet.source) || alone(tables, out.bank(), &packet.source);
     if !(mine && live && (end || !(outward || somebody))) {

@@ -28,7 +28,7 @@ pub mod part {
     pub use super::ends::{named, source};
     pub use super::fragment::resolve;
     pub use super::published::concerns;
-    pub use super::related::related;
+    pub use super::related::{related, stands};
     pub use super::ruling::{alive, ruling};
     pub use super::{first, open, way};
 }

@@ -32,6 +32,11 @@ pub trait Parts: Tables + Sized {
         part::related(self, packet, at, out, link)
     }
 
+    /// Whether the tables still allow the flow that an error is about.
+    fn stands(&self, packet: &Packet, at: &At, out: &Outcome, flow: &Flow) -> bool {
+        part::stands(self, packet, at, out, flow)
+    }
+
     /// The named list.
     fn named(
         &self,

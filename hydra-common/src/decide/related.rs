@@ -32,7 +32,7 @@ pub fn related<T: Parts>(
         return Ok(());
     }
     let Some(flow) = live else { return Err(Reason::UnmatchedError) };
-    if track::expired(&flow, packet.key.protocol, at.now) || !stands(tables, packet, at, out, &flow) {
+    if track::expired(&flow, packet.key.protocol, at.now) || !tables.stands(packet, at, out, &flow) {
         return Err(Reason::UnmatchedError);
     }
     let meddles = match out.sender {
@@ -53,8 +53,8 @@ pub fn related<T: Parts>(
 }
 
 /// Whether the tables still allow the flow that an error is about. Until its next packet an entry may be of an older generation.
-#[inline(never)]
-pub(super) fn stands<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &Outcome, flow: &Flow) -> bool {
+#[inline(always)]
+pub fn stands<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &Outcome, flow: &Flow) -> bool {
     if flow.generation == out.generation {
         return flow.until == 0 || at.before(flow.until);
     }

@@ -1,0 +1,137 @@
+//! How large the flow table is: what the setting asks for, what the machine has memory for, and what is pinned.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+
+use hydra_common::flow::{Flow, FlowKey};
+use hydra_common::names;
+use hydra_common::share::Word;
+use tracing::warn;
+
+use super::error::{DatapathError, table};
+use super::maps::Table;
+use super::pins::Pins;
+use super::raw;
+use super::store::open;
+
+/// What is asked of the flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Flows that the first table holds.
+    pub flows: u32,
+    /// Hundredths of the room left by others that one source may have; 100: all.
+    pub share: u8,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { flows: 131_072, share: 25 }
+    }
+}
+
+impl Room {
+    /// The fewest flows that can be asked for.
+    pub const FEWEST: u32 = 1_024;
+    /// The most.
+    pub const MOST: u32 = 4_194_304;
+
+    /// Flows that the second table holds.
+    pub const fn spill(self) -> u32 {
+        self.flows / 4
+    }
+
+    /// Bytes of kernel memory that both tables take: an element's head, key and value, and 16 bytes for each bucket (`htab_elem` and
+    /// `bucket` of `kernel/bpf/hashtab.c`).
+    fn bytes(self) -> u64 {
+        let element = 48 + size_of::<FlowKey>() as u64 + size_of::<Flow>() as u64;
+        [self.flows, self.spill()]
+            .map(|n| u64::from(n) * element + u64::from(n.next_power_of_two()) * 16)
+            .iter()
+            .sum()
+    }
+
+    /// Refuses what the machine has no memory for, where the tables are still to be made: the kernel would push everybody else out first.
+    pub(super) fn check(self, pins: &Pins) -> Result<(), DatapathError> {
+        if pins.maps.join(names::FLOWS).exists() {
+            return Ok(());
+        }
+        let available = fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(available);
+        match available {
+            Some(available) if self.bytes() > available => Err(DatapathError::NoMemory {
+                flows: self.flows,
+                needed: self.bytes() >> 20,
+                available: available >> 20,
+            }),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Tells the programs how large the first table is and how much of it one source may have; says so where the pinned one is of another
+    /// size than the setting: programs in use cannot be given another one.
+    pub(super) fn tell(self, pins: &Pins) -> Result<(), DatapathError> {
+        let words = Words::open(pins)?;
+        let path = pins.maps.join(names::FLOWS);
+        let capacity = raw::open_pin(&path)
+            .and_then(|fd| raw::map_info(fd.as_fd()))
+            .map_err(|e| DatapathError::pin("look at", &path, e))?
+            .max_entries;
+        if capacity != self.flows {
+            warn!(
+                setting = self.flows,
+                capacity,
+                "the flow table in use has another size than the setting `flows`, which counts from the next boot, or after `hydra-agent purge`"
+            );
+        }
+        for (word, value) in [(Word::Capacity, u64::from(capacity)), (Word::Share, u64::from(self.share))] {
+            words.put(word, value).map_err(table("write", "flow table's words"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes that the kernel can give without pushing anybody out, from `/proc/meminfo`.
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// The words that kernel and agent share.
+#[derive(Debug)]
+pub struct Words(Table<u32, u64>);
+
+impl Words {
+    /// Opens their pin.
+    pub fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        Ok(Self(open(pins, names::TABLE, Table::open)?))
+    }
+
+    /// One of them.
+    pub fn get(&self, word: Word) -> io::Result<u64> {
+        Ok(self.0.get(&(word as u32))?.unwrap_or(0))
+    }
+
+    /// Writes one of them.
+    pub fn put(&self, word: Word, value: u64) -> io::Result<()> {
+        self.0.put(&(word as u32), &value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_table_takes() {
+        let mib = |flows| (Room { flows, ..Room::default() }).bytes() >> 20;
+        assert_eq!(mib(131_072), 33);
+        assert_eq!(mib(1_048_576), 270);
+    }
+
+    #[test]
+    fn free_memory_is_what_the_kernel_says() {
+        assert_eq!(available("MemTotal: 9 kB\nMemAvailable:    2048 kB\n"), Some(2 << 20));
+        assert_eq!(available("MemTotal: 9 kB\n"), None);
+        assert_eq!(available("MemAvailable: much\n"), None);
+    }
+}

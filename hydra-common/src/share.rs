@@ -1,0 +1,231 @@
+//! Who may have how much of the flow table. Pure.
+//!
+//! Entries live in two tables. The first never evicts: what is in it stays until it ends. The second takes the flows that find no room
+//! in the first, and there the one that was silent longest makes room for a new one. A flow stays where it began.
+//!
+//! A source may fill a part of the room that the others leave free. So whoever sprays gets his share of the first table and makes
+//! only what he sends beyond it evictable; and however many spray, some of the table stays free for who comes next (dynamic
+//! thresholds, Choudhury and Hahne, 1998).
+
+use crate::address::Address;
+use crate::decide::Outcome;
+use crate::flow::{Far, Flow, FlowKey, Side};
+
+/// Words that the kernel and the agent share: indexes of an array of `u64`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Word {
+    /// Entries that the first table has room for. The agent writes it.
+    Capacity = 0,
+    /// Hundredths of the room left by others that one source may have; 100 or more: all. The agent writes it.
+    Share = 1,
+    /// Entries of the first table.
+    Used = 2,
+    /// Entries ever made in the second table.
+    Spilled = 3,
+    /// What [`Word::Spilled`] was before the second table was last found empty: nothing is in it while the two are equal. The agent
+    /// writes it.
+    Empty = 4,
+}
+
+/// Number of [`Word`]s.
+pub const WORDS: u32 = 5;
+
+/// Sources that are counted; beyond that the kernel forgets the one that opened nothing for longest.
+pub const MAX_SHARES: u32 = 16_384;
+
+/// [`Flow::counted`]: in the second table, on nobody's share.
+pub const NOBODY: u16 = 0;
+/// By the opener's address.
+const ADDRESS: u16 = 1;
+/// By its first 64 bits: a customer of IPv6 has all of such a network (RFC 6177).
+const NETWORK: u16 = 2;
+/// With the identity in the bits below: by that, since the address is that of whoever translated it.
+const IDENTITY: u16 = 0x8000;
+
+/// By what a new flow of the packet's sender is counted.
+#[inline(always)]
+pub fn counted(flow: &Flow, out: &Outcome) -> u16 {
+    if flow.marks & Flow::MASQUERADED != 0 {
+        return IDENTITY | flow.source.0;
+    }
+    match out.near() {
+        Far::Outside | Far::Unmanaged => NETWORK,
+        Far::Unset | Far::Host | Far::Carried => ADDRESS,
+    }
+}
+
+/// The source that an entry is counted for: a key of the shares.
+#[inline(always)]
+pub fn source(key: &FlowKey, flow: &Flow) -> Option<Address> {
+    let address = key.address(Side::from_row(flow.opener));
+    match flow.counted {
+        NOBODY => None,
+        NETWORK if !address.is_v4() => {
+            let o = address.octets();
+            Some(Address::v6([o[0], o[1], o[2], o[3], o[4], o[5], o[6], o[7], 0, 0, 0, 0, 0, 0, 0, 0]))
+        }
+        ADDRESS | NETWORK => Some(address),
+        identity => {
+            let [high, low] = (identity & !IDENTITY).to_be_bytes();
+            // A group address opens no flow (RFC 4291, 2.7).
+            Some(Address::v6([0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, high, low]))
+        }
+    }
+}
+
+/// Whether a source with `held` entries may have another one in the first table, of whose `capacity` entries `used` are taken. Alone
+/// it comes to `share` hundredths; of n sources that take what they can each comes to share / (100 + (n - 1) · share) of the table.
+#[must_use]
+#[inline(always)]
+pub const fn admits(held: u64, used: u64, capacity: u64, share: u64) -> bool {
+    let (held, used) = (number(held), number(used));
+    share >= 100 || held * (100 - share) < capacity.saturating_sub(used) * share
+}
+
+/// A count as it is kept: less than none is none. That comes of entries that were made or taken away behind the kernel's back, and of a
+/// row that was forgotten between two decrements.
+#[must_use]
+#[inline(always)]
+pub const fn number(count: u64) -> u64 {
+    if count > u32::MAX as u64 { 0 } else { count }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, HashMap, VecDeque};
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::id::{Container, Identity};
+
+    /// Both tables as the kernel keeps them, with plain collections.
+    struct Tables {
+        capacity: usize,
+        share: u64,
+        first: HashMap<FlowKey, Flow>,
+        second: VecDeque<FlowKey>,
+        held: BTreeMap<Address, u64>,
+    }
+
+    impl Tables {
+        fn new(capacity: usize, share: u64) -> Self {
+            let (first, second, held) = Default::default();
+            Self { capacity, share, first, second, held }
+        }
+
+        /// A new flow; gives the one that was evicted for it.
+        fn open(&mut self, from: Address, port: u16) -> Option<FlowKey> {
+            let (key, side) = FlowKey::of(from, port, Address::v4([10, 2, 0, 2]), 53, 17);
+            let flow = Flow { opener: side as u8, counted: ADDRESS, ..Flow::default() };
+            let source = source(&key, &flow).unwrap();
+            let held = self.held.entry(source).or_default();
+            if admits(*held, self.first.len() as u64, self.capacity as u64, self.share)
+                && self.first.len() < self.capacity
+            {
+                *held += 1;
+                self.first.insert(key, flow);
+                return None;
+            }
+            self.second.push_back(key);
+            if self.second.len() > self.capacity / 4 { self.second.pop_front() } else { None }
+        }
+
+        fn of(&self, from: Address) -> usize {
+            self.first.keys().filter(|key| key.a == from || key.b == from).count()
+        }
+    }
+
+    fn address(n: u8) -> Address {
+        Address::v4([10, 1, 0, n])
+    }
+
+    #[test]
+    fn who_sprays_evicts_only_himself() {
+        for capacity in [1_024, 4_096] {
+            let mut tables = Tables::new(capacity, 25);
+            for n in 0..100 {
+                assert_eq!(tables.open(address(1), n), None);
+            }
+            let mut evicted = Vec::new();
+            for n in 0..20_000 {
+                evicted.extend(tables.open(address(2), n));
+            }
+            assert!(!evicted.is_empty());
+            assert!(evicted.iter().all(|key| key.a == address(2) || key.b == address(2)));
+            // A quarter of what the others left.
+            let room = capacity - 100;
+            assert_eq!(tables.of(address(2)), room.div_ceil(4));
+            assert_eq!(tables.of(address(1)), 100);
+            // Others find room.
+            for n in 0..150 {
+                assert_eq!(tables.open(address(3), n), None);
+            }
+            assert_eq!(tables.of(address(3)), 150);
+        }
+    }
+
+    #[test]
+    fn however_many_spray_some_of_the_table_stays_free() {
+        for n in [1usize, 2, 4, 16, 64] {
+            let mut tables = Tables::new(8_192, 25);
+            for port in 0..8_000 {
+                for sprayer in 0..n {
+                    tables.open(address(sprayer as u8), port);
+                }
+            }
+            let each = 8_192 / (3 + n);
+            for sprayer in 0..n {
+                assert!(tables.of(address(sprayer as u8)).abs_diff(each) <= 2, "{n}");
+            }
+            assert_eq!(tables.open(address(200), 1), None);
+            assert_eq!(tables.of(address(200)), 1, "{n} sprayers leave room");
+        }
+    }
+
+    /// The control: without shares one source fills the table, and the next one's flows can be evicted.
+    #[test]
+    fn without_shares_one_source_takes_all() {
+        let mut tables = Tables::new(1_024, 100);
+        for n in 0..2_000 {
+            tables.open(address(2), n);
+        }
+        assert_eq!(tables.of(address(2)), 1_024);
+        tables.open(address(3), 1);
+        assert_eq!(tables.of(address(3)), 0);
+        let evicted: Vec<_> = (2_000..3_000).filter_map(|n| tables.open(address(2), n)).collect();
+        assert!(evicted.iter().any(|key| key.a == address(3) || key.b == address(3)));
+    }
+
+    #[test]
+    fn edges_of_the_share() {
+        assert!(admits(0, 1_023, 1_024, 25) && !admits(0, 1_024, 1_024, 25));
+        assert!(admits(255, 255, 1_024, 25) && !admits(256, 256, 1_024, 25));
+        assert!(!admits(0, 2_000, 1_024, 25), "more than the agent counted");
+        assert!(admits(5_000, 5_000, 1_024, 100));
+        assert!(admits(u64::MAX, u64::MAX, 1_024, 25), "one less than none is none");
+    }
+
+    #[test]
+    fn who_is_counted_together() {
+        let of = |from: Address, counted: u16| {
+            let (key, side) = FlowKey::of(from, 9, Address::v4([10, 2, 0, 2]), 53, 17);
+            source(&key, &Flow { opener: side as u8, counted, ..Flow::default() })
+        };
+        let v6 = |last: u8| Address::v6([0x20, 1, 0xd, 0xb8, 0, 0, 0, 7, 1, 2, 3, 4, 5, 6, 7, last]);
+        assert_eq!(of(v6(1), NETWORK), of(v6(2), NETWORK));
+        assert_ne!(of(v6(1), ADDRESS), of(v6(2), ADDRESS));
+        assert_ne!(of(address(1), NETWORK), of(address(2), NETWORK));
+        assert_eq!(of(address(1), NETWORK), of(address(1), ADDRESS));
+        let named = |identity: u16| IDENTITY | identity;
+        assert_eq!(of(address(1), named(70)), of(address(2), named(70)));
+        assert_ne!(of(address(1), named(70)), of(address(1), named(71)));
+        assert_eq!(of(address(1), NOBODY), None);
+
+        let mut container = Outcome::CLOSED;
+        container.source_container = Container(5);
+        let masqueraded = Flow { marks: Flow::MASQUERADED, source: Identity(70), ..Flow::default() };
+        assert_eq!(counted(&Flow::default(), &container), ADDRESS);
+        assert_eq!(counted(&masqueraded, &container), named(70));
+    }
+}

@@ -1,0 +1,7 @@
+//! The flow table under pressure, in the kernel's own programs.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on ends here")]
+#![allow(clippy::print_stdout, reason = "what was measured, for whoever reads the log")]
+
+mod cleaning;
+mod pressure;
+mod support;
