@@ -138,7 +138,7 @@ fn reuse(stage: &Stage, runner: &mut Runner, cleaning: Cleaning, rounds: u32, fl
 #[test]
 fn cleaning_removes_no_flow_that_lives() {
     // The long form: a million flows that reuse the ports of old ones.
-    let reused = number("HYDRA_REUSED", 40_000);
+    let reused = number(std::env::var("HYDRA_REUSED"), 40_000);
     stage(room(131_072, 100), |stage, runner| {
         let (lost, cleaned) = reuse(stage, runner, Cleaning::Swept, reused / 20_000, 20_000);
         println!(
@@ -169,7 +169,7 @@ fn spent<T>(run: impl FnOnce() -> T) -> (T, Duration) {
 
 #[test]
 fn reading_and_cleaning_go_by_batches() {
-    let entries = number("HYDRA_ENTRIES", 65_536);
+    let entries = number(std::env::var("HYDRA_ENTRIES"), 65_536);
     stage(room(entries.next_power_of_two(), 100), |stage, runner| {
         let calls = Calls::new(stage, "cron", "cache");
         assert!(calls.there.udp(runner, tuple(0)));

@@ -87,7 +87,7 @@ fn spray(stage: &Stage, runner: &mut Runner, kind: Spray, established: u16, flow
 #[test]
 fn who_sprays_takes_nothing_from_others() {
     // The long form is a million flows on a table of the default size, with a thousand established ones.
-    let flows = number("HYDRA_SPRAY", 40_000);
+    let flows = number(std::env::var("HYDRA_SPRAY"), 40_000);
     let (size, established) = if flows > 500_000 { (131_072, 1_000) } else { (8_192, 500) };
     for kind in SPRAYS {
         stage(room(size, 25), |stage, runner| {
@@ -134,7 +134,7 @@ fn without_shares_a_spray_takes_from_others() {
 
 #[test]
 fn what_is_denied_makes_no_entry() {
-    let flows = number("HYDRA_SPRAY", 40_000);
+    let flows = number(std::env::var("HYDRA_SPRAY"), 40_000);
     stage(room(8_192, 25), |stage, runner| {
         // The rule is for `db` alone.
         let denied = Calls::new(stage, "shop", "cache");

@@ -21,9 +21,9 @@ pub const POLICY: &str = "rules:
   - { name: read,  from: web/shop, to: data/db }
 ";
 
-/// What one variable says, else the short form's number.
-pub fn number(variable: &str, short: u32) -> u32 {
-    std::env::var(variable).ok().and_then(|n| n.parse().ok()).unwrap_or(short)
+/// What a variable says, else the short form's number.
+pub fn number(variable: Result<String, std::env::VarError>, short: u32) -> u32 {
+    variable.ok().and_then(|n| n.parse().ok()).unwrap_or(short)
 }
 
 /// The programs with a flow table of this size, in a world of their own.
