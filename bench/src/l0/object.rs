@@ -27,7 +27,7 @@ pub fn figures(bytes: &[u8], functions: bool) -> Result<Figures> {
     let btf = bpf::load_btf(&btf).context("the kernel refuses the object's types")?;
     let mut found = Figures {
         kernel: kernel()?,
-        cpus: std::thread::available_parallelism()?.get(),
+        cpus: aya::util::nr_cpus().map_err(|(what, e)| anyhow::anyhow!("cannot read {what}: {e}"))?,
         ..Figures::default()
     };
     let mut maps = Vec::new();

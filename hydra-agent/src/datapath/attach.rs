@@ -224,16 +224,19 @@ impl Attacher {
     }
 
     /// Puts a program on a hook that has none, as a filter: that takes no grace period, as each link does. Where links are used
-    /// the next [`Self::ensure`] puts one in its place.
-    pub fn cover(&self, program: &OwnedFd, id: u32, ifindex: u32, hook: Hook) -> io::Result<()> {
+    /// the next [`Self::ensure`] puts one in its place. `false`: there was one.
+    pub fn cover(&self, program: &OwnedFd, id: u32, ifindex: u32, hook: Hook) -> io::Result<bool> {
         let _turn = self.turns.take();
-        if self.seat(ifindex, hook)?.is_some() {
-            return Ok(());
+        let filter = || Ok::<_, io::Error>(clsact::seat(ifindex, hook)?.filter(|seat| seat.program == id));
+        if self.seat(ifindex, hook)?.is_some()
+            || (self.pins.filter(ifindex, hook).exists() && filter()?.is_some())
+        {
+            return Ok(false);
         }
         // Before the filter, so that whoever comes after a crash finds that.
         self.mark_filter(program, ifindex, hook)?;
         match clsact::ensure(program.as_fd(), id, ifindex, hook) {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(true),
             Err(e) => fs::remove_file(self.pins.filter(ifindex, hook)).and(Err(e)),
         }
     }

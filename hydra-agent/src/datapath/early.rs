@@ -47,8 +47,10 @@ impl Early {
         }
         let cover =
             |(hook, program, id): &(Hook, OwnedFd, u32)| self.attacher.cover(program, *id, ifindex, *hook);
-        match self.programs.iter().try_for_each(cover) {
-            Ok(()) => ground.covered.push((ifindex, Instant::now())),
+        match self.programs.iter().map(cover).try_fold(false, |any, new| Ok::<_, io::Error>(any | new?)) {
+            Ok(true) => ground.covered.push((ifindex, Instant::now())),
+            // A port that has long had them says something: it is as old as it was.
+            Ok(false) => {}
             Err(error) => {
                 debug!(port = attach::interface(ifindex), %error, "a new port waits for its programs");
             }

@@ -59,6 +59,13 @@ fn a_new_port_has_filters_at_once_and_links_with_the_next_pass() {
         assert_eq!(report.attached, [(c, Hook::PortIn), (c, Hook::PortOut)]);
         assert_eq!((programs(), marks(bpffs)), (LINKS, 0));
         assert_eq!((report.repaired, datapath.verify(&desired)), (vec![], vec![]));
+
+        // What the kernel says of a port that has its programs makes it no newer.
+        early.port(c, bridge);
+        desired.hooks.retain(|(index, _)| *index != c);
+        let report = datapath.sync(&desired).unwrap();
+        assert_eq!((report.covered, report.detached), (vec![], vec![(c, Hook::PortIn), (c, Hook::PortOut)]));
+        assert_eq!((programs(), marks(bpffs)), (NONE, 0));
     });
 }
 
