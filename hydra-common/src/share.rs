@@ -42,6 +42,8 @@ const ADDRESS: u16 = 1;
 const NETWORK: u16 = 2;
 /// With the identity in the bits below: by that, since the address is that of whoever translated it.
 const IDENTITY: u16 = 0x8000;
+/// With [`IDENTITY`]: by the address as well.
+const BOTH: u16 = 0x4000;
 
 /// By what a new flow of the packet's sender is counted.
 #[inline(always)]
@@ -51,7 +53,9 @@ pub fn counted(flow: &Flow, out: &Outcome) -> u16 {
     }
     match out.near() {
         Far::Outside | Far::Unmanaged => NETWORK,
-        Far::Unset | Far::Host | Far::Carried => ADDRESS,
+        // Units have this host's addresses together.
+        Far::Carried => IDENTITY | BOTH | flow.source.0,
+        Far::Unset | Far::Host => ADDRESS,
     }
 }
 
@@ -67,11 +71,25 @@ pub fn source(key: &FlowKey, flow: &Flow) -> Option<Address> {
         }
         ADDRESS | NETWORK => Some(address),
         identity => {
-            let [high, low] = (identity & !IDENTITY).to_be_bytes();
+            let [high, low] = (identity & !(IDENTITY | BOTH)).to_be_bytes();
             // A group address opens no flow (RFC 4291, 2.7).
+            if identity & BOTH != 0 {
+                let o = address.octets();
+                return Some(Address::v6([
+                    0xff, 1, high, low, o[4], o[5], o[6], o[7], o[8], o[9], o[10], o[11], o[12], o[13],
+                    o[14], o[15],
+                ]));
+            }
             Some(Address::v6([0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, high, low]))
         }
     }
+}
+
+/// How many of the table's entries are for such a source: a quarter of them is never for the outside, whose addresses cost nothing.
+#[must_use]
+#[inline(always)]
+pub const fn room(counted: u16, capacity: u64) -> u64 {
+    if counted == NETWORK { capacity - capacity / 4 } else { capacity }
 }
 
 /// Whether a source with `held` entries may have another one in the first table, of whose `capacity` entries `used` are taken. Alone
@@ -199,6 +217,8 @@ mod tests {
 
     #[test]
     fn edges_of_the_share() {
+        assert!(admits(0, 700, room(ADDRESS, 1_024), 25) && admits(0, 700, room(NETWORK, 1_024), 25));
+        assert!(admits(0, 800, room(ADDRESS, 1_024), 25) && !admits(0, 800, room(NETWORK, 1_024), 25));
         assert!(admits(0, 1_023, 1_024, 25) && !admits(0, 1_024, 1_024, 25));
         assert!(admits(255, 255, 1_024, 25) && !admits(256, 256, 1_024, 25));
         assert!(!admits(0, 2_000, 1_024, 25), "more than the agent counted");
@@ -221,6 +241,11 @@ mod tests {
         assert_eq!(of(address(1), named(70)), of(address(2), named(70)));
         assert_ne!(of(address(1), named(70)), of(address(1), named(71)));
         assert_eq!(of(address(1), NOBODY), None);
+        let both = |from, identity| of(from, IDENTITY | BOTH | identity);
+        assert_ne!(both(address(1), 70), both(address(1), 71), "two units");
+        assert_ne!(both(address(1), 70), both(address(2), 70), "two containers of a tier");
+        assert_ne!(both(v6(1), 70), both(v6(2), 70));
+        assert_ne!(both(address(1), 70), of(address(1), IDENTITY | 0x46));
 
         let mut container = Outcome::CLOSED;
         container.source_container = Container(5);

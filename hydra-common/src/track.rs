@@ -4,7 +4,7 @@
 //! how far it is (RFC 9293, 3.3.1). What does not belong changes nothing here and passes to the other end, which judges by itself:
 //! a reset that one end would obey and hydra would drop leaves a connection that is dead at one side.
 
-use crate::flow::{Flow, Side};
+use crate::flow::{Far, Flow, Side};
 use crate::packet::{Packet, Piece};
 
 /// TCP flags (RFC 9293, 3.1).
@@ -111,11 +111,26 @@ fn translated(protocol: u8, state: State) -> u64 {
     }
 }
 
+/// How long a connection from outside is kept whose answers no hook sees: nobody can tell it from two forged packets. What comes after that is
+/// judged by the policy alone.
+const UNANSWERED: u64 = 300 * SECOND;
+
+#[inline(always)]
+fn unanswered(flow: &Flow, protocol: u8) -> bool {
+    let (opener, other) = if flow.opener == Side::A as u8 { (0, 1) } else { (1, 0) };
+    protocol == protocol::TCP
+        && flow.marks & Flow::PUBLISHED != 0
+        && flow.flags[other] == 0
+        && flow.ends[opener] == Far::Outside as u8
+}
+
 /// Whether a flow has been silent for too long. `now` in nanoseconds of the monotonic clock.
 #[inline(always)]
 pub fn expired(flow: &Flow, protocol: u8, now: u64) -> bool {
     let state = State::of(flow, protocol);
-    let limit = if flow.marks & (Flow::MASQUERADED | Flow::PUBLISHED) != 0 {
+    let limit = if unanswered(flow, protocol) {
+        timeout(protocol, state).min(UNANSWERED)
+    } else if flow.marks & (Flow::MASQUERADED | Flow::PUBLISHED) != 0 {
         translated(protocol, state)
     } else {
         timeout(protocol, state)

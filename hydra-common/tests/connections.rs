@@ -5,7 +5,7 @@ mod common;
 
 use common::{APP, DB, NOW, Plain, at, ethernet, frame, judge, mac, network, pass, segment, tcp, udp, world};
 use hydra_common::decide::{Outcome, Step};
-use hydra_common::flow::Flow;
+use hydra_common::flow::{Far, Flow};
 use hydra_common::id::{Container, Identity};
 use hydra_common::names;
 use hydra_common::tables::Cell;
@@ -383,4 +383,22 @@ fn an_error_between_a_change_and_the_flows_next_packet_passes_by_the_flows_right
     flip(&mut t);
     t.endpoints.get_mut(&common::ip("10.1.0.11")).unwrap().identity = [DB; 2];
     assert_eq!(says(&t), Reason::UnmatchedError);
+}
+
+#[test]
+fn a_connection_from_outside_whose_answers_nobody_sees_is_kept_for_minutes() {
+    const MINUTES: u64 = 301_000_000_000;
+    let led_on = |end: Far, answered: bool| Flow {
+        marks: Flow::PUBLISHED | Flow::TO_HOST,
+        flags: [SYN | ACK, if answered { ACK } else { 0 }],
+        ends: [end as u8, 0],
+        seen: NOW,
+        ..Flow::default()
+    };
+    assert!(expired(&led_on(Far::Outside, false), 6, NOW + MINUTES));
+    assert!(!expired(&led_on(Far::Outside, false), 6, NOW + MINUTES - 2_000_000_000));
+    for flow in [led_on(Far::Outside, true), led_on(Far::Unset, false), led_on(Far::Unmanaged, false)] {
+        assert_eq!(State::of(&flow, 6), State::Established);
+        assert!(!expired(&flow, 6, NOW + MINUTES), "{flow:?}");
+    }
 }

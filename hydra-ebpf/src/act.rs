@@ -28,7 +28,7 @@ const NEXT: i32 = -1;
 /// Two CPUs that make the same entry do so within this many nanoseconds, two ticks of the coarse clock included.
 const AT_ONCE: u64 = 100_000_000;
 /// How often this one tries while another CPU replaces the entry.
-const TRIES: u32 = 3;
+pub const TRIES: u32 = 8;
 /// `PACKET_HOST`: for this machine.
 const PACKET_HOST: u32 = 0;
 
@@ -189,14 +189,20 @@ fn create = hydra_create(
     }
     if made != flows::MADE {
         report::count(Gauge::FlowsRefused, 1);
-        outcome.verdict = Verdict::Denied;
-        outcome.reason = Reason::FlowTableFull;
+        no_room(outcome);
         return 0;
     }
     if !outcome.elsewhere {
         report::add(maps::traffic(traffic), count);
     }
 });
+
+/// What becomes of a packet whose flow cannot be written.
+#[inline(always)]
+pub fn no_room(outcome: &mut Outcome) {
+    outcome.verdict = if outcome.audit { Verdict::Audited } else { Verdict::Denied };
+    outcome.reason = Reason::FlowTableFull;
+}
 
 /// Takes the entry away that a packet was denied on.
 #[inline(always)]

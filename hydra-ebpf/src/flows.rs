@@ -77,11 +77,12 @@ fn add(word: Word, n: i64) {
 
 /// Whether a source may have another entry of the first table.
 #[inline(always)]
-fn admitted(source: &Option<Address>) -> bool {
+fn admitted(source: &Option<Address>, counted: u16) -> bool {
     let Some(source) = source else { return false };
     // SAFETY: as in `word`.
     let held = HYDRA_SHARES.get_ptr(source).map_or(0, |p| unsafe { ptr::read_volatile(p) });
-    share::admits(held, word(Word::Used), word(Word::Capacity), word(Word::Share))
+    let room = share::room(counted, word(Word::Capacity));
+    share::admits(held, word(Word::Used), room, word(Word::Share))
 }
 
 /// One more of a source.
@@ -128,6 +129,17 @@ fn release(live: *mut Flow, created: u64) {
     unsafe { compare_exchange(&raw mut (*live).created, 0, created) };
 }
 
+/// Whether what was claimed is the key's. An entry that another CPU removed between the look-up and the claim may be another key's by then, and is
+/// given back; one that is claimed stays where it is.
+#[inline(always)]
+fn still(found: Option<*mut Flow>, live: *mut Flow, created: u64) -> bool {
+    let same = found == Some(live);
+    if !same {
+        release(live, created);
+    }
+    same
+}
+
 /// When it began.
 #[inline(always)]
 fn created(live: *mut Flow) -> u64 {
@@ -142,7 +154,8 @@ pub fn begin = hydra_begin(key: of FlowKey, fresh: into Flow) -> u32 or FULL; {
         return THERE;
     }
     let source = share::source(key, fresh);
-    if admitted(&source) {
+    let counted = fresh.counted;
+    if admitted(&source, counted) {
         match HYDRA_FLOWS.insert(key, &*fresh, u64::from(BPF_NOEXIST)) {
             Ok(()) => {
                 more(&source);
@@ -162,7 +175,10 @@ pub fn begin = hydra_begin(key: of FlowKey, fresh: into Flow) -> u32 or FULL; {
             add(Word::Spilled, 1);
             MADE
         }
-        Err(EEXIST) => THERE,
+        Err(EEXIST) => {
+            fresh.counted = counted;
+            THERE
+        }
         Err(_) => FULL,
     }
 });
@@ -181,12 +197,12 @@ global!(
 fn over = hydra_replace(key: of FlowKey, fresh: into Flow) -> u32 or FULL; {
     if let Some(live) = HYDRA_FLOWS.get_ptr_mut(key) {
         let began = created(live);
+        if !claim(live, began) || !still(HYDRA_FLOWS.get_ptr_mut(key), live, began) {
+            return THERE;
+        }
         // SAFETY: the entry lives until the program ends; nobody changes these fields of it.
         let old = share::source(key, unsafe { &*live });
         let new = share::source(key, fresh);
-        if !claim(live, began) {
-            return THERE;
-        }
         if HYDRA_FLOWS.insert(key, &*fresh, 0).is_err() {
             release(live, began);
             return FULL;
@@ -199,7 +215,7 @@ fn over = hydra_replace(key: of FlowKey, fresh: into Flow) -> u32 or FULL; {
     }
     if let Some(live) = HYDRA_SPILL.get_ptr_mut(key) {
         let began = created(live);
-        if !claim(live, began) {
+        if !claim(live, began) || !still(HYDRA_SPILL.get_ptr_mut(key), live, began) {
             return THERE;
         }
         fresh.counted = share::NOBODY;
@@ -219,9 +235,9 @@ pub fn end = hydra_end(key: of FlowKey, began: plain u64, seen: plain u64) -> u3
     if let Some(live) = HYDRA_FLOWS.get_ptr_mut(key)
         && silent(live, seen)
     {
-        // SAFETY: the entry lives until the program ends; nobody changes these fields of it.
-        let source = share::source(key, unsafe { &*live });
-        if claim(live, began) {
+        if claim(live, began) && still(HYDRA_FLOWS.get_ptr_mut(key), live, began) {
+            // SAFETY: the entry lives until the program ends; nobody changes these fields of it.
+            let source = share::source(key, unsafe { &*live });
             if HYDRA_FLOWS.remove(key).is_err() {
                 release(live, began);
                 return 0;
@@ -234,6 +250,7 @@ pub fn end = hydra_end(key: of FlowKey, began: plain u64, seen: plain u64) -> u3
     if let Some(live) = HYDRA_SPILL.get_ptr_mut(key)
         && silent(live, seen)
         && claim(live, began)
+        && still(HYDRA_SPILL.get_ptr_mut(key), live, began)
     {
         if HYDRA_SPILL.remove(key).is_ok() {
             return 1;

@@ -22,7 +22,7 @@ use hydra_common::share;
 use hydra_common::tables::{Cgroup, CgroupKey, Count, Gauge, Tables as _};
 use hydra_common::verdict::{Hook, Reason, Verdict};
 
-use crate::act::{add_atomic, end, limit, renew, touch};
+use crate::act::{TRIES, add_atomic, end, limit, no_room, renew, touch};
 use crate::flows;
 use crate::global::{BAD, coded_unit, decoded_unit, global};
 use crate::maps::{self, LiveFlow, Maps, Scratch};
@@ -289,13 +289,15 @@ fn create = hydra_own_create(
     }
     fresh.counted = share::counted(fresh, outcome);
     let mut made = flows::begin(&packet.key, fresh);
-    if made == flows::THERE {
+    for _ in 0..TRIES {
+        if made != flows::THERE {
+            break;
+        }
         made = flows::replace(&packet.key, fresh);
     }
     if made != flows::MADE {
         gauge(Gauge::FlowsRefused);
-        outcome.verdict = Verdict::Denied;
-        outcome.reason = Reason::FlowTableFull;
+        no_room(outcome);
     } else if !counted {
         add(maps::traffic(traffic), count);
     }

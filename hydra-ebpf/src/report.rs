@@ -98,7 +98,7 @@ pub fn in_window(now: u64) -> bool {
     let Some(window) = maps::event_window() else { return false };
     // SAFETY: this CPU's own value, as in `count`.
     let window = unsafe { &mut *window };
-    if now.wrapping_sub(window.start) >= EVENT_WINDOW_NS {
+    if now.saturating_sub(window.start) >= EVENT_WINDOW_NS {
         window.start = now;
         window.count = 0;
     }

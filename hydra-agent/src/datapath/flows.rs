@@ -55,6 +55,8 @@ struct Round {
     used: u64,
     /// What the kernel had counted when the round began.
     before: Option<Counted>,
+    /// Entries were taken out meanwhile that may have been counted: what the kernel says may be right and this round wrong.
+    disturbed: bool,
 }
 
 /// What the kernel counts.
@@ -109,6 +111,7 @@ impl Collector {
                 let list = self.batch.entries().filter(|(_, flow)| theirs(flow));
                 let list = list.map(|(key, flow)| Sweep { key: *key, created: flow.created, seen: 0 });
                 removed += self.sweep(&list.collect::<Vec<_>>())?;
+                self.round.disturbed |= removed > 0;
                 if !more {
                     break;
                 }
@@ -176,6 +179,9 @@ impl Collector {
         let round = std::mem::take(&mut self.round);
         if let (Some(word), 0) = (round.second, round.spilled) {
             self.words.put(Word::Empty, word)?;
+        }
+        if round.disturbed {
+            return Ok(());
         }
         let (before, now) = (round.before.unwrap_or_default(), self.counted()?);
         if let Some(used) = corrected(before.used, now.used, round.used) {

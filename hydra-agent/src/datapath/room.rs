@@ -83,7 +83,11 @@ impl Room {
                 "the flow table in use has another size than the setting `flows`, which counts from the next boot, or after `hydra-agent purge`"
             );
         }
-        for (word, value) in [(Word::Capacity, u64::from(capacity)), (Word::Share, u64::from(self.share))] {
+        // The words may be newer than the second table: it is looked into until a round has found it empty.
+        let empty = (Word::Empty, u64::MAX);
+        for (word, value) in
+            [(Word::Capacity, u64::from(capacity)), (Word::Share, u64::from(self.share)), empty]
+        {
             words.put(word, value).map_err(table("write", "flow table's words"))?;
         }
         Ok(())
