@@ -107,7 +107,7 @@ fn translated(protocol: u8, state: State) -> u64 {
     match (protocol, state) {
         (protocol::TCP, _) => timeout(protocol, state),
         (protocol::SCTP, State::Established) => 180 * SECOND,
-        _ => 25 * SECOND,
+        _ => SHORTEST,
     }
 }
 
@@ -124,9 +124,24 @@ fn unanswered(flow: &Flow, protocol: u8) -> bool {
         && flow.ends[opener] == Far::Outside as u8
 }
 
+/// No flow may be silent for less than this.
+const SHORTEST: u64 = 25 * SECOND;
+
 /// Whether a flow has been silent for too long. `now` in nanoseconds of the monotonic clock.
 #[inline(always)]
 pub fn expired(flow: &Flow, protocol: u8, now: u64) -> bool {
+    silent(flow, now) && ended(flow, protocol, now)
+}
+
+/// Whether a flow has been silent for so long that it may be for too long.
+#[inline(always)]
+pub fn silent(flow: &Flow, now: u64) -> bool {
+    now.saturating_sub(flow.seen) > SHORTEST
+}
+
+/// [`expired`] of a flow that is [`silent`].
+#[inline(always)]
+pub fn ended(flow: &Flow, protocol: u8, now: u64) -> bool {
     let state = State::of(flow, protocol);
     let limit = if unanswered(flow, protocol) {
         timeout(protocol, state).min(UNANSWERED)

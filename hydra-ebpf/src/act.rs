@@ -6,7 +6,7 @@ use aya_ebpf::helpers::{
     bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
-use hydra_common::decide::{At, Hop, Outcome, Step, Way, counts, decide, entry, fragment, opens, settle};
+use hydra_common::decide::{At, Hop, Outcome, Step, Way, counts, decide, each, entry, fragment, one, opens};
 use hydra_common::flow::Flow;
 use hydra_common::names::{
     MARK_CARRIED, MARK_CHECKED, MARK_IDENTITY, MARK_JUDGED, MARK_LEFT, MARK_MASK, carried, carrier, left,
@@ -135,11 +135,18 @@ global!(
 /// Takes the flow that begins here from its limit, if it has not taken from it where it was sent: `carried` is what that hook wrote.
 /// Each packet that finds all limits used up counts for the first of them.
 pub fn limit = hydra_limit(packet: of Packet, outcome: into Outcome, at: of At, carried: plain u32) {
+    outcome.taken = carried as u16;
+    each(&Maps, at.seconds(), outcome, |outcome| draw(packet, outcome, at, carried));
+});
+
+global!(
+/// The same for one of two limits that have to hold.
+fn draw = hydra_draw(packet: of Packet, outcome: into Outcome, at: of At, carried: plain u32) {
     let bank = outcome.bank();
     let mut first = u32::MAX;
-    let mut from = carried;
+    let mut from = u32::from(outcome.taken);
     let before = |index| carried != 0 && maps::limit(bank, index).is_some_and(|l| l.bucket + 1 == carried);
-    settle(&Maps, at.seconds(), outcome, before, |index| {
+    one(&Maps, at.seconds(), outcome, before, |index| {
         let Some(limit) = maps::limit(bank, index) else { return false };
         let taken = maps::take(&packet.source, limit, at) != 0;
         if taken {

@@ -7,9 +7,9 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{
     bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns,
-    bpf_skb_ancestor_cgroup_id, bpf_skb_load_bytes,
+    bpf_skb_ancestor_cgroup_id,
 };
-use aya_ebpf::programs::SkBuffContext;
+use aya_ebpf::programs::{SkBuffContext, TcContext};
 use hydra_common::address::{Address, Mac};
 use hydra_common::decide::lan::concerns;
 use hydra_common::decide::own::{left, own};
@@ -20,14 +20,14 @@ use hydra_common::names::{MARK_IDENTITY, MARK_LEFT, MARK_MASK, carried, carrier}
 use hydra_common::packet::{Bytes, Chunk, Packet};
 use hydra_common::share;
 use hydra_common::tables::{Cgroup, CgroupKey, Count, Gauge, Tables as _};
-use hydra_common::verdict::{Hook, Reason, Verdict};
+use hydra_common::verdict::{Hook, Verdict};
 
 use crate::act::{TRIES, add_atomic, end, limit, no_room, renew, touch};
 use crate::flows;
-use crate::global::{BAD, coded_unit, decoded_unit, global};
+use crate::global::{decoded_unit, global};
 use crate::maps::{self, LiveFlow, Maps, Scratch};
 use crate::report::{drop_key, event, noteworthy};
-use crate::skb;
+use crate::skb::{self, Frame};
 use crate::sock::{add, gauge, tell};
 
 const DROP: i32 = 0;
@@ -38,8 +38,6 @@ const ETHERNET: u64 = 14;
 /// what a network's broadcast address is.
 const BROADCAST: u32 = 1;
 const MULTICAST: u32 = 2;
-/// Offsets beyond this are not read: no header chain that the parser walks is longer.
-const FARTHEST: usize = 0x0fff;
 
 /// One packet at one hook.
 #[inline(always)]
@@ -113,18 +111,17 @@ const NOBODY: Cgroup = Cgroup {
 /// Where a packet comes from and goes, read from its header alone: most of what processes send is for ports to judge.
 #[inline(never)]
 fn ends_of(skb: *mut __sk_buff, source: &mut Address, destination: &mut Address) -> bool {
-    let mut first = Chunk([0; 1]);
-    let mut v4 = Chunk([0; 8]);
-    let mut v6 = Chunk([0; 32]);
-    if !read(skb, 0, &mut first) {
-        return false;
-    }
-    match first.0[0] >> 4 {
-        4 if read(skb, 12, &mut v4) => {
-            (*source, *destination) = (Address::v4(v4.part::<0, 4>()), Address::v4(v4.part::<4, 4>()));
+    let packet = &TcContext::new(skb);
+    let bytes = Frame::new(packet);
+    let Some(Chunk([first])) = bytes.load(0) else { return false };
+    match first >> 4 {
+        4 => {
+            let Some(both) = bytes.load::<8>(12) else { return false };
+            (*source, *destination) = (Address::v4(both.part::<0, 4>()), Address::v4(both.part::<4, 4>()));
         }
-        6 if read(skb, 8, &mut v6) => {
-            (*source, *destination) = (Address::v6(v6.part::<0, 16>()), Address::v6(v6.part::<16, 16>()));
+        6 => {
+            let Some(both) = bytes.load::<32>(8) else { return false };
+            (*source, *destination) = (Address::v6(both.part::<0, 16>()), Address::v6(both.part::<16, 16>()));
         }
         _ => return false,
     }
@@ -140,7 +137,7 @@ fn walk(skb: *mut __sk_buff, hook: Hook, row: &Cgroup, lan: u64, room: &mut Scra
     *at = At { hook, ifindex, ingress: 0, mark, now };
     let at = &*at;
     skb::clear(packet);
-    let parsed = decoded_unit(parse(skb, packet));
+    let parsed = decoded_unit(skb::parse_bare(skb, packet));
     // SAFETY: as above.
     if lan != 0
         && matches!(hook, Hook::CgroupIn)
@@ -192,77 +189,6 @@ fn row(skb: *mut __sk_buff, cgroup: &mut u64) -> Option<&'static Cgroup> {
     *cgroup = id;
     Some(row)
 }
-
-/// A packet from its IP header on.
-struct Bare(*mut __sk_buff);
-
-impl Bytes for Bare {
-    #[inline(always)]
-    fn load<const N: usize>(&self, offset: usize) -> Option<Chunk<N>> {
-        let mut bytes = Chunk([0; N]);
-        if offset <= FARTHEST && read(self.0, offset as u32, &mut bytes) { Some(bytes) } else { None }
-    }
-
-    #[inline(always)]
-    fn length(&self) -> usize {
-        // SAFETY: the context is valid while the program runs.
-        unsafe { (*self.0).len as usize }
-    }
-
-    #[inline(always)]
-    fn tagged(&self) -> bool {
-        false
-    }
-
-    #[inline(always)]
-    fn ipv4(&self, packet: &mut Packet) -> Result<(), Reason> {
-        decoded_unit(ipv4(self.0, packet))
-    }
-
-    #[inline(always)]
-    fn ipv6(&self, packet: &mut Packet) -> Result<(), Reason> {
-        decoded_unit(ipv6(self.0, packet))
-    }
-
-    #[inline(always)]
-    fn transport_header(&self, packet: &mut Packet) -> Result<(), Reason> {
-        decoded_unit(transport_header(self.0, packet))
-    }
-
-    #[inline(always)]
-    fn icmp(&self, packet: &mut Packet) -> Result<(), Reason> {
-        decoded_unit(icmp(self.0, packet))
-    }
-}
-
-/// One copy for each `N` in the object, not one for each use.
-#[inline(never)]
-fn read<const N: usize>(skb: *mut __sk_buff, offset: u32, into: &mut Chunk<N>) -> bool {
-    // SAFETY: `into` has room for `N` bytes.
-    unsafe { bpf_skb_load_bytes(skb.cast(), offset, into.0.as_mut_ptr().cast(), N as u32) == 0 }
-}
-
-global!(
-/// Reads a packet.
-fn parse = hydra_bare_parse(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
-    coded_unit(packet.parse_bare(&Bare(skb)))
-});
-
-global!(fn ipv4 = hydra_bare_ipv4(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
-    coded_unit(packet.ipv4(&Bare(skb)))
-});
-
-global!(fn ipv6 = hydra_bare_ipv6(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
-    coded_unit(packet.ipv6(&Bare(skb)))
-});
-
-global!(fn transport_header = hydra_bare_transport(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
-    coded_unit(packet.transport_header(&Bare(skb)))
-});
-
-global!(fn icmp = hydra_bare_icmp(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
-    coded_unit(packet.icmp(&Bare(skb)))
-});
 
 /// Wire packets and wire bytes, as if a wire's header stood in front: under GSO every segment repeats the headers up to `payload`.
 #[inline(always)]

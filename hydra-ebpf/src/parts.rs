@@ -26,6 +26,20 @@ global!(fn related = hydra_related(
     coded_unit(part::related(&Maps, packet, at, out, link))
 });
 
+global!(fn ended = hydra_ended(flow: of Flow, protocol: plain u32, now: plain u64) -> u32 or 1; {
+    u32::from(part::ended(flow, protocol as u8, now))
+});
+
+global!(fn claimed = hydra_claimed(packet: of Packet, at: of At, out: into Outcome) -> u32 or 0; {
+    u32::from(part::claimed(&Maps, packet, at, out))
+});
+
+global!(fn may_be_left = hydra_may_be_left(
+    bank: plain u32, source: plain u32, selector: plain u32, now_s: plain u32
+) -> u32 or 0; {
+    u32::from(part::may_be_left(&Maps, bank, Identity(source as u16), selector, now_s))
+});
+
 global!(fn stands = hydra_stands(packet: of Packet, at: of At, out: of Outcome, flow: of Flow) -> u32 or 0; {
     u32::from(part::stands(&Maps, packet, at, out, flow))
 });
@@ -106,6 +120,21 @@ impl Parts for Maps {
         link: Option<&Link>,
     ) -> Result<(), Reason> {
         decoded_unit(related(packet, at, out, link))
+    }
+
+    #[inline(always)]
+    fn ended(&self, flow: &Flow, protocol: u8, now: u64) -> bool {
+        ended(flow, u32::from(protocol), now) != 0
+    }
+
+    #[inline(always)]
+    fn claimed(&self, packet: &Packet, at: &At, out: &mut Outcome) -> bool {
+        claimed(packet, at, out) != 0
+    }
+
+    #[inline(always)]
+    fn may_be_left(&self, bank: u32, source: Identity, selector: u32, now_s: u32) -> bool {
+        may_be_left(bank, u32::from(source.0), selector, now_s) != 0
     }
 
     #[inline(always)]

@@ -1,7 +1,10 @@
-//! Reads a frame straight from its linear part, and makes that longer where headers lie behind it.
+//! Reads a frame: what stands at fixed places straight from its linear part, everything else by the kernel, wherever it lies. Nothing
+//! is pulled.
+
+use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::bpf_skb_pull_data;
+use aya_ebpf::helpers::bpf_skb_load_bytes;
 use aya_ebpf::programs::TcContext;
 use hydra_common::packet::{Begin, Bytes, Chunk, Front, Packet};
 use hydra_common::tables::Count;
@@ -12,16 +15,7 @@ use crate::global::{BAD, coded_unit, decoded_unit, global};
 /// Offsets beyond this are not read: no header chain that the parser walks is longer.
 const FARTHEST: usize = 0x0fff;
 
-/// Reads a word that may lie anywhere: the compiler, left to itself, reads it byte by byte.
-macro_rules! word {
-    ($size:literal, $type:ty, $at:expr) => {{
-        let value: u64;
-        core::arch::asm!(concat!("{v} = *(", $size, " *)({p} + 0)"), v = out(reg) value, p = in(reg) $at, options(pure, readonly));
-        value as $type
-    }};
-}
-
-/// One frame.
+/// One frame, or, at the hooks on packets of processes, one packet from its IP header on.
 pub struct Frame<'a> {
     ctx: &'a TcContext,
 }
@@ -117,8 +111,13 @@ impl Bytes for Frame<'_> {
         if offset > FARTHEST {
             return None;
         }
-        let mut bytes = Chunk([0; N]);
-        if read(self.raw(), offset, &mut bytes) { Some(bytes) } else { None }
+        let mut bytes = MaybeUninit::<Chunk<N>>::uninit();
+        // SAFETY: there is room for `N` bytes, all of which are written where the answer is 0.
+        unsafe {
+            let to = bytes.as_mut_ptr().cast();
+            let missing = bpf_skb_load_bytes(self.raw().cast(), offset as u32, to, N as u32);
+            if missing == 0 { Some(bytes.assume_init()) } else { None }
+        }
     }
 
     #[inline(always)]
@@ -159,6 +158,12 @@ pub fn parse = hydra_parse(skb: plain *mut __sk_buff, packet: into Packet) -> u3
     coded_unit(packet.parse(&Frame::new(&TcContext::new(skb))))
 });
 
+global!(
+/// Reads a packet that no frame is around.
+pub fn parse_bare = hydra_parse_bare(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
+    coded_unit(packet.parse_bare(&Frame::new(&TcContext::new(skb))))
+});
+
 global!(fn ipv4 = hydra_ipv4(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
     coded_unit(packet.ipv4(&Frame::new(&TcContext::new(skb))))
 });
@@ -195,42 +200,6 @@ pub fn clear(packet: &mut Packet) {
     }
 }
 
-/// One copy for each `N` in the object, not one for each use.
-#[inline(never)]
-fn read<const N: usize>(skb: *mut __sk_buff, offset: usize, into: &mut Chunk<N>) -> bool {
-    linear(skb, offset, into) || (pull(skb, (offset + N) as u32) && linear(skb, offset, into))
-}
-
-#[inline(always)]
-fn linear<const N: usize>(skb: *mut __sk_buff, offset: usize, into: &mut Chunk<N>) -> bool {
-    let (data, end) = bounds(skb);
-    let at = offset_by(data, offset);
-    if at + N > end {
-        return false;
-    }
-    let to = into.0.as_mut_ptr();
-    let mut i = 0;
-    while i < N {
-        // SAFETY: `at..at + N` was just compared with the end of the linear part; `to` has room for `N` and is aligned.
-        unsafe {
-            if i + 8 <= N {
-                to.add(i).cast::<u64>().write(word!("u64", u64, at + i));
-                i += 8;
-            } else if i + 4 <= N {
-                to.add(i).cast::<u32>().write(word!("u32", u32, at + i));
-                i += 4;
-            } else if i + 2 <= N {
-                to.add(i).cast::<u16>().write(word!("u16", u16, at + i));
-                i += 2;
-            } else {
-                to.add(i).write(word!("u8", u8, at + i));
-                i += 1;
-            }
-        }
-    }
-    true
-}
-
 /// Where the linear part begins and ends. The two words of the context are pointers in the verifier's eyes only when they are read
 /// like this: the compiler, left to itself, keeps them as numbers of 32 bits.
 #[inline(always)]
@@ -249,14 +218,6 @@ fn bounds(skb: *mut __sk_buff) -> (usize, usize) {
         );
     }
     (data, end)
-}
-
-/// Makes the first `length` bytes linear. Not for super-packets, whose headers always are: pulling parts of a fragment list
-/// crashed kernels that segmented it later (Linux, `skb_segment` with `SKB_GSO_FRAGLIST`).
-#[inline(never)]
-fn pull(skb: *mut __sk_buff, length: u32) -> bool {
-    // SAFETY: the context is valid while the program runs.
-    unsafe { (*skb).gso_size == 0 && length <= (*skb).len && bpf_skb_pull_data(skb, length) == 0 }
 }
 
 /// The sum, in instructions that the compiler can neither fold into a later one nor leave out: the verifier ties a bounds check to

@@ -13,7 +13,6 @@ use crate::flow::{Far, Flow};
 use crate::id::{Container, Identity};
 use crate::packet::{Kind, Packet};
 use crate::tables::{Cgroup, CgroupKey, Endpoint, MAX_CGROUP_PLACES, Tables};
-use crate::track;
 use crate::verdict::{Hook, Reason, Verdict};
 
 /// Whether packets of that cgroup's processes on that interface of their namespace are judged here: on every one that neither a port of
@@ -112,7 +111,7 @@ fn enter<'t, T: Parts>(
         return Err(Reason::Loopback);
     }
     let live = if group { None } else { tables.flow(&packet.key) };
-    let live = live.filter(|flow| !track::expired(flow, packet.protocol, at.now));
+    let live = live.filter(|flow| !super::expired(tables, flow, packet.protocol, at.now));
     let side = packet.side();
     let end = if outward { side } else { side.other() };
     let live = live.filter(|flow| flow.opener == side as u8 || mine(flow, end, me));
@@ -189,7 +188,8 @@ fn related<T: Parts>(
     let outward = matches!(at.hook, Hook::CgroupOut);
     let Some(flow) = tables.flow(&packet.key) else { return Err(Reason::UnmatchedError) };
     let mine = mine(&flow, if outward { sender } else { receiver }, me);
-    let live = !track::expired(&flow, packet.key.protocol, at.now) && tables.stands(packet, at, out, &flow);
+    let live =
+        !super::expired(tables, &flow, packet.key.protocol, at.now) && tables.stands(packet, at, out, &flow);
     let end = packet.source == packet.key.address(sender);
     let somebody = anothers(tables, &packet.source) || alone(tables, out.bank(), &packet.source);
     if !(mine && live && (end || !(outward || somebody))) {

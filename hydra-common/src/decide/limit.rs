@@ -25,17 +25,35 @@ pub fn settle<T: Parts>(
     taken: impl Fn(u32) -> bool,
     mut take: impl FnMut(u32) -> bool,
 ) {
+    each(tables, now_s, out, |out| one(tables, now_s, out, &taken, &mut take));
+}
+
+/// [`settle`] for every limit that has to hold; `one` is [`one`], which the kernel's programs call as a function of its own.
+#[inline(always)]
+pub fn each<T: Parts>(tables: &T, now_s: u32, out: &mut Outcome, mut one: impl FnMut(&mut Outcome)) {
     // Twice: see [`super::published::strictest`].
     for _ in 0..2 {
-        if !settled(tables, now_s, out, &taken) {
-            draw(tables, now_s, out, &mut take);
-        }
+        one(out);
         if out.also == 0 || !matches!(out.verdict, Verdict::Allowed) {
             return;
         }
         let said = tables.alive(out.bank(), out.also, now_s);
         out.ruled(&said);
         out.also = 0;
+    }
+}
+
+/// [`settle`] for the one that the outcome rests on.
+#[inline(always)]
+pub fn one<T: Parts>(
+    tables: &T,
+    now_s: u32,
+    out: &mut Outcome,
+    taken: impl Fn(u32) -> bool,
+    take: impl FnMut(u32) -> bool,
+) {
+    if !settled(tables, now_s, out, taken) {
+        draw(tables, now_s, out, take);
     }
 }
 

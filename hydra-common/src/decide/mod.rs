@@ -18,7 +18,7 @@ mod related;
 mod ruling;
 pub mod socket;
 
-pub use limit::{counts, settle};
+pub use limit::{counts, each, one, settle};
 pub use outcome::{Hop, Outcome, Step, Way};
 pub use parts::Parts;
 pub use ruling::{Ruling, ruling};
@@ -27,10 +27,12 @@ pub use ruling::{Ruling, ruling};
 pub mod part {
     pub use super::ends::{named, source};
     pub use super::fragment::resolve;
+    pub use super::own::{claimed, may_be_left};
     pub use super::published::concerns;
     pub use super::related::{related, stands};
     pub use super::ruling::{alive, ruling};
     pub use super::{first, open, way};
+    pub use crate::track::ended;
 }
 
 use self::ends::Sender;
@@ -192,7 +194,7 @@ fn enter<'t, T: Parts>(
     let group = packet.is_group();
     let live = if group { None } else { tables.flow(&packet.key) };
     let live = match live {
-        Some(flow) if track::expired(&flow, packet.protocol, at.now) => None,
+        Some(flow) if expired(tables, &flow, packet.protocol, at.now) => None,
         Some(flow) if established(packet, at, out, &flow) => {
             // No call on the way of the commonest packet.
             match listed(tables, packet, at, out, link) {
@@ -210,7 +212,7 @@ fn enter<'t, T: Parts>(
         return Ok(None);
     }
     tables.open(packet, at, out, live.as_deref());
-    let left = own::claimed(tables, packet, at, out);
+    let left = tables.claimed(packet, at, out);
     match tables.way(packet, at, out, link) {
         // The policy's reason stands before the frame's.
         Err(_) if matches!(out.verdict, Verdict::Denied) => out.way = Way::Judged,
@@ -220,6 +222,12 @@ fn enter<'t, T: Parts>(
         out.way = Way::Left;
     }
     Ok(live)
+}
+
+/// [`track::expired`], of which a flow that is heard of pays for a subtraction.
+#[inline(always)]
+fn expired<T: Parts>(tables: &T, flow: &Flow, protocol: u8, now: u64) -> bool {
+    track::silent(flow, now) && tables.ended(flow, protocol, now)
 }
 
 /// Whether the packet belongs to a flow that the current tables allow, sent by the end that it says. Fills the outcome from the entry.

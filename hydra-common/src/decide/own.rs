@@ -13,7 +13,7 @@ use crate::id::{Container, Identity};
 use crate::names::{MARK_JUDGED, MARK_MASK};
 use crate::packet::{Kind, Packet};
 use crate::tables::{Cgroup, CgroupKey, Endpoint, MAX_OWN, PrefixRow, Tables};
-use crate::track::{self, protocol};
+use crate::track::protocol;
 use crate::verdict::{Hook, Reason, Verdict};
 
 /// Judges one packet of a process whose cgroup has this row, at [`Hook::CgroupIn`] or [`Hook::CgroupOut`]. Returns the live flow that
@@ -95,7 +95,7 @@ fn enter<'t, T: Parts>(
     }
     let group = packet.is_group();
     let live = if group { None } else { tables.flow(&packet.key) };
-    let live = live.filter(|flow| !track::expired(flow, packet.protocol, at.now));
+    let live = live.filter(|flow| !super::expired(tables, flow, packet.protocol, at.now));
     let side = packet.side();
     let marked = !outward && at.mark & MARK_MASK == MARK_JUDGED;
     let judged = marked && !group;
@@ -141,15 +141,15 @@ fn enter<'t, T: Parts>(
         // The entry is of a call of somebody else, `host` for one: for this process a flow begins.
         out.begins = packet.protocol != protocol::TCP || opens(packet);
     }
-    claimed(tables, packet, at, out);
+    tables.claimed(packet, at, out);
     Ok(live)
 }
 
 /// A call of an address of this host by somebody who may not call `host`: whether a tier that has processes on this host's own stack may
 /// be called so. Then it goes on, and the hook of whoever receives it judges: for the tier, or for `host`. Only a socket's packets
 /// meet that hook.
-#[inline(never)]
-pub(super) fn claimed<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome) -> bool {
+#[inline(always)]
+pub fn claimed<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome) -> bool {
     let hook = matches!(at.hook, Hook::PortIn | Hook::CgroupOut);
     let denied = matches!(out.verdict, Verdict::Denied) && !matches!(out.reason, Reason::NoConnection);
     let host = out.marks & (Flow::TO_HOST | Flow::PUBLISHED) == Flow::TO_HOST;
@@ -157,7 +157,7 @@ pub(super) fn claimed<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &mut 
     if !(hook && denied && host && opens) {
         return false;
     }
-    if !may_be_left(tables, out.bank(), out.source, packet.selector(), at.seconds()) {
+    if !tables.may_be_left(out.bank(), out.source, packet.selector(), at.seconds()) {
         return false;
     }
     out.not_judged(Way::Left);
@@ -168,14 +168,8 @@ pub(super) fn claimed<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &mut 
 }
 
 /// Whether a tier that has processes on this host's own stack may be called.
-#[inline(never)]
-pub(super) fn may_be_left<T: Parts>(
-    tables: &T,
-    bank: u32,
-    source: Identity,
-    selector: u32,
-    now_s: u32,
-) -> bool {
+#[inline(always)]
+pub fn may_be_left<T: Parts>(tables: &T, bank: u32, source: Identity, selector: u32, now_s: u32) -> bool {
     if !matches!((selector >> 16) as u8, protocol::TCP | protocol::UDP | protocol::SCTP) {
         return false;
     }
@@ -218,9 +212,9 @@ fn called<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome) ->
 
 /// An ICMP error passes with the live flow that it quotes.
 #[inline(never)]
-fn related<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome) -> Result<(), Reason> {
+fn related<T: Parts>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome) -> Result<(), Reason> {
     let live = tables.flow(&packet.key);
-    if live.is_none_or(|flow| track::expired(&flow, packet.key.protocol, at.now)) {
+    if live.is_none_or(|flow| super::expired(tables, &flow, packet.key.protocol, at.now)) {
         return Err(Reason::UnmatchedError);
     }
     out.verdict = Verdict::Allowed;

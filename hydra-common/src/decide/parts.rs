@@ -32,6 +32,21 @@ pub trait Parts: Tables + Sized {
         part::related(self, packet, at, out, link)
     }
 
+    /// Whether a flow that has not been heard of for a while has been silent for too long.
+    fn ended(&self, flow: &Flow, protocol: u8, now: u64) -> bool {
+        part::ended(flow, protocol, now)
+    }
+
+    /// Whether a denied call of an address of this host goes on.
+    fn claimed(&self, packet: &Packet, at: &At, out: &mut Outcome) -> bool {
+        part::claimed(self, packet, at, out)
+    }
+
+    /// Whether a tier that has processes on this host's own stack may be called.
+    fn may_be_left(&self, bank: u32, source: Identity, selector: u32, now_s: u32) -> bool {
+        part::may_be_left(self, bank, source, selector, now_s)
+    }
+
     /// Whether the tables still allow the flow that an error is about.
     fn stands(&self, packet: &Packet, at: &At, out: &Outcome, flow: &Flow) -> bool {
         part::stands(self, packet, at, out, flow)

@@ -12,7 +12,7 @@ use crate::id::{Container, Identity, Tier};
 use crate::names::{MARK_CARRIED, MARK_MASK};
 use crate::packet::{Kind, Packet, Piece};
 use crate::tables::{Endpoint, LinkKind, Publish, PublishKey, Tables};
-use crate::track::{self, protocol};
+use crate::track::protocol;
 use crate::verdict::{Hook, Reason, Verdict};
 
 /// The container behind a port of this host: of a binding to this very address, else of one to all of its family. `all` asks for
@@ -235,7 +235,7 @@ pub fn uplink<'t, T: Parts>(
     };
     let proxied = row.flags & Publish::PROXIED != 0;
     let live = if proxied && !group { tables.flow(&packet.key) } else { None };
-    let live = live.filter(|flow| !track::expired(flow, packet.protocol, at.now));
+    let live = live.filter(|flow| !super::expired(tables, flow, packet.protocol, at.now));
     if let Some(flow) = live
         && super::established(packet, at, out, &flow)
     {

@@ -6,7 +6,6 @@ use crate::flow::{Flow, Path, Side};
 use crate::id::{Container, Identity};
 use crate::packet::Packet;
 use crate::tables::Link;
-use crate::track;
 use crate::verdict::{Hook, Reason, Verdict};
 
 /// An ICMP error passes with the flow that it is about, to the end that the quoted packet came from: from the flow's other end, or
@@ -32,7 +31,7 @@ pub fn related<T: Parts>(
         return Ok(());
     }
     let Some(flow) = live else { return Err(Reason::UnmatchedError) };
-    if track::expired(&flow, packet.key.protocol, at.now) || !tables.stands(packet, at, out, &flow) {
+    if super::expired(tables, &flow, packet.key.protocol, at.now) || !tables.stands(packet, at, out, &flow) {
         return Err(Reason::UnmatchedError);
     }
     let meddles = match out.sender {

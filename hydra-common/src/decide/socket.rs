@@ -4,14 +4,13 @@
 //! Only what is certain is refused here. Whatever needs a packet (which address it will leave by, whether a receiver of a group
 //! wants it, a network's container that is just starting) is left to the hooks that see one: they judge everything anyway.
 
-use super::own::may_be_left;
 use super::published::find;
 use super::{Parts, declared};
 use crate::address::Address;
 use crate::flow::FlowKey;
 use crate::id::{Container, Identity, Tier};
 use crate::tables::{Cgroup, CgroupKey, Endpoint, Head, MAX_CGROUP_PLACES, PrefixRow, Tables, selector};
-use crate::track::{self, protocol};
+use crate::track::protocol;
 use crate::verdict::{Reason, Verdict};
 
 /// `IPPROTO_MPTCP`: on the wire it is TCP (RFC 8684).
@@ -119,7 +118,7 @@ pub fn refusal<T: Parts>(tables: &T, call: &Call) -> Option<Refusal> {
             return None;
         }
         let now_s = (call.now / 1_000_000_000) as u32;
-        if called.own && may_be_left(tables, bank, source, called.selector, now_s) {
+        if called.own && tables.may_be_left(bank, source, called.selector, now_s) {
             return None;
         }
         let said = tables.ruling(bank, source, called.identity, called.selector, now_s);
@@ -146,7 +145,7 @@ pub fn refusal<T: Parts>(tables: &T, call: &Call) -> Option<Refusal> {
 
 /// Whether a datagram may be an answer: a server sends it by the socket that it was asked on, and asks nobody by that.
 #[inline(never)]
-fn answers<T: Tables>(tables: &T, call: &Call) -> bool {
+fn answers<T: Parts>(tables: &T, call: &Call) -> bool {
     for place in 0..MAX_CGROUP_PLACES {
         let Some(row) = tables.cgroup(&CgroupKey::new(call.cgroup, place)) else { return false };
         let mut key = FlowKey {
@@ -158,7 +157,7 @@ fn answers<T: Tables>(tables: &T, call: &Call) -> bool {
             ..FlowKey::default()
         };
         key.canonical();
-        if tables.flow(&key).is_some_and(|flow| !track::expired(&flow, protocol::UDP, call.now)) {
+        if tables.flow(&key).is_some_and(|flow| !super::expired(tables, &flow, protocol::UDP, call.now)) {
             return true;
         }
     }
