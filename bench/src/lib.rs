@@ -17,6 +17,7 @@ pub mod l0;
 pub mod l1;
 pub mod l2;
 pub mod l3;
+pub mod l4;
 pub mod progress;
 pub mod publish;
 pub mod report;

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
 use hydra_bench::progress::Progress;
 use hydra_bench::report::Report;
-use hydra_bench::{environment, l0, l1, l2, l3, publish};
+use hydra_bench::{environment, l0, l1, l2, l3, l4, publish};
 
 /// What `cargo xtask bench` says in its own help.
 #[derive(Parser)]
@@ -40,6 +40,7 @@ enum Level {
     L1,
     L2,
     L3,
+    L4,
 }
 
 fn main() -> ExitCode {
@@ -70,6 +71,10 @@ fn run(args: &Args) -> Result<bool> {
             Level::L3 => {
                 let form = if args.long { l3::Form::LONG } else { l3::Form::SHORT };
                 show(args, &l3::run(&form, &mut Progress::of("L3"))?)?;
+            }
+            Level::L4 => {
+                let form = if args.long { l4::Form::LONG } else { l4::Form::SHORT };
+                show(args, &l4::run(&form, &args.out, &mut Progress::of("L4"))?)?;
             }
         }
     }

@@ -36,6 +36,16 @@ pub struct Measured {
     pub estimate: Estimate,
     /// One value a round, in order.
     pub samples: Vec<f64>,
+    /// The target that it is for.
+    #[serde(default)]
+    pub goal: Option<Goal>,
+}
+
+impl Measured {
+    /// The largest of all.
+    pub fn most(&self) -> f64 {
+        self.samples.iter().copied().fold(f64::NEG_INFINITY, f64::max)
+    }
 }
 
 /// One thing by another that was measured in the same rounds.
@@ -51,7 +61,7 @@ pub struct Ratio {
     pub goal: Option<Goal>,
 }
 
-/// A row of the table of targets, and what a ratio must come to for it.
+/// A row of the table of targets, and what a figure must come to for it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Goal {
     /// At most.
@@ -99,7 +109,20 @@ impl Report {
             return Ok(());
         }
         let estimate = Estimate::of(&samples)?;
-        self.measured.push(Measured { what: what.to_owned(), unit: unit.to_owned(), estimate, samples });
+        self.measured.push(Measured {
+            what: what.to_owned(),
+            unit: unit.to_owned(),
+            estimate,
+            samples,
+            goal: None,
+        });
+        Ok(())
+    }
+
+    /// Says which target a thing is for that was measured, where that is no ratio.
+    pub fn aim(&mut self, what: &str, goal: Goal) -> Result<()> {
+        let found = self.measured.iter_mut().find(|m| m.what == what);
+        found.with_context(|| format!("`{what}` was not measured"))?.goal = Some(goal);
         Ok(())
     }
 
@@ -143,31 +166,36 @@ impl Report {
 
     /// For a terminal.
     pub fn table(&self) -> String {
-        let mut text = format!("{:<58} {:>10} {:>21} {:>4}\n", "measured", "median", "95 % interval", "N");
+        let mut text = format!(
+            "{:<58} {:>10} {:>21} {:>10} {:>4}  target\n",
+            "measured", "median", "95 % interval", "largest", "N"
+        );
         for m in &self.measured {
             let Estimate { median, low, high, n } = m.estimate;
             let interval = format!("{} to {}", number(low), number(high));
             let _ = writeln!(
                 text,
-                "{:<58} {:>10} {interval:>21} {n:>4}",
+                "{:<58} {:>10} {interval:>21} {:>10} {n:>4}  {}",
                 m.what,
-                format!("{} {}", number(median), m.unit)
+                format!("{} {}", number(median), m.unit),
+                number(m.most()),
+                target(m.goal, &m.estimate)
             );
         }
         let _ = writeln!(text, "\n{:<58} {:>10} {:>21}  target", "ratio", "median", "95 % interval");
         for r in &self.ratios {
             let Estimate { median, low, high, .. } = r.estimate;
             let (of, interval) = (format!("{} / {}", r.of, r.to), format!("{low:.2} to {high:.2}"));
-            let _ = writeln!(text, "{of:<58} {median:>10.2} {interval:>21}  {}", target(r));
+            let _ = writeln!(text, "{of:<58} {median:>10.2} {interval:>21}  {}", target(r.goal, &r.estimate));
         }
         text
     }
 }
 
 /// `P1 at most 1.5: met`
-pub fn target(ratio: &Ratio) -> String {
-    ratio.goal.map_or_else(String::new, |goal| {
-        let met = if goal.met(&ratio.estimate) { "met" } else { "MISSED" };
+pub fn target(goal: Option<Goal>, estimate: &Estimate) -> String {
+    goal.map_or_else(String::new, |goal| {
+        let met = if goal.met(estimate) { "met" } else { "MISSED" };
         format!("P{} {}: {met}", goal.row(), goal.said())
     })
 }

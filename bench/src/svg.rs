@@ -86,6 +86,7 @@ mod tests {
             unit: "ns".to_owned(),
             estimate: Estimate { median, low: median - 1.0, high: median + 1.0, n: 1 },
             samples: Vec::new(),
+            goal: None,
         };
         let (a, b) = (measured("<a> & b", 10.0), measured("c", 99.0));
         let svg = bars("t", &[&a, &b]);

@@ -27,11 +27,14 @@ const PROGRAM: &str = "hydra-bench";
       writes it, with one rule of nftables at the port, and with the kernel alone
   L3  applications in two containers: TCP in bulk, questions and answers, connect and close, in
       turns with Docker's rules alone
+  L4  the agent as it is released (this level builds it so): a policy's text to the rows of the
+      tables, and from `hydractl policy apply` to the first packet that it lets through
 
 Examples:
   cargo xtask bench                   L0 and the short form of L1: half a minute
   cargo xtask bench L0 --update       write the committed figures, after a change that is worth it
-  cargo xtask bench L1 L2 L3 --long   the figures of a release: a quarter of an hour
+  cargo xtask bench L1 L2 L3 L4 --long
+                                      the figures of a release: a quarter of an hour
   cargo xtask bench --publish         write docs/benchmarks.md from what was measured last
 
 What was measured is kept in `target/bench/`, one file of JSON a level, with every sample and where
@@ -72,6 +75,8 @@ enum Level {
     L2,
     /// Applications
     L3,
+    /// The agent
+    L4,
 }
 
 /// Runs it; the exit code is the benchmark's own.
@@ -85,16 +90,18 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if (args.check || args.update) && !levels.contains(&Level::L0) {
         bail!("only L0 has committed figures");
     }
-    let live = levels.iter().any(|level| !matches!(level, Level::L0 | Level::L1));
+    let live = levels.iter().any(|level| matches!(level, Level::L2 | Level::L3));
     let who = if live { For::LiveBench } else { For::Bench };
     if let Some((_, why)) = needs::install(&[who], args.yes)?.pop() {
         bail!(why);
     }
     process::allow_sudo()?;
-    let built = programs::cargo(
-        "build the agent and the benchmark",
-        &["build", "--package", "hydra-agent", "--package", "hydra-bench", "--bins"],
-    )?;
+    let mut build = vec!["build", "--package", "hydra-agent", "--package", "hydra-bench", "--bins"];
+    if levels.contains(&Level::L4) {
+        // What the agent itself takes counts there.
+        build.push("--release");
+    }
+    let built = programs::cargo("build the agent and the benchmark", &build)?;
     let program = built.binaries.iter().find(|(name, _)| name == PROGRAM).map(|(_, file)| file);
     let mut job = Job::new(program.context("the build gave no benchmark")?).for_root();
     job = job.args(levels.iter().filter_map(Level::to_possible_value).map(|l| l.get_name().to_owned()));
