@@ -10,8 +10,9 @@ use hydra_common::id::{Identity, MAX_IDENTITIES, MAX_TIERS, Tier};
 use hydra_common::tables::{Cell, IdentityRow, Limit, MAX_LIMITS, MAX_PREFIXES, PrefixRow};
 use ipnet::IpNet;
 
+use super::bits::Bits;
 use super::model::{Model, Selector};
-use super::precedence::{Asked, Otherwise, Rows, within, without_rules};
+use super::precedence::{Asked, End, Otherwise, Rows, within, without_rules};
 use super::regions::{Regions, regions};
 use super::rows::{Block, Class, Compiled, Numbers, Owner};
 
@@ -280,31 +281,13 @@ fn give(
     Ok(())
 }
 
-/// A set of small numbers.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Bits(Vec<u64>);
-
-impl Bits {
-    fn new(size: usize) -> Self {
-        Self(vec![0; size.div_ceil(64)])
-    }
-
-    fn set(&mut self, n: usize) {
-        self.0[n / 64] |= 1 << (n % 64);
-    }
-
-    fn has(&self, n: usize) -> bool {
-        self.0[n / 64] & (1 << (n % 64)) != 0
-    }
-}
-
 /// Which rules name which class as source and as destination, each distinct answer once.
 struct Matrix {
     /// By class: index into `sources` and into `destinations`.
     groups: Vec<(usize, usize)>,
-    /// Rules, ascending.
-    sources: Vec<Vec<u32>>,
-    /// Rules, as a set.
+    /// Rules.
+    sources: Vec<Bits>,
+    /// Rules.
     destinations: Vec<Bits>,
 }
 
@@ -312,21 +295,15 @@ impl Matrix {
     fn new(model: &Model, classes: &[Class], groups: &[Vec<Block>]) -> Self {
         let numbers = group_numbers(groups);
         let mut selected: HashMap<&Selector, Vec<usize>> = HashMap::new();
-        let mut from: Vec<Vec<u32>> = vec![Vec::new(); classes.len()];
-        let mut to: Vec<Bits> = vec![Bits::new(model.rules.len()); classes.len()];
+        let mut from: Vec<Bits> = vec![Bits::new(model.rules.len()); classes.len()];
+        let mut to = from.clone();
         for (index, rule) in model.rules.iter().enumerate() {
-            for (selectors, is_source) in [(&rule.from, true), (&rule.to, false)] {
+            for (selectors, named) in [(&rule.from, &mut from), (&rule.to, &mut to)] {
                 for selector in selectors {
                     let found = selected
                         .entry(selector)
                         .or_insert_with(|| select(model, classes, &numbers, selector));
-                    for class in found.iter().copied() {
-                        if !is_source {
-                            to[class].set(index);
-                        } else if from[class].last() != Some(&(index as u32)) {
-                            from[class].push(index as u32);
-                        }
-                    }
+                    found.iter().for_each(|class| named[*class].set(index));
                 }
             }
         }
@@ -342,8 +319,11 @@ impl Matrix {
         identities: &[Identity],
         rows: &mut Rows<'_>,
     ) -> Result<BTreeMap<(Identity, Identity), Cell>, CompileError> {
-        let mut matching: HashMap<(usize, usize), Vec<u32>> = HashMap::new();
-        let mut known: HashMap<Vec<Pair>, Cell> = HashMap::new();
+        let ends: Vec<End> = parts.classes.iter().map(|class| End::of(model, &class.owner)).collect();
+        let mut others = Others::default();
+        // By source, then destination and what holds without rules.
+        let mut single: Vec<Vec<Option<Cell>>> = vec![Vec::new(); self.sources.len()];
+        let mut several: HashMap<Vec<Pair>, Cell> = HashMap::new();
         let mut cells = Vec::with_capacity(parts.of.len() * parts.of.len());
         let mut pairs = Vec::new();
         for (from, sources) in identities.iter().zip(&parts.of) {
@@ -355,39 +335,41 @@ impl Matrix {
                     let pair = Pair {
                         source: self.groups[source].0,
                         destination: self.groups[destination].1,
-                        otherwise: without_rules(
-                            model,
-                            &parts.classes[source].owner,
-                            &parts.classes[destination].owner,
-                        ),
+                        otherwise: others.number(without_rules(model, ends[source], ends[destination])),
                     };
                     if !pairs.contains(&pair) {
                         pairs.push(pair);
                     }
                 }
-                let cell = if let Some(cell) = known.get(&pairs) {
+                let cell = if let [pair] = pairs[..] {
+                    let row = &mut single[pair.source];
+                    let place = pair.otherwise * self.destinations.len() + pair.destination;
+                    if row.len() <= place {
+                        row.resize((pair.otherwise + 1) * self.destinations.len(), None);
+                    }
+                    match row[place] {
+                        Some(cell) => cell,
+                        None => *row[place].insert(self.cell(&pairs, &others, rows)?),
+                    }
+                } else if let Some(cell) = several.get(&pairs) {
                     *cell
                 } else {
-                    for pair in &pairs {
-                        matching.entry((pair.source, pair.destination)).or_insert_with(|| {
-                            let to = &self.destinations[pair.destination];
-                            let from = self.sources[pair.source].iter().copied();
-                            from.filter(|r| to.has(*r as usize)).collect()
-                        });
-                    }
-                    let rules = |p: &Pair| matching.get(&(p.source, p.destination)).map(Vec::as_slice);
-                    let asked: Vec<Asked<'_>> = pairs
-                        .iter()
-                        .map(|p| Asked { rules: rules(p).unwrap_or_default(), otherwise: p.otherwise })
-                        .collect();
-                    let cell = rows.cell(&asked)?;
-                    known.insert(pairs.clone(), cell);
+                    let cell = self.cell(&pairs, &others, rows)?;
+                    several.insert(pairs.clone(), cell);
                     cell
                 };
                 cells.push(((*from, *to), cell));
             }
         }
         Ok(cells.into_iter().collect())
+    }
+
+    fn cell(&self, pairs: &[Pair], others: &Others, rows: &mut Rows<'_>) -> Result<Cell, CompileError> {
+        let asked = pairs.iter().map(|pair| Asked {
+            rules: self.sources[pair.source].common(&self.destinations[pair.destination]).collect(),
+            otherwise: others.0[pair.otherwise],
+        });
+        rows.cell(asked.collect())
     }
 }
 
@@ -398,7 +380,21 @@ struct Pair {
     source: usize,
     /// Index into [`Matrix::destinations`].
     destination: usize,
-    otherwise: Otherwise,
+    /// Index into [`Others`].
+    otherwise: usize,
+}
+
+/// What holds without rules, each answer once: a policy has a few.
+#[derive(Default)]
+struct Others(Vec<Otherwise>);
+
+impl Others {
+    fn number(&mut self, otherwise: Otherwise) -> usize {
+        self.0.iter().position(|known| *known == otherwise).unwrap_or_else(|| {
+            self.0.push(otherwise);
+            self.0.len() - 1
+        })
+    }
 }
 
 /// Each distinct value once, and for every value the index of its like.

@@ -80,11 +80,13 @@ pub fn diff(old: Option<&Model>, new: &Model, now: i64) -> Result<Diff, CompileE
     };
     named("service", &services(&before), &services(&after), &mut lines);
     named("rule", &of_list(&before["rules"], ""), &of_list(&after["rules"], ""), &mut lines);
-    let order = |m: &Model, other: &Model| -> Vec<String> {
-        let kept = m.rules.iter().filter(|r| other.rules.iter().any(|o| o.name == r.name));
-        kept.map(|r| r.name.clone()).collect()
+    let names = |m: &Model| -> BTreeSet<String> { m.rules.iter().map(|r| r.name.clone()).collect() };
+    let (of_old, of_new) = (names(old), names(new));
+    let kept = |m: &Model| -> Vec<String> {
+        let both = m.rules.iter().filter(|r| of_old.contains(&r.name) && of_new.contains(&r.name));
+        both.map(|r| r.name.clone()).collect()
     };
-    if order(old, new) != order(new, old) {
+    if kept(old) != kept(new) {
         lines.push("~ rules are in another order".to_owned());
     }
     Ok(Diff { lines, cells: cells(old, new, now)? })

@@ -170,7 +170,7 @@ pub enum Selector {
 impl Read for Selector {
     fn read(node: &Node, problems: &mut Vec<Diagnostic>) -> Option<Self> {
         if let Value::Text(name) = &node.value {
-            return Some(Self::Name(At { value: name.clone(), place: node.place }));
+            return Some(Self::Name(At { value: name.clone().into_owned(), place: node.place }));
         }
         if !matches!(node.value, Value::Map(_)) {
             let message = format!("expected a tier, a service, or a block, found {}", node.kind());
@@ -181,7 +181,7 @@ impl Read for Selector {
         let (mut cidr, mut except) = (None, None);
         let before = problems.len();
         for (key, value) in entries(node, problems)? {
-            match key.value.as_str() {
+            match key.value {
                 "cidr" => cidr = At::<Cidr>::read(value, problems),
                 "except" => except = List::<At<Cidr>>::read(value, problems),
                 _ => unknown_key(&key, &["cidr", "except"], problems),
@@ -222,14 +222,20 @@ pub type Text = String;
 impl Leaf for Text {
     const EXPECTED: &'static str = "a text";
     fn leaf(value: &Value) -> Result<Self, Option<(String, Option<String>)>> {
-        match value {
-            Value::Text(text) => Ok(text.clone()),
-            Value::Bool(b) => Ok(b.to_string()),
-            Value::Null | Value::List(_) | Value::Map(_) => Err(None),
-        }
+        text_of(value).map(str::to_owned)
     }
     fn schema() -> Schema {
         json_schema!({ "type": ["string", "number", "boolean"] })
+    }
+}
+
+/// A scalar's text.
+fn text_of<'n>(value: &'n Value) -> Result<&'n str, Option<(String, Option<String>)>> {
+    match value {
+        Value::Text(text) => Ok(text),
+        Value::Bool(true) => Ok("true"),
+        Value::Bool(false) => Ok("false"),
+        Value::Null | Value::List(_) | Value::Map(_) => Err(None),
     }
 }
 
@@ -244,7 +250,7 @@ macro_rules! text_leaf {
             const EXPECTED: &'static str = $expected;
             fn leaf(value: &Value) -> Result<Self, Option<(String, Option<String>)>> {
                 let read: fn(&str) -> Result<$inner, (String, Option<String>)> = $read;
-                read(&Text::leaf(value)?).map(Self).map_err(Some)
+                read(text_of(value)?).map(Self).map_err(Some)
             }
             fn schema() -> Schema {
                 json_schema!($schema)
@@ -368,11 +374,11 @@ macro_rules! words {
         impl Leaf for $name {
             const EXPECTED: &'static str = $expected;
             fn leaf(value: &Value) -> Result<Self, Option<(String, Option<String>)>> {
-                let text = Text::leaf(value)?;
-                match text.as_str() {
+                let text = text_of(value)?;
+                match text {
                     $($word => Ok(Self::$variant),)*
                     _ => {
-                        let near = super::suggest::nearest(&text, [$($word),*]);
+                        let near = super::suggest::nearest(text, [$($word),*]);
                         let hint = near.map(|n| format!("did you mean `{n}`?"));
                         Err(Some((format!("expected {}, found `{text}`", $expected), hint)))
                     }

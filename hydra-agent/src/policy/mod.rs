@@ -2,6 +2,7 @@
 //! construction) -> `compile` (rows). Pure: nothing here asks Docker or the
 //! kernel, and the clock only where no moment is given.
 
+mod bits;
 mod check;
 pub mod compile;
 pub mod diff;
@@ -102,7 +103,7 @@ fn only_in_rules_and_rows(node: &yaml::Node, problems: &Diagnostics) -> bool {
     let section = |place: Place| {
         let key = entries.iter().rev().map(|(key, _)| key).find(|key| key.place <= place)?;
         match &key.value {
-            yaml::Value::Text(name) => Some(name.as_str()),
+            yaml::Value::Text(name) => Some(&**name),
             yaml::Value::Null | yaml::Value::Bool(_) | yaml::Value::List(_) | yaml::Value::Map(_) => None,
         }
     };

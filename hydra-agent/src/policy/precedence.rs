@@ -1,12 +1,13 @@
 //! Which rule wins: the one place where it is said, and the rows that carry the answer to the kernel.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::HashMap;
 
 use hydra_common::tables::{
     Cell, Decision, Interval, Limit, MAX_CHAIN, MAX_DECISIONS, MAX_INTERVALS, MAX_RULE_SETS, RuleSet,
 };
 use hydra_common::verdict::{Reason, Verdict};
 
+use super::bits::Bits;
 use super::compile::CompileError;
 use super::file::Action;
 use super::model::{Model, Rule};
@@ -185,8 +186,27 @@ fn strictest(
     Step { until, next, spent, ..step }
 }
 
+/// What lines 6 and 7 look at in one end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct End {
+    /// Its place among the policy's tiers, if it is one's.
+    tier: Option<usize>,
+    /// `mode: audit` of that tier.
+    audit: bool,
+    /// This machine.
+    host: bool,
+}
+
+impl End {
+    /// Of an owner.
+    pub fn of(model: &Model, owner: &Owner) -> Self {
+        let tier = model.index.tiers.get(owner.tier()).copied();
+        Self { tier, audit: tier.is_some_and(|n| model.tiers[n].audit), host: *owner == Owner::Host }
+    }
+}
+
 /// Lines 6 and 7 for a pair.
-pub(super) fn without_rules(model: &Model, from: &Owner, to: &Owner) -> Otherwise {
+pub(super) fn without_rules(model: &Model, from: End, to: End) -> Otherwise {
     let said = |action: Action, reason: Reason| {
         let verdict = match action {
             Action::Allow => Verdict::Allowed,
@@ -195,22 +215,21 @@ pub(super) fn without_rules(model: &Model, from: &Owner, to: &Owner) -> Otherwis
         };
         Otherwise { verdict, reason }
     };
-    let (source, destination) = (model.tier(from.tier()), model.tier(to.tier()));
-    if source.is_some() && from.tier() == to.tier() {
+    if from.tier.is_some() && from.tier == to.tier {
         return said(model.defaults.intra_tier, Reason::IntraTier);
     }
-    if *from == Owner::Host {
+    if from.host {
         return said(model.defaults.from_host, Reason::FromHost);
     }
-    let softened = [source, destination].into_iter().flatten().any(|t| t.audit);
+    let softened = from.audit || to.audit;
     said(if softened { Action::Audit } else { model.defaults.cross_tier }, Reason::NoRule)
 }
 
 /// What a cell is made of.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Asked<'r> {
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
     /// The rules that match the pair on some port, ascending.
-    pub rules: &'r [u32],
+    pub rules: Vec<usize>,
     /// What holds without them.
     pub otherwise: Otherwise,
 }
@@ -224,8 +243,11 @@ pub(super) struct Rows<'m> {
     pub rule_sets: Vec<RuleSet>,
     pub intervals: Vec<Interval>,
     pub decisions: Vec<(Decision, Option<i64>)>,
-    decision_numbers: BTreeMap<DecisionKey, u32>,
-    set_numbers: BTreeMap<Vec<(u32, u32)>, u32>,
+    decision_numbers: HashMap<DecisionKey, u32>,
+    set_numbers: HashMap<Vec<(u32, u32)>, u32>,
+    /// What decides in the same way wherever it does: by what holds without rules and by the first rule, counted from 1 (0 = none), if
+    /// that stays there for all flows; 0 = not known yet.
+    lasting: Vec<(Otherwise, Vec<u32>)>,
 }
 
 /// A decision's content, and its end in Unix seconds.
@@ -252,26 +274,22 @@ impl<'m> Rows<'m> {
             rule_sets: Vec::new(),
             intervals: Vec::new(),
             decisions: vec![(closed, None)],
-            decision_numbers: BTreeMap::new(),
-            set_numbers: BTreeMap::new(),
+            decision_numbers: HashMap::new(),
+            set_numbers: HashMap::new(),
+            lasting: Vec::new(),
         }
     }
 
     /// The cell for a pair. Shared owners ask for several: what all of them let pass.
-    pub fn cell(&mut self, asked: &[Asked<'_>]) -> Result<Cell, CompileError> {
+    pub fn cell(&mut self, mut asked: Vec<Asked>) -> Result<Cell, CompileError> {
         // In the order of the precedence.
-        let orders: Vec<Vec<usize>> = asked
-            .iter()
-            .map(|one| {
-                let mut order: Vec<usize> = one.rules.iter().map(|r| *r as usize).collect();
-                order.sort_by_key(|r| (line(self.model.rules[*r].action), *r));
-                order
-            })
-            .collect();
+        for one in &mut asked {
+            one.rules.sort_by_key(|r| (line(self.model.rules[*r].action), *r));
+        }
         // Where the set of matching rules changes: (selector, begins, which of `asked`, place in its order).
         let mut edges: Vec<(u32, bool, usize, usize)> = Vec::new();
-        for (one, order) in orders.iter().enumerate() {
-            for (place, rule) in order.iter().enumerate() {
+        for (one, order) in asked.iter().enumerate() {
+            for (place, rule) in order.rules.iter().enumerate() {
                 for (from, to) in self.model.rules[*rule].ports.ranges() {
                     edges.push((*from, true, one, place));
                     if *to < LAST {
@@ -281,20 +299,20 @@ impl<'m> Rows<'m> {
             }
         }
         edges.sort_unstable();
-        let mut active: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); asked.len()];
-        let mut found: Vec<(u32, u32)> = Vec::new();
+        let mut active: Vec<Bits> = asked.iter().map(|one| Bits::new(one.rules.len())).collect();
+        let mut found: Vec<(u32, u32)> = Vec::with_capacity(edges.len() + 1);
         let mut next = 0;
         let mut from = 0;
         loop {
             while let Some((_, begins, one, place)) = edges.get(next).filter(|(at, ..)| *at <= from) {
                 if *begins {
-                    active[*one].insert(*place)
+                    active[*one].set(*place);
                 } else {
-                    active[*one].remove(place)
-                };
+                    active[*one].clear(*place);
+                }
                 next += 1;
             }
-            let decision = self.decision(asked, &orders, &active)?;
+            let decision = self.decision(&asked, &active)?;
             if found.last().is_none_or(|(_, last)| *last != decision) {
                 found.push((from, decision));
             }
@@ -310,12 +328,30 @@ impl<'m> Rows<'m> {
     }
 
     /// Of the rules that are active among each of `asked`, by their places in its order.
-    fn decision(
-        &mut self,
-        asked: &[Asked<'_>],
-        orders: &[Vec<usize>],
-        active: &[BTreeSet<usize>],
-    ) -> Result<u32, CompileError> {
+    fn decision(&mut self, asked: &[Asked], active: &[Bits]) -> Result<u32, CompileError> {
+        let [one] = asked else { return self.made(asked, active) };
+        let head = active[0].iter().next().map(|place| one.rules[place]);
+        let stays = |rule: usize| {
+            let rule = &self.model.rules[rule];
+            rule.expires.is_none() && rule.limit.is_none()
+        };
+        if !head.is_none_or(stays) {
+            return self.made(asked, active);
+        }
+        let known = self.lasting.iter().position(|(otherwise, _)| *otherwise == one.otherwise);
+        let known = known.unwrap_or_else(|| {
+            self.lasting.push((one.otherwise, vec![0; self.model.rules.len() + 1]));
+            self.lasting.len() - 1
+        });
+        let place = head.map_or(0, |rule| rule + 1);
+        if self.lasting[known].1[place] == 0 {
+            self.lasting[known].1[place] = self.made(asked, active)?;
+        }
+        Ok(self.lasting[known].1[place])
+    }
+
+    /// The same, made by the precedence.
+    fn made(&mut self, asked: &[Asked], active: &[Bits]) -> Result<u32, CompileError> {
         let rules = &self.model.rules;
         let Self { decisions, decision_numbers, limit_of, .. } = self;
         let mut write = |step: Step| {
@@ -329,8 +365,10 @@ impl<'m> Rows<'m> {
                 decisions.len() as u32 - 1
             })
         };
-        let matching =
-            |n: usize| active[n].iter().map(move |place| (orders[n][*place], &rules[orders[n][*place]]));
+        let matching = |n: usize| {
+            let order = &asked[n].rules;
+            active[n].iter().map(move |place| (order[place], &rules[order[place]]))
+        };
         let first = if let [one] = asked {
             precedence(matching(0), Past::NOTHING, one.otherwise, &mut write)?
         } else {

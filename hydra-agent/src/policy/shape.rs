@@ -2,6 +2,7 @@
 //! each shape describes itself for the JSON schema. Knows no key of the policy; `file` lists those.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
@@ -150,7 +151,10 @@ pub struct Named<T>(pub Vec<(At<String>, Option<T>)>);
 impl<T: Read> Read for Named<T> {
     fn read(node: &Node, problems: &mut Vec<Diagnostic>) -> Option<Self> {
         let entries = entries(node, problems)?;
-        Some(Self(entries.into_iter().map(|(key, value)| (key, T::read(value, problems))).collect()))
+        let named = |(key, value): (At<&str>, &Node)| {
+            (At { value: key.value.to_owned(), place: key.place }, T::read(value, problems))
+        };
+        Some(Self(entries.into_iter().map(named).collect()))
     }
 }
 
@@ -167,8 +171,14 @@ impl<T: JsonSchema> JsonSchema for Named<T> {
     }
 }
 
+/// Keys that are looked through one by one for a doubled one.
+const FEW: usize = 16;
+
 /// The entries of a mapping, doubled keys told and left out. Nothing at all is an empty mapping.
-pub fn entries<'n>(node: &'n Node, problems: &mut Vec<Diagnostic>) -> Option<Vec<(At<String>, &'n Node)>> {
+pub fn entries<'n>(
+    node: &'n Node<'n>,
+    problems: &mut Vec<Diagnostic>,
+) -> Option<Vec<(At<&'n str>, &'n Node<'n>)>> {
     let pairs = match &node.value {
         Value::Map(pairs) => pairs.as_slice(),
         Value::Null => &[],
@@ -180,12 +190,13 @@ pub fn entries<'n>(node: &'n Node, problems: &mut Vec<Diagnostic>) -> Option<Vec
             return None;
         }
     };
-    let mut seen = std::collections::BTreeMap::new();
-    let mut entries = Vec::with_capacity(pairs.len());
+    let mut seen = BTreeMap::new();
+    let mut entries: Vec<(At<&str>, &Node)> = Vec::with_capacity(pairs.len());
     for (key, value) in pairs {
         let name = match &key.value {
-            Value::Text(name) => name.clone(),
-            Value::Bool(b) => b.to_string(),
+            Value::Text(name) => &**name,
+            Value::Bool(true) => "true",
+            Value::Bool(false) => "false",
             Value::Null | Value::List(_) | Value::Map(_) => {
                 tell(
                     problems,
@@ -194,11 +205,18 @@ pub fn entries<'n>(node: &'n Node, problems: &mut Vec<Diagnostic>) -> Option<Vec
                 continue;
             }
         };
-        if let Some(first) = seen.insert(name.clone(), key.place.line) {
+        let before = if pairs.len() <= FEW {
+            entries.iter().find(|(before, _)| before.value == name).map(|(before, _)| before.place.line)
+        } else {
+            seen.get(name).copied()
+        };
+        if let Some(first) = before {
             let d = Diagnostic::error(format!("key `{name}` is there twice")).at(key.place);
             tell(problems, d.hint(format!("the first one is in line {first}")));
-            seen.insert(name, first);
             continue;
+        }
+        if pairs.len() > FEW {
+            seen.insert(name, key.place.line);
         }
         entries.push((At { value: name, place: key.place }, value));
     }
@@ -206,11 +224,11 @@ pub fn entries<'n>(node: &'n Node, problems: &mut Vec<Diagnostic>) -> Option<Vec
 }
 
 /// Says that a key is not one of `known`.
-pub fn unknown_key(key: &At<String>, known: &[&str], problems: &mut Vec<Diagnostic>) {
+pub fn unknown_key(key: &At<&str>, known: &[&str], problems: &mut Vec<Diagnostic>) {
     if problems.len() >= MOST_PROBLEMS {
         return;
     }
-    let hint = nearest(&key.value, known.iter().copied())
+    let hint = nearest(key.value, known.iter().copied())
         .map_or_else(|| format!("known here: {}", ticked(known)), |n| format!("did you mean `{n}`?"));
     problems.push(Diagnostic::error(format!("unknown key `{}`", key.value)).at(key.place).hint(hint));
 }
@@ -248,7 +266,7 @@ macro_rules! shape {
                 missing.retain(|key| !key.is_empty());
                 for (key, value) in $crate::policy::shape::entries(node, problems)? {
                     missing.retain(|m| *m != key.value);
-                    match key.value.as_str() {
+                    match key.value {
                         // Nothing behind a key is as if the key were not there, where it may be left out.
                         $( $key if $crate::policy::shape::shape!(@absent $need value) => {}
                            $key => shape.$field = $crate::policy::shape::Read::read(value, problems), )*

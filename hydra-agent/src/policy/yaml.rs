@@ -1,6 +1,7 @@
 //! A YAML text as a tree of nodes with places: one document, within budgets, no merge keys. Meaning is `file`'s matter; a tree
 //! stands between so that every unknown or doubled key is found at once, where serde would stop at the first.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -21,29 +22,29 @@ const MAX_REPEATED: usize = 20_000;
 
 /// One value and where it stands.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Node {
+pub struct Node<'t> {
     /// What it is.
-    pub value: Value,
+    pub value: Value<'t>,
     /// Where it is used: for an alias the alias, not the anchor.
     pub place: Place,
 }
 
 /// The kinds of values.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Value {
+pub enum Value<'t> {
     /// Nothing, or `~` or `null`.
     Null,
     /// `true` or `false`.
     Bool(bool),
     /// A scalar as it is written, without its quotes.
-    Text(String),
+    Text(Cow<'t, str>),
     /// A sequence.
-    List(Vec<Node>),
+    List(Vec<Node<'t>>),
     /// A mapping with its keys in the order of the text, doubled ones included.
-    Map(Vec<(Node, Node)>),
+    Map(Vec<(Node<'t>, Node<'t>)>),
 }
 
-impl Node {
+impl Node<'_> {
     /// What it is, for "expected X, found Y".
     pub fn kind(&self) -> &'static str {
         match &self.value {
@@ -79,7 +80,7 @@ fn too_long(bytes: usize) -> Diagnostic {
 }
 
 /// Reads a text. After a syntax error only that is known.
-pub fn read(text: &str) -> Result<Node, Diagnostic> {
+pub fn read(text: &str) -> Result<Node<'_>, Diagnostic> {
     if text.len() > MAX_TEXT {
         return Err(too_long(text.len()));
     }
@@ -288,12 +289,12 @@ impl<'de> Deserialize<'de> for RawValue {
     }
 }
 
-fn finish(raw: Raw, text: &str, integer_keys: &mut bool) -> Node {
+fn finish<'t>(raw: Raw, text: &'t str, integer_keys: &mut bool) -> Node<'t> {
     let value = match raw.value {
         RawValue::Null => Value::Null,
         RawValue::Bool(value) => Value::Bool(value),
-        RawValue::Number(from, to) => Value::Text(text.get(from..to).unwrap_or_default().trim().to_owned()),
-        RawValue::Text(value) => Value::Text(value),
+        RawValue::Number(from, to) => Value::Text(text.get(from..to).unwrap_or_default().trim().into()),
+        RawValue::Text(value) => Value::Text(value.into()),
         RawValue::List(list) => {
             Value::List(list.into_iter().map(|n| finish(n, text, integer_keys)).collect())
         }
