@@ -283,8 +283,14 @@ impl Counters {
 
 /// Reads the kernel's tables; cheap enough to call on request, blocking (call it from `spawn_blocking`).
 pub trait Reader: Send + Sync {
+    /// Shows every live flow, in no order. Nothing is kept of it: a table of a million takes the room of a few thousand entries.
+    fn each_flow(&self, see: &mut dyn FnMut(&FlowKey, &Flow)) -> std::io::Result<()>;
     /// Every live flow.
-    fn flows(&self) -> std::io::Result<Vec<(FlowKey, Flow)>>;
+    fn flows(&self) -> std::io::Result<Vec<(FlowKey, Flow)>> {
+        let mut flows = Vec::new();
+        self.each_flow(&mut |key, flow| flows.push((*key, *flow)))?;
+        Ok(flows)
+    }
     /// All counters.
     fn counters(&self) -> std::io::Result<Counters>;
     /// The monotonic clock now, nanoseconds, and the Unix time now, nanoseconds: to date what the kernel dated.

@@ -57,8 +57,9 @@ const NOW: (u64, i128) = (100_000_000_000, 1_795_253_400_000_000_000);
 struct Tables(Vec<(FlowKey, Flow)>, Counters);
 
 impl Reader for Tables {
-    fn flows(&self) -> io::Result<Vec<(FlowKey, Flow)>> {
-        Ok(self.0.clone())
+    fn each_flow(&self, see: &mut dyn FnMut(&FlowKey, &Flow)) -> io::Result<()> {
+        self.0.iter().for_each(|(key, flow)| see(key, flow));
+        Ok(())
     }
     fn counters(&self) -> io::Result<Counters> {
         Ok(Counters { flows: self.0.len() as u64, ..self.1.clone() })

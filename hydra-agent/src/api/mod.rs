@@ -12,6 +12,7 @@ mod filter;
 mod follow;
 mod listener;
 mod memory;
+mod newest;
 mod ports;
 mod read;
 mod socket;

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::extract::{Asked, Refusal, no_method, no_route};
 use super::filter::Match;
+use super::newest::Newest;
 use super::view;
 use super::wire::{
     ABI_HEADER, Docker, DropRow, DropTotalRow, EndpointRow, Filter, FlowRow, HookRow, NotEnforcedRow,
@@ -219,11 +220,17 @@ async fn flows(
     let filter = Match::new(filter, false, &state, &names)?;
     let rows = app
         .tables(move |reader| {
-            let mut flows = reader.flows()?;
-            flows.sort_by_key(|(_, flow)| std::cmp::Reverse(flow.seen));
             let clocks = reader.clocks();
-            let rows = flows.iter().map(|(key, flow)| names.flow(key, flow, clocks));
-            Ok(rows.filter(|row| filter.flow(row)).take(filter.limit).collect())
+            let mut newest = Newest::of(filter.limit);
+            reader.each_flow(&mut |key, flow| {
+                if newest.wants(flow.seen) {
+                    let row = names.flow(key, flow, clocks);
+                    if filter.flow(&row) {
+                        newest.push(flow.seen, row);
+                    }
+                }
+            })?;
+            Ok(newest.rows())
         })
         .await?;
     Ok(Json(rows))

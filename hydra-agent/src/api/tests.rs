@@ -42,8 +42,12 @@ struct Memory {
 }
 
 impl Reader for Memory {
-    fn flows(&self) -> io::Result<Vec<(FlowKey, Flow)>> {
-        if self.broken { Err(io::Error::other("no such map")) } else { Ok(self.flows.clone()) }
+    fn each_flow(&self, see: &mut dyn FnMut(&FlowKey, &Flow)) -> io::Result<()> {
+        if self.broken {
+            return Err(io::Error::other("no such map"));
+        }
+        self.flows.iter().for_each(|(key, flow)| see(key, flow));
+        Ok(())
     }
     fn counters(&self) -> io::Result<Counters> {
         if self.broken {

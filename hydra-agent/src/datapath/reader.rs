@@ -1,6 +1,6 @@
 //! What the API shows of the kernel's tables: live flows and counters.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 
 use hydra_common::flow::{Flow, FlowKey};
@@ -59,12 +59,12 @@ impl KernelReader {
         self.flows.room()
     }
 
-    /// What is in the second table: nothing, as a rule.
-    fn spilled(&self) -> io::Result<Vec<(FlowKey, Flow)>> {
+    /// Shows what is in the second table: nothing, as a rule, and then it is not looked into.
+    fn each_spilled(&self, see: impl FnMut(&FlowKey, &Flow)) -> io::Result<()> {
         if self.words.get(Word::Spilled)? == self.words.get(Word::Empty)? {
-            return Ok(Vec::new());
+            return Ok(());
         }
-        self.spill.all()
+        self.spill.each(see)
     }
 
     /// The tiers of either bank: the whole matrix of counters has 65,536 cells per CPU, and few are in use.
@@ -94,21 +94,25 @@ impl KernelReader {
 }
 
 impl Reader for KernelReader {
-    fn flows(&self) -> io::Result<Vec<(FlowKey, Flow)>> {
-        let used = share::number(self.words.get(Word::Used)?).min(u64::from(self.flows.room()));
-        let mut flows = Vec::with_capacity(used as usize);
+    fn each_flow(&self, see: &mut dyn FnMut(&FlowKey, &Flow)) -> io::Result<()> {
         let whole = |flow: &Flow| flow.created != 0;
-        self.flows.each(|key, flow| flows.extend(whole(flow).then_some((*key, *flow))))?;
-        let mut spilled = self.spilled()?;
-        if !spilled.is_empty() {
-            // Two CPUs that make the same entry may come to put it into one table each: the first is the one that packets find.
-            let twice: HashSet<FlowKey> = spilled.iter().map(|(key, _)| *key).collect();
-            let twice: HashSet<FlowKey> =
-                flows.iter().map(|(key, _)| *key).filter(|k| twice.contains(k)).collect();
-            spilled.retain(|(key, flow)| whole(flow) && !twice.contains(key));
-            flows.append(&mut spilled);
-        }
-        Ok(flows)
+        let mut spilled = HashMap::new();
+        self.each_spilled(|key, flow| {
+            if whole(flow) {
+                spilled.insert(*key, *flow);
+            }
+        })?;
+        self.flows.each(|key, flow| {
+            if whole(flow) {
+                // Two CPUs that make the same entry may come to put it into one table each: the first is the one that packets find.
+                if !spilled.is_empty() {
+                    spilled.remove(key);
+                }
+                see(key, flow);
+            }
+        })?;
+        spilled.iter().for_each(|(key, flow)| see(key, flow));
+        Ok(())
     }
 
     fn counters(&self) -> io::Result<Counters> {
@@ -122,13 +126,15 @@ impl Reader for KernelReader {
         for (gauge, sum) in gauges.iter_mut().zip(self.gauges.range(0, GAUGES as usize)?) {
             *gauge = sum;
         }
+        let mut flows = share::number(self.words.get(Word::Used)?);
+        self.each_spilled(|_, _| flows += 1)?;
         Ok(Counters {
             traffic: self.traffic()?,
             drops: self.drops.all()?.into_iter().collect(),
             reasons,
             limited: self.limited.range(0, self.limited.room() as usize)?,
             gauges,
-            flows: share::number(self.words.get(Word::Used)?) + self.spilled()?.len() as u64,
+            flows,
             spilled: self.words.get(Word::Spilled)?,
         })
     }
