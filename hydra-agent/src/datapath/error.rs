@@ -67,6 +67,8 @@ pub enum DatapathError {
         needed: u64,
         /// MiB that are free or can be freed.
         available: u64,
+        /// A size that they are enough for, if there is one.
+        fits: Option<u32>,
     },
     /// A row that could not be written or read.
     #[error("could not {what} the table of {table}: {source}")]
@@ -109,7 +111,12 @@ impl DatapathError {
                 Some(format!("hydra-agent purge --bpffs {}, then start the agent", bpffs.display()))
             }
             Self::NoRoom { .. } => Some("fewer tiers, services, rules or address blocks".to_owned()),
-            Self::NoMemory { .. } => Some("a smaller `flows:` in the settings file, or --flows".to_owned()),
+            Self::NoMemory { fits: Some(fits), .. } => Some(format!(
+                "`flows: {fits}` in the settings file, or --flows={fits}, for which there is room now"
+            )),
+            Self::NoMemory { fits: None, .. } => {
+                Some("free memory: the smallest table finds none".to_owned())
+            }
             Self::Pin { .. }
             | Self::Load(_)
             | Self::Table { .. }

@@ -57,14 +57,21 @@ impl Room {
             return Ok(());
         }
         let available = fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(available);
-        match available {
-            Some(available) if self.bytes() > available => Err(DatapathError::NoMemory {
-                flows: self.flows,
-                needed: self.bytes() >> 20,
-                available: available >> 20,
-            }),
-            Some(_) | None => Ok(()),
+        available.map_or(Ok(()), |available| self.within(available))
+    }
+
+    /// Whether so many bytes are enough; else how many it takes, and the largest power of two that they are enough for.
+    fn within(self, available: u64) -> Result<(), DatapathError> {
+        let needed = self.bytes();
+        if needed <= available {
+            return Ok(());
         }
+        let sizes = (0..=self.flows.ilog2()).rev().map(|bits| 1 << bits);
+        let fits = sizes
+            .filter(|flows| *flows < self.flows && (Self::FEWEST..=Self::MOST).contains(flows))
+            .find(|flows| Self { flows: *flows, ..self }.bytes() <= available);
+        let (needed, available) = (needed.div_ceil(1 << 20), available >> 20);
+        Err(DatapathError::NoMemory { flows: self.flows, needed, available, fits })
     }
 
     /// Tells the programs how large the first table is and how much of it one source may have; says so where the pinned one is of another
@@ -130,6 +137,28 @@ mod tests {
         let mib = |flows| (Room { flows, ..Room::default() }).bytes() >> 20;
         assert_eq!(mib(131_072), 33);
         assert_eq!(mib(1_048_576), 270);
+    }
+
+    #[test]
+    fn a_table_without_memory_is_refused_with_the_size_that_would_do() {
+        let said = |flows, available: u64| {
+            let error = Room { flows, ..Room::default() }.within(available << 20).unwrap_err();
+            format!("{error} ({})", error.hint().unwrap_or_default())
+        };
+        assert_eq!(
+            said(1_048_576, 100),
+            "a table of 1048576 flows takes 270 MiB, and the machine has 100 MiB available \
+             (`flows: 262144` in the settings file, or --flows=262144, for which there is room now)"
+        );
+        // What it names is taken, and the next larger one is not.
+        let room = |flows| Room { flows, ..Room::default() };
+        assert!(room(262_144).within(100 << 20).is_ok() && room(524_288).within(100 << 20).is_err());
+        assert!(said(1_048_577, 271).contains("`flows: 1048576`"), "{}", said(1_048_577, 271));
+        assert_eq!(
+            said(Room::FEWEST, 0),
+            "a table of 1024 flows takes 1 MiB, and the machine has 0 MiB available (free memory: the smallest table finds none)"
+        );
+        assert!(room(Room::MOST).within(u64::MAX).is_ok());
     }
 
     #[test]
