@@ -169,6 +169,7 @@ async fn enforce(
     let mut looped = Loop::new(agent, inventory, queue);
     let begun = looped.first(snapshot, file).await;
     if begun.is_ok() {
+        spawn_blocking(datapath::give_memory_back);
         looped.turn(signals).await;
         systemd::stopping();
         tracing::info!("stopping; what is enforced stays enforced");

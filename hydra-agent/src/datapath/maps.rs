@@ -13,6 +13,8 @@ use super::raw::{self, Cursor, Map};
 
 /// Entries per system call: far more than any hash bucket holds, few enough to stay in the cache.
 pub const BATCH: usize = 4096;
+/// Entries of the first call on a table: of most tables that is all of them, and the room for more is not touched.
+const FIRST: usize = 256;
 
 /// What keys and values are made of.
 pub trait Bytes: FromBytes + IntoBytes + Immutable + Copy {}
@@ -112,7 +114,7 @@ impl<K: Bytes, V: Bytes> Table<K, V> {
     /// The next few thousand entries in place of those that are in `batch`; false after the last.
     pub fn some(&self, cursor: &mut Cursor, batch: &mut Batch<K, V>) -> io::Result<bool> {
         batch.count = 0;
-        let mut room = batch.keys.len().max(BATCH);
+        let mut room = batch.keys.len().max(if cursor.is_new() { FIRST } else { BATCH });
         loop {
             batch.keys.resize(room, K::new_zeroed());
             batch.values.resize(room, V::new_zeroed());

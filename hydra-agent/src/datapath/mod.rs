@@ -1,8 +1,8 @@
 //! The kernel's side of the agent: loads and pins maps and programs, attaches them, writes and reads the tables. The only place
 //! that knows aya. Everything here blocks: call it from `spawn_blocking`.
 //!
-//! `Datapath::open` adopts what is pinned; `sync` makes the kernel hold what is desired; `verify` says what is not as it was left;
-//! `purge` takes everything away. What is decided is decided in `tables` and `rows`, without a
+//! `Datapath::open` adopts what is pinned; `sync` makes the kernel hold what is desired; `verify` says what is not as it was left, and
+//! `look` by halves; `purge` takes everything away. What is decided is decided in `tables` and `rows`, without a
 //! system call.
 
 mod attach;
@@ -38,6 +38,7 @@ pub use flows::{Collected, Collector, GRACE};
 pub use left::attached;
 pub use load::OBJECT;
 pub use purge::{Purged, purge};
+pub use raw::give_memory_back;
 pub use reader::KernelReader;
 pub use room::Room;
 pub use sockets::Seat;

@@ -323,6 +323,16 @@ pub fn lift_memory_limit() {
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const all) };
 }
 
+/// Gives the memory back that is free in this process: to load an object and compile a policy takes several times what is kept of
+/// them. Other C libraries than glibc do not keep it.
+pub fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call has no arguments to be wrong and may be made at any time from any thread (malloc_trim(3)).
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// CLOCK_MONOTONIC, what `bpf_ktime_get_ns` reads, in nanoseconds.
 pub fn monotonic() -> u64 {
     let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -28,6 +28,7 @@ use super::rows::{self, RowPlan};
 use super::sockets::{self, Seat};
 use super::store::Store;
 use super::tables::{self, Bank, Clocks};
+use super::verify::Looked;
 use crate::desired::Desired;
 use crate::published::{HookView, NotEnforced};
 
@@ -37,6 +38,7 @@ pub struct Datapath {
     pub(super) pins: Pins,
     /// Held while this lives: two agents on the same pins would undo each other's work.
     _lock: Flock<File>,
+    pub(super) looked: Looked,
     pub(super) attacher: Attacher,
     pub(super) programs: Programs,
     pub(super) store: Store,
@@ -160,6 +162,7 @@ impl Datapath {
         let mut datapath = Self {
             pins,
             _lock: lock,
+            looked: Looked::default(),
             attacher,
             programs,
             store,
@@ -215,6 +218,7 @@ impl Datapath {
     /// is no error: it is in the report.
     pub fn sync(&mut self, desired: &Desired) -> Result<SyncReport, DatapathError> {
         let mut report = SyncReport::default();
+        self.looked = Looked::default();
         if let Err(e) = load::pin_again(&self.pins, &self.programs) {
             report.not_enforced.push(NotEnforced { what: "pins".to_owned(), why: e.to_string() });
         }

@@ -15,34 +15,63 @@ use super::xdp;
 use crate::desired::Desired;
 use crate::published::NotEnforced;
 
-/// Rows of the policy that are compared at every second look; those of larger policies at every 32nd.
+/// Rows of the policy that are compared at every look at the tables; those of larger policies at every 16th.
 const FEW: usize = 50_000;
+
+/// What the last look at each half found, but for [`Datapath::damage`].
+#[derive(Debug, Default)]
+pub(super) struct Looked {
+    hooks: Vec<NotEnforced>,
+    clock: Option<NotEnforced>,
+}
 
 impl Datapath {
     /// What is not as the last [`Datapath::sync`] of `desired` left it. What can be mended is by the next one.
     pub fn verify(&mut self, desired: &Desired) -> Vec<NotEnforced> {
         self.looks = self.looks.wrapping_add(1);
-        let mut wrong = self.hooks_wrong(desired);
+        self.look_at_hooks(desired);
+        self.look_at_tables(desired);
+        self.found()
+    }
+
+    /// The same by halves, which take turns: the hooks, and what is in tables and pins. Of the other half it says what was found last.
+    pub fn look(&mut self, desired: &Desired) -> Vec<NotEnforced> {
+        self.looks = self.looks.wrapping_add(1);
         if self.looks.is_multiple_of(2) {
-            self.xdp = xdp_before(desired);
+            self.look_at_hooks(desired);
+        } else {
+            self.look_at_tables(desired);
         }
-        wrong.extend(self.xdp.iter().cloned());
+        self.found()
+    }
+
+    fn found(&self) -> Vec<NotEnforced> {
+        let Looked { hooks, clock } = &self.looked;
+        let mut wrong: Vec<_> =
+            hooks.iter().chain(clock).chain(&self.xdp).chain(&self.damage).cloned().collect();
+        wrong.sort();
+        wrong
+    }
+
+    fn look_at_hooks(&mut self, desired: &Desired) {
+        let mut wrong = self.hooks_wrong(desired);
         wrong.extend(sockets::complaints(&self.pins, &self.seat, &self.programs, desired));
+        self.looked.hooks = wrong;
+    }
+
+    fn look_at_tables(&mut self, desired: &Desired) {
+        self.xdp = xdp_before(desired);
         let tables = self.tables_differ();
         if !tables.is_empty() {
             self.doubt = true;
         }
-        if self.ends_moved(desired) {
-            let why =
-                "the wall clock was set: rules expire at other moments of the kernel's clock".to_owned();
-            wrong.push(NotEnforced { what: "tables".to_owned(), why });
-        }
+        self.looked.clock = self.ends_moved(desired).then(|| NotEnforced {
+            what: "tables".to_owned(),
+            why: "the wall clock was set: rules expire at other moments of the kernel's clock".to_owned(),
+        });
         let named = |what: &'static str| move |why| NotEnforced { what: what.to_owned(), why };
         self.damage = tables.into_iter().map(named("tables")).collect();
         self.damage.extend(self.pins_gone().into_iter().map(named("pins")));
-        wrong.extend(self.damage.iter().cloned());
-        wrong.sort();
-        wrong
     }
 
     /// Whether the ends of rules, which the kernel has in its own clock, are no longer those of the wall clock.
@@ -98,7 +127,7 @@ impl Datapath {
         let bank = self.held.generation & 1;
         if let Some(policy) = &self.held.banks[bank as usize] {
             let rows = policy.cells.values().map(Vec::len).sum::<usize>() + policy.intervals.len();
-            if self.looks % (if rows <= FEW { 2 } else { 32 }) == 1 {
+            if rows <= FEW || self.looks % 32 == 1 {
                 wrong.extend(self.store.check(bank, policy).err().map(|e| e.to_string()));
             }
         }

@@ -218,7 +218,7 @@ impl Agent {
     /// Looks whether the kernel still holds what it should, and publishes what it does not. `true`: a pass has to mend it.
     pub async fn verify(&mut self) -> bool {
         let Some(desired) = self.desired.clone() else { return false };
-        let wrong = self.kernel.verify(desired).await;
+        let wrong = self.kernel.look(desired).await;
         let (changed, mend) = self.damage.seen(wrong);
         if changed {
             self.publish();

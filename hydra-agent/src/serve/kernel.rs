@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hydra_common::id::Container;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::datapath::{Collector, Datapath, SyncReport};
 use crate::desired::Desired;
@@ -15,12 +15,17 @@ use crate::published::NotEnforced;
 pub struct Kernel {
     datapath: Arc<Mutex<Datapath>>,
     collector: Arc<Mutex<Collector>>,
+    cleaning: Arc<Beside>,
 }
 
 impl Kernel {
     /// Takes the datapath over.
     pub fn new(datapath: Datapath, collector: Collector) -> Self {
-        Self { datapath: Arc::new(Mutex::new(datapath)), collector: Arc::new(Mutex::new(collector)) }
+        Self {
+            datapath: Arc::new(Mutex::new(datapath)),
+            collector: Arc::new(Mutex::new(collector)),
+            cleaning: Arc::default(),
+        }
     }
 
     /// Makes the kernel hold it. The error is a whole sentence with what to do about it.
@@ -42,10 +47,22 @@ impl Kernel {
         }
     }
 
+    /// What is not as the last sync left it, by halves: [`Datapath::look`].
+    pub async fn look(&self, desired: Arc<Desired>) -> Vec<NotEnforced> {
+        self.ask(move |datapath| datapath.look(&desired)).await
+    }
+
     /// What is not as the last sync left it.
     pub async fn verify(&self, desired: Arc<Desired>) -> Vec<NotEnforced> {
+        self.ask(move |datapath| datapath.verify(&desired)).await
+    }
+
+    async fn ask(
+        &self,
+        question: impl FnOnce(&mut Datapath) -> Vec<NotEnforced> + Send + 'static,
+    ) -> Vec<NotEnforced> {
         let datapath = self.datapath.clone();
-        let looked = spawn_blocking(move || lock(&datapath).verify(&desired)).await;
+        let looked = spawn_blocking(move || question(&mut lock(&datapath))).await;
         looked.unwrap_or_else(|e| vec![NotEnforced { what: "tables".to_owned(), why: e.to_string() }])
     }
 
@@ -59,25 +76,76 @@ impl Kernel {
         });
     }
 
-    /// Takes some silent flows out of the table.
-    pub async fn collect(&self) {
+    /// Takes some silent flows out of the table, while the loop goes on: of a large table that is a tenth of a second's work.
+    pub fn collect(&self) {
         let collector = self.collector.clone();
-        let done = spawn_blocking(move || {
-            let mut collector = lock(&collector);
-            for _ in 0..collector.steps() {
-                if collector.step()?.round {
-                    break;
-                }
+        self.cleaning.start(move || {
+            if let Err(error) = collect(&collector) {
+                tracing::warn!(%error, "silent flows stay in the table");
             }
-            std::io::Result::Ok(())
         });
-        if let Ok(Err(error)) = done.await {
-            tracing::warn!(%error, "silent flows stay in the table");
+    }
+}
+
+/// Goes on with the round, a step at a time: whoever wants the flows of a container that is gone out of the table comes in between.
+fn collect(collector: &Mutex<Collector>) -> std::io::Result<()> {
+    let steps = lock(collector).steps();
+    for _ in 0..steps {
+        if lock(collector).step()?.round {
+            break;
         }
+    }
+    Ok(())
+}
+
+/// Work beside the loop, one piece at a time: what is not done yet is not begun again.
+#[derive(Debug, Default)]
+struct Beside(Mutex<Option<JoinHandle<()>>>);
+
+impl Beside {
+    /// Begins it on a blocking thread and returns at once; `false`: the last one goes on.
+    fn start(&self, work: impl FnOnce() + Send + 'static) -> bool {
+        let mut last = lock(&self.0);
+        let free = last.as_ref().is_none_or(JoinHandle::is_finished);
+        if free {
+            *last = Some(spawn_blocking(work));
+        }
+        free
     }
 }
 
 /// A panic in there left the tables as they were, and the datapath reads again what it doubts.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_beside_the_loop_holds_nobody_up_and_does_not_pile_up() {
+        let beside = Beside::default();
+        let (go_on, wait) = mpsc::channel::<()>();
+        let (done, seen) = mpsc::channel();
+        let first = done.clone();
+        let work = move || {
+            // Returns when the sender is gone.
+            let _ = wait.recv();
+            let _ = first.send(1);
+        };
+        // The loop is here while the work waits for it.
+        assert!(beside.start(work));
+        assert!(!beside.start(|| ()), "one at a time");
+        drop(go_on);
+        let second = move || {
+            let _ = done.send(2);
+        };
+        while !beside.start(second.clone()) {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!([seen.recv(), seen.recv()], [Ok(1), Ok(2)]);
+    }
 }

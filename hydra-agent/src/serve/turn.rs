@@ -14,7 +14,7 @@ use crate::inventory::Inventory;
 use crate::inventory::snapshot::Snapshot;
 use crate::published::{ApplyError, ApplyReport, Command, NotEnforced, RevisionView};
 
-/// How often the kernel's tables and hooks are looked at: what somebody else changes is to be put right within two seconds.
+/// How often the kernel's tables or its hooks are looked at, in turns: what somebody else changes is to be put right within two seconds.
 const VERIFY: Duration = Duration::from_millis(500);
 /// Every fourth look takes silent flows out of the table and keeps numbers on disk.
 const UPKEEP: u32 = 4;
@@ -150,7 +150,7 @@ impl Loop {
         }
         self.ticks = self.ticks.wrapping_add(1);
         if self.ticks.is_multiple_of(UPKEEP) {
-            self.agent.kernel.collect().await;
+            self.agent.kernel.collect();
             self.agent.flush();
         }
         systemd::alive();

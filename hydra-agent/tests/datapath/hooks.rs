@@ -1,9 +1,11 @@
 //! Programs on interfaces that come and go, beside those of others.
 
 use aya::EbpfLoader;
+use aya::maps::HashMap;
 use aya::programs::tc::{NlOptions, TcAttachOptions, TcHandle, qdisc_add_clsact};
 use aya::programs::{LinkOrder, ProgramInfo, SchedClassifier, TcAttachType};
 use hydra_agent::datapath::{Datapath, Mechanism, OBJECT, purge};
+use hydra_common::address::Address;
 use hydra_common::names;
 use hydra_common::tables::{self};
 use hydra_common::verdict::Hook;
@@ -154,6 +156,27 @@ fn a_pin_that_was_removed_by_hand_is_made_again() {
         assert_eq!(complaints[0].why, "no program at port-out");
         assert_eq!(datapath.sync(&desired).unwrap().attached, [(a, Hook::PortOut)]);
         assert_eq!(datapath.verify(&desired), Vec::new());
+    });
+}
+
+#[test]
+fn two_looks_find_what_a_whole_one_finds_and_it_is_said_until_it_is_right() {
+    apart(|bpffs| {
+        let (desired, a, _) = two_containers();
+        let mut datapath = open(bpffs);
+        datapath.sync(&desired).unwrap();
+        let looks = |datapath: &mut Datapath| [0; 3].map(|_| datapath.look(&desired));
+        assert_eq!(looks(&mut datapath), [vec![], vec![], vec![]]);
+        std::fs::remove_file(root(bpffs).join("links").join(format!("{a}-port-out"))).unwrap();
+        let mut endpoints =
+            HashMap::<_, Address, tables::Endpoint>::try_from(map(bpffs, names::ENDPOINTS)).unwrap();
+        endpoints.remove(&address("10.2.0.2")).unwrap();
+        let [_, both, again] = looks(&mut datapath);
+        assert_eq!(both.len(), 2, "{both:?}");
+        assert_eq!((&both, &both), (&again, &datapath.verify(&desired)));
+        let report = datapath.sync(&desired).unwrap();
+        assert_eq!(report.repaired.len(), 2, "{report:?}");
+        assert_eq!(looks(&mut datapath), [vec![], vec![], vec![]]);
     });
 }
 

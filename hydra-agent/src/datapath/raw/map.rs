@@ -185,6 +185,11 @@ impl Cursor {
     pub fn after(index: u32) -> Self {
         Self(Some(index.to_ne_bytes().to_vec()))
     }
+
+    /// Whether nothing has been read by it yet.
+    pub fn is_new(&self) -> bool {
+        self.0.is_none()
+    }
 }
 
 /// What one batched read gave.
