@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use exact::{Exact, exact};
 
 use crate::environment::Environment;
+use crate::kept;
 use crate::progress::Progress;
 
 /// What is kept of a run.
@@ -41,10 +42,7 @@ impl Found {
 impl Found {
     /// Writes it into a folder.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let file = folder.join(FILE);
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
-        std::fs::write(&file, serde_json::to_string_pretty(self)? + "\n")
-            .with_context(|| format!("cannot write `{}`", file.display()))
+        kept::write(&folder.join(FILE), &(serde_json::to_string_pretty(self)? + "\n"))
     }
 
     /// Reads it from a folder; none where there is no such file.
@@ -121,10 +119,7 @@ pub fn committed() -> Result<Figures> {
 
 /// Writes them.
 pub fn update(figures: &Figures) -> Result<()> {
-    let place = place();
-    std::fs::create_dir_all(place.parent().context("a file without a folder")?)?;
-    std::fs::write(&place, serde_json::to_string_pretty(figures)? + "\n")
-        .with_context(|| format!("cannot write `{}`", place.display()))
+    kept::write(&place(), &(serde_json::to_string_pretty(figures)? + "\n"))
 }
 
 /// What grew by more than a tenth, or is not in the committed figures, a line each. Figures of another kernel tell nothing: its

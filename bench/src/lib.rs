@@ -13,6 +13,7 @@ pub mod docker;
 pub mod environment;
 pub mod guard;
 pub mod header;
+pub mod kept;
 pub mod l0;
 pub mod l1;
 pub mod l2;

@@ -1,13 +1,13 @@
 //! Writes `docs/benchmarks.md`, and beside it the data and pictures, from what was kept of runs.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use hydra_tests::binary::root;
 
 use crate::environment::Environment;
+use crate::kept;
 use crate::l0::{self, Found};
 use crate::l4;
 use crate::report::{Report, number, target};
@@ -87,10 +87,9 @@ const TARGETS: [(u8, &str, &str); 14] = [
 pub fn publish(out: &Path) -> Result<Vec<PathBuf>> {
     let docs = root().canonicalize()?.join("docs");
     let folder = docs.join("benchmarks");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
     let mut written = Vec::new();
     let mut write = |file: PathBuf, text: &str| -> Result<()> {
-        fs::write(&file, text).with_context(|| format!("cannot write `{}`", file.display()))?;
+        kept::write(&file, text)?;
         written.push(file);
         Ok(())
     };

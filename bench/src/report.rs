@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::environment::Environment;
+use crate::kept;
 use crate::stats::Estimate;
 
 /// A level's figures with where they are from.
@@ -146,10 +147,7 @@ impl Report {
 
     /// Writes it into a folder.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let file = Self::file(folder, &self.level);
-        fs::create_dir_all(folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
-        fs::write(&file, serde_json::to_string_pretty(self)? + "\n")
-            .with_context(|| format!("cannot write `{}`", file.display()))
+        kept::write(&Self::file(folder, &self.level), &(serde_json::to_string_pretty(self)? + "\n"))
     }
 
     /// Reads a level's from a folder; none where there is no such file.
