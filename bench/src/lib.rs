@@ -9,6 +9,7 @@
 
 pub mod assembler;
 pub mod bpf;
+pub mod cpu;
 pub mod docker;
 pub mod environment;
 pub mod guard;

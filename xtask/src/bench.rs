@@ -28,7 +28,8 @@ const PROGRAM: &str = "hydra-bench";
   L3  applications in two containers: TCP in bulk, questions and answers, connect and close, in
       turns with Docker's rules alone
   L4  the agent as it is released (this level builds it so): a policy's text to the rows of the
-      tables, and from `hydractl policy apply` to the first packet that it lets through
+      tables, and from `hydractl policy apply` to the first packet that it lets through; a million
+      flows read for export; the agent at rest among fifty containers
 
 Examples:
   cargo xtask bench                   L0 and the short form of L1: half a minute
