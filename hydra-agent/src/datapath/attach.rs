@@ -1,5 +1,5 @@
 //! Programs on interfaces: TCX links, first in the chain, pinned by interface and hook; or clsact filters where the kernel has
-//! no TCX (before 6.6). What is pinned and alive is adopted, never detached and attached again.
+//! no TCX (before 6.6), and on new ports for a while. What is pinned and alive is adopted, never detached and attached again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -175,12 +175,30 @@ impl Attacher {
         if !self.tcx {
             return clsact::seat(ifindex, hook);
         }
-        let Some(link) = open(&self.pins.link(ifindex, hook))? else { return Ok(None) };
-        tcx_seat(&link, ifindex, hook)
+        if let Some(link) = open(&self.pins.link(ifindex, hook))?
+            && let Some(seat) = tcx_seat(&link, ifindex, hook)?
+        {
+            return Ok(Some(seat));
+        }
+        self.waiting(ifindex, hook)
     }
 
-    /// Puts a hook's program where it belongs, first, whatever is there.
+    /// The filter that covers a new port until it gets a link.
+    fn waiting(&self, ifindex: u32, hook: Hook) -> io::Result<Option<Seat>> {
+        if self.pins.filter(ifindex, hook).exists() { clsact::seat(ifindex, hook) } else { Ok(None) }
+    }
+
+    /// Puts a hook's program first, whatever is there. A filter that [`Self::cover`] put there stays where nothing runs before it.
     pub fn ensure(&self, programs: &Programs, ifindex: u32, hook: Hook) -> io::Result<Done> {
+        self.put(programs, ifindex, hook, true)
+    }
+
+    /// The same, with a link in the place of such a filter.
+    pub fn settle(&self, programs: &Programs, ifindex: u32, hook: Hook) -> io::Result<Done> {
+        self.put(programs, ifindex, hook, false)
+    }
+
+    fn put(&self, programs: &Programs, ifindex: u32, hook: Hook, patient: bool) -> io::Result<Done> {
         let (program, id) = programs.get(hook);
         let _turn = self.turns.take();
         if !self.tcx {
@@ -213,9 +231,19 @@ impl Attacher {
         let done = if let Some(done) = done {
             done
         } else {
-            let link = attach_first(program, ifindex, hook)?;
-            pin_or_detach(&link, &path)?;
-            Done::Attached
+            let attach = || pin_or_detach(&attach_first(program, ifindex, hook)?, &path);
+            match self.waiting(ifindex, hook)? {
+                None => attach().map(|()| Done::Attached)?,
+                // Links run before all filters.
+                Some(seat) if !seat.before.is_empty() => attach().map(|()| Done::MovedFirst(seat.before))?,
+                Some(seat) if seat.program != id => {
+                    clsact::ensure(program.as_fd(), id, ifindex, hook)?;
+                    self.mark_filter(program, ifindex, hook)?;
+                    return Ok(Done::Replaced(seat.program));
+                }
+                Some(_) if patient => return Ok(Done::Kept),
+                Some(_) => replace_filter(program, &path, ifindex, hook).map(|()| Done::Kept)?,
+            }
         };
         if self.pins.filter(ifindex, hook).exists() {
             self.remove_filter(ifindex, hook)?;
@@ -223,17 +251,32 @@ impl Attacher {
         Ok(done)
     }
 
-    /// Puts a program on a hook that has none, as a filter: that takes no grace period, as each link does. Where links are used
-    /// the next [`Self::ensure`] puts one in its place. `false`: there was one.
-    pub fn cover(&self, program: &OwnedFd, id: u32, ifindex: u32, hook: Hook) -> io::Result<bool> {
+    /// Puts these programs (with the kernel's numbers of them) on hooks of an interface that have none, as filters: those do not wait
+    /// for the grace period that each link waits for. `false`: they had theirs.
+    pub fn cover(&self, programs: &[(Hook, OwnedFd, u32)], ifindex: u32) -> io::Result<bool> {
         let _turn = self.turns.take();
-        let filter = || Ok::<_, io::Error>(clsact::seat(ifindex, hook)?.filter(|seat| seat.program == id));
-        if self.seat(ifindex, hook)?.is_some()
-            || (self.pins.filter(ifindex, hook).exists() && filter()?.is_some())
-        {
+        let pinned =
+            |hook| self.pins.link(ifindex, hook).exists() || self.pins.filter(ifindex, hook).exists();
+        let fresh = !programs.iter().any(|(hook, ..)| pinned(*hook));
+        if fresh {
+            // Before the filters, so that whoever comes after a crash finds those.
+            for (hook, program, _) in programs {
+                self.mark_filter(program, ifindex, *hook)?;
+            }
+            let all: Vec<_> = programs.iter().map(|(hook, program, _)| (*hook, program.as_fd())).collect();
+            if clsact::cover(&all, ifindex).is_ok() {
+                return Ok(true);
+            }
+        }
+        // Something is there, or was: a pin outlives its interface.
+        let each = programs.iter().map(|(hook, program, id)| self.cover_one(program, *id, ifindex, *hook));
+        each.fold(Ok(fresh), |all, new| Ok(all? | new?))
+    }
+
+    fn cover_one(&self, program: &OwnedFd, id: u32, ifindex: u32, hook: Hook) -> io::Result<bool> {
+        if self.seat(ifindex, hook)?.is_some_and(|seat| seat.link != 0 || seat.program == id) {
             return Ok(false);
         }
-        // Before the filter, so that whoever comes after a crash finds that.
         self.mark_filter(program, ifindex, hook)?;
         match clsact::ensure(program.as_fd(), id, ifindex, hook) {
             Ok(_) => Ok(true),
@@ -255,20 +298,22 @@ impl Attacher {
     pub fn views(&self) -> io::Result<BTreeMap<(u32, Hook), HookView>> {
         let mut views = BTreeMap::new();
         for (ifindex, hook) in self.pinned()? {
-            if let Some(seat) = self.seat(ifindex, hook)? {
-                let view = HookView {
-                    interface: interface(ifindex),
-                    ifindex,
-                    hook: hook.as_str().to_owned(),
-                    mechanism: self.mechanism().to_owned(),
-                    program_id: seat.program,
-                    link_id: seat.link,
-                    position: seat.before.len() as u32,
-                };
-                views.insert((ifindex, hook), view);
-            }
+            views.extend(self.view(ifindex, hook)?.map(|view| ((ifindex, hook), view)));
         }
         Ok(views)
+    }
+
+    /// What is really attached at one hook.
+    pub fn view(&self, ifindex: u32, hook: Hook) -> io::Result<Option<HookView>> {
+        Ok(self.seat(ifindex, hook)?.map(|seat| HookView {
+            interface: interface(ifindex),
+            ifindex,
+            hook: hook.as_str().to_owned(),
+            mechanism: if seat.link == 0 { "clsact" } else { "tcx" }.to_owned(),
+            program_id: seat.program,
+            link_id: seat.link,
+            position: seat.before.len() as u32,
+        }))
     }
 
     /// Whether this link of ours, which must still be pinned, is the first there. One system call: for looks that find nothing.
@@ -364,6 +409,17 @@ pub fn pin_or_detach(link: &OwnedFd, path: &Path) -> io::Result<()> {
     raw::pin(link.as_fd(), path).inspect_err(|_| {
         let _ = raw::link_detach(link.as_fd());
     })
+}
+
+/// Puts a link in the place of the filter that judges here. The link does nothing while it waits for its grace period: what both
+/// judged would be counted twice, which is left to be so between two system calls.
+fn replace_filter(program: &OwnedFd, path: &Path, ifindex: u32, hook: Hook) -> io::Result<()> {
+    let filters = clsact::ours(ifindex, hook)?;
+    let link = attach_first(&raw::idle()?, ifindex, hook)?;
+    pin_or_detach(&link, path)?;
+    // Where this fails the filter goes on, and the next look sees a link with a program that is not ours.
+    raw::link_update(link.as_fd(), program.as_fd())?;
+    clsact::remove_all(ifindex, hook, &filters)
 }
 
 /// Moves our program to the front, in a chain that it is in already. Another program runs it from there meanwhile, so that at no

@@ -10,7 +10,7 @@ use hydra_common::verdict::Hook;
 
 use super::attach::{Done, Seat};
 use super::raw;
-use super::rtnetlink::{ACK, CREATE, DUMP, EXCLUSIVE, Request, attribute, attributes, word};
+use super::rtnetlink::{ACK, CREATE, DUMP, EXCLUSIVE, Request, attribute, attributes, send_all, word};
 
 // Numbers of `linux/rtnetlink.h`, `linux/pkt_sched.h` and `linux/pkt_cls.h`.
 const NEW_QDISC: u16 = 36;
@@ -48,7 +48,7 @@ fn parent(hook: Hook) -> u32 {
 
 /// A filter of an interface, as the kernel lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Filter {
+pub struct Filter {
     priority: u32,
     handle: u32,
     name: String,
@@ -100,6 +100,17 @@ pub fn ensure(program: BorrowedFd<'_>, id: u32, ifindex: u32, hook: Hook) -> io:
     write(program, ifindex, hook, first.priority, first.handle, 0).map(|()| Done::Replaced(first.program))
 }
 
+/// Adds filters of ours to an interface that has none, at once. Fails where anything is in their way; some may be there then.
+pub fn cover(programs: &[(Hook, BorrowedFd<'_>)], ifindex: u32) -> io::Result<()> {
+    let filter = |(hook, program): &(Hook, BorrowedFd<'_>)| {
+        new_filter(*program, ifindex, *hook, *PRIORITIES.start(), HANDLES[0], CREATE | EXCLUSIVE)
+    };
+    let requests = [new_qdisc(ifindex)].into_iter().chain(programs.iter().map(filter)).collect();
+    let mut outcomes = send_all(requests)?.into_iter();
+    outcomes.next().map_or(Ok(()), there)?;
+    outcomes.collect()
+}
+
 /// Adds our filter at the first priority that takes it.
 fn add(program: BorrowedFd<'_>, ifindex: u32, hook: Hook) -> io::Result<()> {
     let mut last = Ok(());
@@ -126,6 +137,17 @@ fn write(
     handle: u32,
     flags: u16,
 ) -> io::Result<()> {
+    new_filter(program, ifindex, hook, priority, handle, flags).send().map(drop)
+}
+
+fn new_filter(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+    hook: Hook,
+    priority: u32,
+    handle: u32,
+    flags: u16,
+) -> Request {
     let mut request = request(NEW_FILTER, ACK | flags, ifindex, handle, parent(hook), priority);
     request.attribute(KIND, b"bpf\0");
     let mut options = Vec::new();
@@ -133,7 +155,7 @@ fn write(
     attribute(&mut options, BPF_NAME, &[PROGRAMS[hook as usize].as_bytes(), b"\0"].concat());
     attribute(&mut options, BPF_FLAGS, &DIRECT_ACTION.to_ne_bytes());
     request.attribute(OPTIONS, &options);
-    request.send().map(drop)
+    request
 }
 
 fn delete(ifindex: u32, hook: Hook, filter: &Filter) -> io::Result<()> {
@@ -142,17 +164,35 @@ fn delete(ifindex: u32, hook: Hook, filter: &Filter) -> io::Result<()> {
 
 /// Takes our filter away, if it is there.
 pub fn remove(ifindex: u32, hook: Hook) -> io::Result<()> {
-    list(ifindex, hook)?.iter().filter(|f| f.ours()).try_for_each(|f| delete(ifindex, hook, f))
+    remove_all(ifindex, hook, &ours(ifindex, hook)?)
+}
+
+/// Our filters on one side.
+pub fn ours(ifindex: u32, hook: Hook) -> io::Result<Vec<Filter>> {
+    let mut filters = list(ifindex, hook)?;
+    filters.retain(Filter::ours);
+    Ok(filters)
+}
+
+/// Takes these away.
+pub fn remove_all(ifindex: u32, hook: Hook, filters: &[Filter]) -> io::Result<()> {
+    filters.iter().try_for_each(|filter| delete(ifindex, hook, filter))
 }
 
 fn add_qdisc(ifindex: u32) -> io::Result<()> {
+    there(new_qdisc(ifindex).send().map(drop))
+}
+
+fn new_qdisc(ifindex: u32) -> Request {
     let head = head(ifindex, CLSACT_HANDLE, CLSACT, 0);
     let mut request = Request::new(NEW_QDISC, ACK | CREATE | EXCLUSIVE, &head);
     request.attribute(KIND, b"clsact\0");
-    match request.send() {
-        Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-        result => result.map(drop),
-    }
+    request
+}
+
+/// A qdisc that is there already will do.
+fn there(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|e| if e.raw_os_error() == Some(libc::EEXIST) { Ok(()) } else { Err(e) })
 }
 
 /// All filters of one side, in the order in which they run.

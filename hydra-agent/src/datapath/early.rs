@@ -1,7 +1,7 @@
 //! Programs for ports that have just come to a bridge of the policy, whatever else the agent does at that moment. Rows, links and
 //! everything else are the next pass's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,19 +38,25 @@ impl Early {
         Ok(Self { attacher: attacher.clone(), programs, ground: ground.clone() })
     }
 
-    /// An interface has this master. Covers it if that is a bridge of the policy, and if nothing of ours sits there yet. Where that
-    /// fails, the next pass will do it or say so.
-    pub fn port(&self, ifindex: u32, master: u32) {
+    /// An interface has this master now, or none. Covers it if that is a bridge of the policy, and if nothing of ours sits there yet.
+    /// Where that fails, the next pass will do it or say so.
+    pub fn port(&self, ifindex: u32, master: Option<u32>) {
         let mut ground = self.ground.lock();
-        if !ground.bridges.contains(&master) {
+        let Some(master) = master.filter(|master| ground.bridges.contains(master)) else {
+            ground.ports.remove(&ifindex);
+            return;
+        };
+        // The kernel tells of a port again and again while it is set up; to look there each time would hold the next one up.
+        if ground.ports.get(&ifindex) == Some(&master) {
             return;
         }
-        let cover =
-            |(hook, program, id): &(Hook, OwnedFd, u32)| self.attacher.cover(program, *id, ifindex, *hook);
-        match self.programs.iter().map(cover).try_fold(false, |any, new| Ok::<_, io::Error>(any | new?)) {
-            Ok(true) => ground.covered.push((ifindex, Instant::now())),
-            // A port that has long had them says something: it is as old as it was.
-            Ok(false) => {}
+        ground.newest = Some(Instant::now());
+        match self.attacher.cover(&self.programs, ifindex) {
+            Ok(new) => {
+                ground.ports.insert(ifindex, master);
+                // A port that has long had them says something: it is as old as it was.
+                ground.covered.extend(new.then(|| (ifindex, Instant::now())));
+            }
             Err(error) => {
                 debug!(port = attach::interface(ifindex), %error, "a new port waits for its programs");
             }
@@ -68,18 +74,30 @@ struct Inner {
     bridges: BTreeSet<u32>,
     /// Since this was last taken.
     covered: Vec<Covered>,
+    /// Ports that were found or made covered, and their bridges, as long as the kernel says nothing else.
+    ports: BTreeMap<u32, u32>,
+    /// When a port that was not among them was last told of.
+    newest: Option<Instant>,
 }
 
 impl Ground {
-    /// A pass begins that has ports on these bridges covered: what is pinned, but for ports that got their programs since the pass
-    /// before, which may be newer than what this one has seen; and those.
+    /// A pass begins that has ports on these bridges covered: what is pinned, and the ports that got their programs since the pass
+    /// before, which may be newer than what this one has seen.
     pub fn take(&self, attacher: &Attacher, bridges: &BTreeSet<u32>) -> io::Result<(Hooks, Vec<Covered>)> {
         let mut ground = self.lock();
         ground.bridges.retain(|index| bridges.contains(index));
-        let mut pinned = attacher.pinned()?;
-        let covered = std::mem::take(&mut ground.covered);
-        pinned.retain(|(index, _)| !covered.iter().any(|(port, _)| port == index));
-        Ok((pinned, covered))
+        ground.ports.retain(|_, bridge| bridges.contains(bridge));
+        Ok((attacher.pinned()?, std::mem::take(&mut ground.covered)))
+    }
+
+    /// A pass took a port's programs away.
+    pub fn forget(&self, port: u32) {
+        self.lock().ports.remove(&port);
+    }
+
+    /// When a new port was last told of.
+    pub fn newest(&self) -> Option<Instant> {
+        self.lock().newest
     }
 
     /// A pass is done that attached the programs of these bridges, with a policy: before there is one, programs deny everything.

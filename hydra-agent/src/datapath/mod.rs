@@ -23,6 +23,7 @@ mod reader;
 mod room;
 mod rows;
 mod rtnetlink;
+mod settle;
 mod sockets;
 mod store;
 mod sync;

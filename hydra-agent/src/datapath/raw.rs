@@ -20,7 +20,7 @@ mod stand_in;
 
 pub use map::{Cursor, GracePeriod, Map, no_batches};
 pub use run::run;
-pub use stand_in::StandIn;
+pub use stand_in::{StandIn, idle};
 
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;

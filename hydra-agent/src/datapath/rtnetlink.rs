@@ -78,17 +78,17 @@ impl Request {
         &self.bytes[HEADER..]
     }
 
-    /// Sends it and gives the answers' bodies.
-    pub fn send(mut self) -> io::Result<Vec<Vec<u8>>> {
+    /// All of it, with its length and this number, which the answer repeats.
+    fn message(mut self, number: u32) -> Vec<u8> {
         let length = self.bytes.len() as u32;
         self.bytes[..4].copy_from_slice(&length.to_ne_bytes());
-        let socket: OwnedFd = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        )?;
-        sendto(socket.as_raw_fd(), &self.bytes, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        self.bytes[8..12].copy_from_slice(&number.to_ne_bytes());
+        self.bytes
+    }
+
+    /// Sends it and gives the answers' bodies.
+    pub fn send(self) -> io::Result<Vec<Vec<u8>>> {
+        let socket = sent(&self.message(0))?;
         let mut answers = Vec::new();
         let mut buffer = vec![0u8; 65_536];
         loop {
@@ -100,17 +100,50 @@ impl Request {
                     return Err(io::ErrorKind::InvalidData.into());
                 };
                 match kind {
-                    ERROR => {
-                        return match word(body, 0).map_or(libc::EBADMSG, |n| n.cast_signed().wrapping_neg()) {
-                            0 => Ok(answers),
-                            errno => Err(io::Error::from_raw_os_error(errno)),
-                        };
-                    }
+                    ERROR => return outcome(body).map(|()| answers),
                     DONE => return Ok(answers),
                     _ => answers.push(body.to_vec()),
                 }
                 rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
             }
         }
+    }
+}
+
+/// Sends requests, each of which asks for an acknowledgement, in one system call, and gives what became of each. The kernel takes the
+/// lock of network configuration for each of them, but nobody else's turn comes in between as it does when user space has to be woken.
+pub fn send_all(requests: Vec<Request>) -> io::Result<Vec<io::Result<()>>> {
+    let mut outcomes: Vec<Option<io::Result<()>>> = requests.iter().map(|_| None).collect();
+    let messages: Vec<Vec<u8>> =
+        (0..).zip(requests).map(|(number, request)| request.message(number)).collect();
+    let socket = sent(&messages.concat())?;
+    let mut buffer = vec![0u8; 4096];
+    while outcomes.iter().any(Option::is_none) {
+        let got = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        let mut rest = &buffer[..got];
+        while let (Some(length), Some(kind), Some(number)) = (word(rest, 0), half(rest, 4), word(rest, 8)) {
+            let body = rest.get(HEADER..length as usize).ok_or(io::ErrorKind::InvalidData)?;
+            if let (ERROR, Some(place)) = (kind, outcomes.get_mut(number as usize)) {
+                *place = Some(outcome(body));
+            }
+            rest = rest.get((length as usize).next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+    Ok(outcomes.into_iter().flatten().collect())
+}
+
+/// A socket over which these bytes went to the kernel.
+fn sent(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let socket: OwnedFd =
+        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+    sendto(socket.as_raw_fd(), bytes, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    Ok(socket)
+}
+
+/// What an acknowledgement says.
+fn outcome(body: &[u8]) -> io::Result<()> {
+    match word(body, 0).map_or(libc::EBADMSG, |n| n.cast_signed().wrapping_neg()) {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
     }
 }

@@ -47,14 +47,19 @@ pub struct Datapath {
     /// What is remembered may not be what is there: read it again before the next write.
     pub(super) doubt: bool,
     pub(super) looks: u32,
-    /// Hooks that were in place after the last sync, with their links.
-    pub(super) seated: BTreeMap<(u32, Hook), u32>,
+    /// Hooks that were in place after the last sync.
+    pub(super) seated: BTreeMap<(u32, Hook), HookView>,
+    /// Those of them that a look found otherwise. The others are not looked at by the next sync: each look waits for the lock of all
+    /// network configuration, which whoever starts containers waits for as well.
+    pub(super) doubtful: BTreeSet<(u32, Hook)>,
+    /// Ports whose filters wait for links, and since when.
+    pub(super) waiting: BTreeMap<u32, Instant>,
     /// What the last look found wrong beside the hooks.
     pub(super) damage: Vec<NotEnforced>,
     /// XDP programs of others, as last looked for.
     pub(super) xdp: Vec<NotEnforced>,
     pub(super) seat: Seat,
-    ground: Arc<Ground>,
+    pub(super) ground: Arc<Ground>,
 }
 
 /// What the kernel holds now.
@@ -171,6 +176,8 @@ impl Datapath {
             doubt: true,
             looks: 0,
             seated: BTreeMap::new(),
+            doubtful: BTreeSet::new(),
+            waiting: BTreeMap::new(),
             damage: Vec::new(),
             xdp: Vec::new(),
             seat: Seat::Off,
@@ -224,13 +231,15 @@ impl Datapath {
         }
         let bridges = early::bridges(desired);
         let taken = self.ground.take(&self.attacher, &bridges);
-        let (settled, covered) = taken.map_err(|e| DatapathError::pin("list", &self.pins.links, e))?;
+        let (pinned, covered) = taken.map_err(|e| DatapathError::pin("list", &self.pins.links, e))?;
         report.covered = covered;
+        // What came since may be newer than what this pass has seen.
+        let new: BTreeSet<u32> = report.covered.iter().map(|(port, _)| *port).collect();
         if self.held.generation == 0 {
             // Nothing is enforced yet. Programs without a policy deny everything: they come after it.
             self.write_tables(desired, (&BTreeSet::new(), false), &mut report)?;
         }
-        let attached = self.attach(desired, &mut report);
+        let attached = self.attach(desired, &pinned, &mut report);
         let (sockets, wrong) = sockets::ensure(&self.pins, &self.seat, &self.programs, desired);
         for (hook, done) in &sockets {
             if *done != Done::Kept {
@@ -240,7 +249,9 @@ impl Datapath {
         report.not_enforced.extend(wrong);
         let whole = sockets::sees_all(&self.seat, &sockets);
         self.write_tables(desired, (&attached, whole), &mut report)?;
-        for (ifindex, hook) in settled.difference(&desired.hooks) {
+        let over = pinned.difference(&desired.hooks).filter(|(ifindex, _)| !new.contains(ifindex));
+        for (ifindex, hook) in over {
+            self.ground.forget(*ifindex);
             match self.attacher.detach(*ifindex, *hook) {
                 Ok(()) => report.detached.push((*ifindex, *hook)),
                 Err(e) => report.not_enforced.push(NotEnforced {
@@ -257,17 +268,35 @@ impl Datapath {
         report.repaired.append(&mut self.damage);
         report.generation = self.held.generation;
         report.pickup_until = self.held.pickup_until;
-        let hooks = self.attacher.views().unwrap_or_default();
-        self.seated = hooks.iter().map(|(at, view)| (*at, view.link_id)).collect();
-        report.hooks = hooks.into_values().collect();
-        report.hooks.extend(sockets::views(&self.pins, &self.seat));
+        report.hooks = self.views();
         Ok(report)
     }
 
-    /// Attaches every desired hook; gives the ports that have both of theirs.
-    fn attach(&self, desired: &Desired, report: &mut SyncReport) -> BTreeSet<u32> {
-        let mut live = BTreeSet::new();
+    /// What is attached, as it was last seen.
+    pub(super) fn views(&self) -> Vec<HookView> {
+        let mut views: Vec<_> = self.seated.values().cloned().collect();
+        views.extend(sockets::views(&self.pins, &self.seat));
+        views
+    }
+
+    /// Attaches every desired hook that is not known to be; gives the ports that have both of theirs.
+    fn attach(
+        &mut self,
+        desired: &Desired,
+        pinned: &BTreeSet<(u32, Hook)>,
+        report: &mut SyncReport,
+    ) -> BTreeSet<u32> {
+        let (mut live, mut seated) = (BTreeSet::new(), BTreeMap::new());
         for (ifindex, hook) in &desired.hooks {
+            let at = (*ifindex, *hook);
+            if let Some(view) = self.seated.get(&at)
+                && pinned.contains(&at)
+                && !self.doubtful.contains(&at)
+            {
+                seated.insert(at, HookView { interface: attach::interface(*ifindex), ..view.clone() });
+                live.insert(at);
+                continue;
+            }
             let done = match self.attacher.ensure(&self.programs, *ifindex, *hook) {
                 Ok(done) => done,
                 Err(e) => {
@@ -278,7 +307,7 @@ impl Datapath {
                     continue;
                 }
             };
-            if let Some(why) = done.cured(*hook).filter(|_| self.seated.contains_key(&(*ifindex, *hook))) {
+            if let Some(why) = done.cured(*hook).filter(|_| self.seated.contains_key(&at)) {
                 report.repaired.push(NotEnforced { what: attach::interface(*ifindex), why });
             }
             match done {
@@ -292,8 +321,12 @@ impl Datapath {
                 }
                 Done::Replaced(_) | Done::MovedFirst(_) => report.mended.push((*ifindex, *hook)),
             }
-            live.insert((*ifindex, *hook));
+            live.insert(at);
+            seated.extend(self.attacher.view(*ifindex, *hook).ok().flatten().map(|view| (at, view)));
         }
+        self.seated = seated;
+        self.doubtful.clear();
+        self.wait_for_links();
         let both = |ifindex: u32| {
             live.contains(&(ifindex, Hook::PortIn)) && live.contains(&(ifindex, Hook::PortOut))
         };

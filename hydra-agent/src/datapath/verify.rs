@@ -84,16 +84,19 @@ impl Datapath {
             && held.zip(ends).any(|(row, end)| row.until.abs_diff(end) > CLOCK_SLACK)
     }
 
-    fn hooks_wrong(&self, desired: &Desired) -> Vec<NotEnforced> {
+    fn hooks_wrong(&mut self, desired: &Desired) -> Vec<NotEnforced> {
         let pinned = self.attacher.pinned().unwrap_or_default();
         let right = |ifindex, hook| {
-            let link = self.seated.get(&(ifindex, hook)).filter(|_| pinned.contains(&(ifindex, hook)));
-            link.is_some_and(|link| self.attacher.is_first(&self.programs, ifindex, hook, *link))
+            let view = self.seated.get(&(ifindex, hook)).filter(|_| pinned.contains(&(ifindex, hook)));
+            view.is_some_and(|view| self.attacher.is_first(&self.programs, ifindex, hook, view.link_id))
         };
-        let doubtful = desired.hooks.iter().filter(|(ifindex, hook)| !right(*ifindex, *hook));
-        doubtful
-            .filter_map(|(ifindex, hook)| self.attacher.complaint(&self.programs, *ifindex, *hook))
-            .collect()
+        let unclear = desired.hooks.iter().filter(|(ifindex, hook)| !right(*ifindex, *hook));
+        let complaint = |(ifindex, hook): &(u32, Hook)| {
+            Some(((*ifindex, *hook), self.attacher.complaint(&self.programs, *ifindex, *hook)?))
+        };
+        let (at, wrong): (Vec<_>, _) = unclear.filter_map(complaint).unzip();
+        self.doubtful.extend(at);
+        wrong
     }
 
     fn pins_gone(&self) -> Option<String> {

@@ -25,8 +25,8 @@ const KEPT: usize = 4096;
 
 type Times = Arc<Mutex<BTreeMap<u32, Instant>>>;
 
-/// An interface, and the one that it is a port of.
-pub type Port = (u32, u32);
+/// An interface, and the one that it is a port of now.
+pub type Port = (u32, Option<u32>);
 
 /// See the module.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub struct Appearances {
 }
 
 impl Appearances {
-    /// Begins to listen in the calling thread's namespace, for as long as the process lives. Every message of a port is passed on.
+    /// Begins to listen in the calling thread's namespace, for as long as the process lives. What every message says of an interface as a port is passed on.
     pub fn open(ports: Sender<Port>) -> Result<Self, NetlinkError> {
         let failed = |what: &'static str| move |source: io::Error| NetlinkError::Socket { what, source };
         let mut socket = Socket::new(NETLINK_ROUTE).map_err(failed("opened"))?;
@@ -103,14 +103,21 @@ fn note(times: &Times, message: &[u8], now: Instant) {
     }
 }
 
-/// The port that a message is about, if it is about one.
+/// What a message says of an interface.
 fn port(message: &[u8]) -> Option<Port> {
-    let (_, index) = head(message).filter(|(kind, _)| *kind == NEW_LINK)?;
+    match head(message)? {
+        (NEW_LINK, index) => Some((index, master(message))),
+        (DELETE_LINK, index) => Some((index, None)),
+        _ => None,
+    }
+}
+
+fn master(message: &[u8]) -> Option<u32> {
     let mut at = HEAD;
     loop {
         let length = usize::from(half(message, at)?).max(4);
         if half(message, at + 2)? == MASTER {
-            return Some((index, word(message, at + 4)?));
+            return word(message, at + 4);
         }
         at += length.next_multiple_of(4);
     }
@@ -160,14 +167,17 @@ mod tests {
         };
         let name = attribute(3, b"veth1\0");
         let whole = [message(NEW_LINK, 7), name.clone(), attribute(MASTER, &4_u32.to_ne_bytes())].concat();
-        assert_eq!(port(&whole), Some((7, 4)));
+        assert_eq!(port(&whole), Some((7, Some(4))));
         for length in 0..whole.len() {
-            assert_eq!(port(&whole[..length]), None, "{length} bytes");
+            let cut = port(&whole[..length]);
+            assert_eq!(cut, (length >= 24).then_some((7, None)), "{length} bytes");
         }
-        assert_eq!(port(&[message(NEW_LINK, 7), name].concat()), None);
+        assert_eq!(port(&[message(NEW_LINK, 7), name].concat()), Some((7, None)));
         let gone = [message(DELETE_LINK, 7), attribute(MASTER, &4_u32.to_ne_bytes())].concat();
-        assert_eq!(port(&gone), None);
-        assert_eq!(port(&[message(NEW_LINK, 7), vec![0; 64]].concat()), None, "attributes without a length");
+        assert_eq!(port(&gone), Some((7, None)));
+        let odd = [message(NEW_LINK, 7), vec![0; 64]].concat();
+        assert_eq!(port(&odd), Some((7, None)), "attributes without a length");
+        assert_eq!(port(&message(21, 7)), None, "another kind");
     }
 
     #[test]

@@ -226,6 +226,14 @@ impl Agent {
         mend
     }
 
+    /// Lets filters become links, and publishes which have.
+    pub async fn settle(&mut self) {
+        if let Some(hooks) = self.kernel.settle().await {
+            self.hooks = hooks;
+            self.publish();
+        }
+    }
+
     /// What is still wrong after mending stays in the status.
     pub async fn verify_mended(&mut self) {
         let Some(desired) = self.desired.clone() else { return };

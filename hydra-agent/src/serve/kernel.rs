@@ -8,7 +8,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::datapath::{Collector, Datapath, SyncReport};
 use crate::desired::Desired;
-use crate::published::NotEnforced;
+use crate::published::{HookView, NotEnforced};
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -64,6 +64,12 @@ impl Kernel {
         let datapath = self.datapath.clone();
         let looked = spawn_blocking(move || question(&mut lock(&datapath))).await;
         looked.unwrap_or_else(|e| vec![NotEnforced { what: "tables".to_owned(), why: e.to_string() }])
+    }
+
+    /// Puts links in the places of filters, if it is time to: what is attached then.
+    pub async fn settle(&self) -> Option<Vec<HookView>> {
+        let datapath = self.datapath.clone();
+        spawn_blocking(move || lock(&datapath).settle()).await.unwrap_or_default()
     }
 
     /// Takes the flows of containers that are gone out of the table, while the loop goes on.

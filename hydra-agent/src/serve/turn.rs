@@ -147,6 +147,8 @@ impl Loop {
         if self.retry.is_none() && self.agent.verify().await {
             self.look().await;
             self.agent.verify_mended().await;
+        } else if self.retry.is_none() {
+            self.agent.settle().await;
         }
         self.ticks = self.ticks.wrapping_add(1);
         if self.ticks.is_multiple_of(UPKEEP) {

@@ -1,8 +1,10 @@
 //! Ports that come to a bridge of the policy while nobody looks.
 
-use aya::programs::{SchedClassifier, TcAttachType};
-use hydra_agent::datapath::{Datapath, Mechanism, purge};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions};
+use hydra_agent::datapath::{Datapath, Mechanism, OBJECT, Room, purge};
 use hydra_agent::desired::Desired;
+use hydra_agent::published::HookView;
+use hydra_common::tables;
 use hydra_common::verdict::Hook;
 use std::path::Path;
 
@@ -28,26 +30,32 @@ const NONE: ([usize; 2], [usize; 2]) = ([0, 0], [0, 0]);
 const FILTERS: ([usize; 2], [usize; 2]) = ([1, 1], [0, 0]);
 const LINKS: ([usize; 2], [usize; 2]) = ([0, 0], [1, 1]);
 
+/// Of the hooks of one interface: hook, mechanism, position.
+fn names(hooks: &[HookView], port: u32) -> Vec<(&str, &str, u32)> {
+    let on = hooks.iter().filter(|h| h.ifindex == port);
+    on.map(|h| (h.hook.as_str(), h.mechanism.as_str(), h.position)).collect()
+}
+
 fn marks(bpffs: &Path) -> usize {
     let links = std::fs::read_dir(root(bpffs).join("links")).unwrap();
     links.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().ends_with("-clsact")).count()
 }
 
 #[test]
-fn a_new_port_has_filters_at_once_and_links_with_the_next_pass() {
+fn a_new_port_has_filters_at_once_and_links_when_it_is_calm() {
     apart(|bpffs| {
         let (mut desired, a, _) = two_containers();
         let mut datapath = open(bpffs);
         let early = datapath.early().unwrap();
         let c = veth("hyc");
-        early.port(c, 7);
+        early.port(c, Some(7));
         assert_eq!(programs(), NONE, "without a policy they would deny everything");
         let bridge = bridge(&mut datapath, &mut desired);
-        early.port(c, bridge + 1);
+        early.port(c, Some(bridge + 1));
         assert_eq!(programs(), NONE, "a bridge that the policy does not name");
-        early.port(c, bridge);
-        early.port(c, bridge);
-        early.port(a, bridge);
+        early.port(c, Some(bridge));
+        early.port(c, Some(bridge));
+        early.port(a, Some(bridge));
         assert_eq!((programs(), marks(bpffs)), (FILTERS, 2));
         assert_eq!(filters("hya", "ingress"), 0, "it has its links");
 
@@ -56,12 +64,23 @@ fn a_new_port_has_filters_at_once_and_links_with_the_next_pass() {
         assert_eq!((programs(), report.detached), (FILTERS, vec![]), "a pass that began before it came");
         container(&mut desired, c, 3, "10.1.0.3", APPS);
         let report = datapath.sync(&desired).unwrap();
-        assert_eq!(report.attached, [(c, Hook::PortIn), (c, Hook::PortOut)]);
-        assert_eq!((programs(), marks(bpffs)), (LINKS, 0));
-        assert_eq!((report.repaired, datapath.verify(&desired)), (vec![], vec![]));
+        assert_eq!((report.attached, report.repaired, programs()), (vec![], vec![], FILTERS));
+        let wait = (names(&report.hooks, c), datapath.verify(&desired));
+        assert_eq!(wait, (vec![("port-in", "clsact", 0), ("port-out", "clsact", 0)], vec![]));
+        assert_eq!(
+            endpoint(bpffs, "10.1.0.3").unwrap().flags & tables::Endpoint::ATTACHED,
+            tables::Endpoint::ATTACHED
+        );
+        assert_eq!(datapath.settle(), None, "a port is new");
+        let hooks = settle(&mut datapath);
+        assert_eq!(names(&hooks, c), [("port-in", "tcx", 0), ("port-out", "tcx", 0)]);
+        assert_eq!((programs(), marks(bpffs), datapath.verify(&desired)), (LINKS, 0, vec![]));
+        let report = datapath.sync(&desired).unwrap();
+        assert_eq!((report.attached, report.mended, report.hooks), (vec![], vec![], hooks));
+        assert_eq!(datapath.settle(), None, "nothing waits any more");
 
         // What the kernel says of a port that has its programs makes it no newer.
-        early.port(c, bridge);
+        early.port(c, Some(bridge));
         desired.hooks.retain(|(index, _)| *index != c);
         let report = datapath.sync(&desired).unwrap();
         assert_eq!((report.covered, report.detached), (vec![], vec![(c, Hook::PortIn), (c, Hook::PortOut)]));
@@ -77,7 +96,7 @@ fn filters_of_a_port_that_no_pass_wants_go() {
         let early = datapath.early().unwrap();
         let bridge = bridge(&mut datapath, &mut desired);
         let c = veth("hyc");
-        early.port(c, bridge);
+        early.port(c, Some(bridge));
         datapath.sync(&desired).unwrap();
         let report = datapath.sync(&desired).unwrap();
         assert_eq!(report.detached, [(c, Hook::PortIn), (c, Hook::PortOut)], "one that has seen where it is");
@@ -85,7 +104,7 @@ fn filters_of_a_port_that_no_pass_wants_go() {
 
         desired.hooks.retain(|(index, _)| *index != bridge);
         datapath.sync(&desired).unwrap();
-        early.port(c, bridge);
+        early.port(c, Some(bridge));
         assert_eq!(programs(), NONE, "the policy names the bridge no more");
     });
 }
@@ -97,17 +116,19 @@ fn filters_that_an_agent_left_when_it_died_are_found_by_the_next_and_by_purge() 
         let mut datapath = open(bpffs);
         let bridge = bridge(&mut datapath, &mut desired);
         let c = veth("hyc");
-        datapath.early().unwrap().port(c, bridge);
+        datapath.early().unwrap().port(c, Some(bridge));
         drop(datapath);
         assert_eq!(programs(), FILTERS);
         container(&mut desired, c, 3, "10.1.0.3", APPS);
         let mut datapath = open(bpffs);
-        datapath.sync(&desired).unwrap();
+        let report = datapath.sync(&desired).unwrap();
+        assert_eq!((report.attached, report.mended, programs()), (vec![], vec![], FILTERS), "they go on");
+        settle(&mut datapath);
         assert_eq!((programs(), marks(bpffs)), (LINKS, 0));
 
         ip("link del hyc");
         let c = veth("hyc");
-        datapath.early().unwrap().port(c, bridge);
+        datapath.early().unwrap().port(c, Some(bridge));
         drop(datapath);
         // As an older version would have left them.
         std::fs::rename(root(bpffs), bpffs.join("v1")).unwrap();
@@ -123,7 +144,7 @@ fn filters_that_an_agent_left_when_it_died_are_found_by_the_next_and_by_purge() 
         let c = veth("hyc");
         desired.hooks = [(bridge, Hook::BridgeIn)].into();
         datapath.sync(&desired).unwrap();
-        datapath.early().unwrap().port(c, bridge);
+        datapath.early().unwrap().port(c, Some(bridge));
         drop(datapath);
         assert_eq!(programs(), FILTERS);
         assert_eq!(purge(bpffs).unwrap().failed, Vec::<String>::new());
@@ -138,10 +159,101 @@ fn where_filters_are_what_is_used_the_pass_keeps_them() {
         let mut datapath = Datapath::open(bpffs, Mechanism::Clsact).unwrap();
         let bridge = bridge(&mut datapath, &mut desired);
         let c = veth("hyc");
-        datapath.early().unwrap().port(c, bridge);
+        datapath.early().unwrap().port(c, Some(bridge));
         container(&mut desired, c, 3, "10.1.0.3", APPS);
         let report = datapath.sync(&desired).unwrap();
         assert_eq!((report.attached, report.mended), (vec![], vec![]));
         assert_eq!((programs(), datapath.verify(&desired)), (FILTERS, vec![]));
+    });
+}
+
+#[test]
+fn a_filter_that_waits_for_its_link_lets_nobody_in_front_and_is_not_missed() {
+    apart(|bpffs| {
+        let (mut desired, ..) = two_containers();
+        let mut datapath = open(bpffs);
+        let bridge = bridge(&mut datapath, &mut desired);
+        let early = datapath.early().unwrap();
+        let c = veth("hyc");
+        early.port(c, Some(bridge));
+        container(&mut desired, c, 3, "10.1.0.3", APPS);
+        datapath.sync(&desired).unwrap();
+        assert_eq!(datapath.verify(&desired), vec![]);
+
+        // Programs of others are TCX's, which run before every filter.
+        let mut other = foreign();
+        let program: &mut SchedClassifier =
+            other.program_mut(hydra_common::names::PROGRAMS[0]).unwrap().try_into().unwrap();
+        let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+        program.attach_with_options("hyc", TcAttachType::Ingress, first).unwrap();
+        let wrong = datapath.verify(&desired);
+        let why = format!("others run before hydra's at port-in: program {}", program.info().unwrap().id());
+        assert_eq!(wrong.iter().map(|w| (w.what.as_str(), &w.why)).collect::<Vec<_>>(), [("hyc", &why)]);
+        let report = datapath.sync(&desired).unwrap();
+        assert_eq!((report.mended, report.repaired), (vec![(c, Hook::PortIn)], wrong));
+        assert_eq!((programs(), datapath.verify(&desired)), (([0, 1], [2, 0]), vec![]));
+        assert_eq!(names(&report.hooks, c), [("port-in", "tcx", 0), ("port-out", "clsact", 0)]);
+
+        // Somebody takes the other filter away.
+        let removed =
+            std::process::Command::new("tc").args(["qdisc", "del", "dev", "hyc", "clsact"]).status();
+        assert!(removed.unwrap().success());
+        let wrong = datapath.verify(&desired);
+        assert_eq!(wrong.iter().map(|w| w.why.as_str()).collect::<Vec<_>>(), ["no program at port-out"]);
+        let report = datapath.sync(&desired).unwrap();
+        assert_eq!((report.attached, report.repaired), (vec![(c, Hook::PortOut)], wrong));
+        assert_eq!((programs(), marks(bpffs), datapath.verify(&desired)), (([0, 0], [2, 1]), 0, vec![]));
+    });
+}
+
+#[test]
+fn another_object_takes_the_place_of_filters_that_wait() {
+    apart(|bpffs| {
+        let (mut desired, ..) = two_containers();
+        let mut datapath = open(bpffs);
+        let bridge = bridge(&mut datapath, &mut desired);
+        let c = veth("hyc");
+        datapath.early().unwrap().port(c, Some(bridge));
+        container(&mut desired, c, 3, "10.1.0.3", APPS);
+        datapath.sync(&desired).unwrap();
+        drop(datapath);
+        let object = [OBJECT, &[0]].concat();
+        let mut datapath = Datapath::open_object(bpffs, Mechanism::Auto, Room::default(), &object).unwrap();
+        let report = datapath.sync(&desired).unwrap();
+        let mended = |hook| report.mended.contains(&(c, hook));
+        assert!(mended(Hook::PortIn) && mended(Hook::PortOut), "{:?}", report.mended);
+        assert_eq!((programs(), datapath.verify(&desired)), (FILTERS, vec![]));
+        assert_eq!(
+            std::fs::read_dir(root(bpffs).join("programs")).unwrap().count(),
+            1,
+            "the old ones are gone"
+        );
+        settle(&mut datapath);
+        assert_eq!((programs(), marks(bpffs), datapath.verify(&desired)), (LINKS, 0, vec![]));
+    });
+}
+
+#[test]
+fn a_port_is_looked_at_once_as_long_as_it_is_one() {
+    apart(|bpffs| {
+        let (mut desired, ..) = two_containers();
+        let mut datapath = open(bpffs);
+        let bridge = bridge(&mut datapath, &mut desired);
+        let early = datapath.early().unwrap();
+        let c = veth("hyc");
+        let again = |between: Option<Option<u32>>| {
+            early.port(c, Some(bridge));
+            let removed =
+                std::process::Command::new("tc").args(["qdisc", "del", "dev", "hyc", "clsact"]).status();
+            assert!(removed.unwrap().success());
+            between.map(|master| early.port(c, master));
+            early.port(c, Some(bridge));
+            let there = programs();
+            early.port(c, None);
+            there
+        };
+        assert_eq!(again(None), NONE, "somebody else's hand is the passes' matter");
+        assert_eq!(again(Some(None)), FILTERS, "it left the bridge, or its number is another's now");
+        assert_eq!(again(Some(Some(bridge + 1))), FILTERS);
     });
 }

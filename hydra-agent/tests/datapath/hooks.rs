@@ -124,8 +124,10 @@ fn clsact_carries_the_programs_where_it_is_chosen() {
 
         // To TCX and back: never without one of the two.
         let mut datapath = Datapath::open(bpffs, Mechanism::Tcx).unwrap();
-        assert_eq!(datapath.sync(&desired).unwrap().attached.len(), 4);
-        assert!(datapath.hooks().iter().all(|h| h.mechanism == "tcx" && h.position == 0));
+        let report = datapath.sync(&desired).unwrap();
+        assert_eq!((report.attached, report.mended, report.hooks.len()), (vec![], vec![], 4));
+        assert!(settle(&mut datapath).iter().all(|h| h.mechanism == "tcx" && h.position == 0));
+        assert_eq!(datapath.verify(&desired), Vec::new());
         assert_eq!(filters("hyb", "ingress"), 0, "the filter went");
         assert_eq!(filters("hya", "ingress"), 1, "the other one's stays");
         drop(datapath);
@@ -245,14 +247,6 @@ fn a_foreign_filter_in_front_is_passed_and_one_of_another_protocol_reported() {
         assert_eq!(datapath.verify(&desired), Vec::new());
         std::fs::remove_file(pin).unwrap();
     });
-}
-
-/// Somebody else's program: ours under another loader, with maps of its own.
-fn foreign() -> aya::Ebpf {
-    let mut ebpf = EbpfLoader::new().load(OBJECT).unwrap();
-    let program: &mut SchedClassifier = ebpf.program_mut(names::PROGRAMS[0]).unwrap().try_into().unwrap();
-    program.load().unwrap();
-    ebpf
 }
 
 fn tc(arguments: &str) {

@@ -193,3 +193,24 @@ pub fn filters(interface: &str, side: &str) -> usize {
     let output = Command::new("tc").args(["filter", "show", "dev", interface, side]).output().unwrap();
     String::from_utf8_lossy(&output.stdout).matches(" handle ").count()
 }
+
+/// Somebody else's program: ours under another loader, with maps of its own.
+pub fn foreign() -> aya::Ebpf {
+    let mut ebpf = aya::EbpfLoader::new().load(hydra_agent::datapath::OBJECT).unwrap();
+    let program: &mut aya::programs::SchedClassifier =
+        ebpf.program_mut(names::PROGRAMS[0]).unwrap().try_into().unwrap();
+    program.load().unwrap();
+    ebpf
+}
+
+/// Waits until it is calm enough for links.
+pub fn settle(datapath: &mut Datapath) -> Vec<hydra_agent::published::HookView> {
+    let start = std::time::Instant::now();
+    loop {
+        if let Some(hooks) = datapath.settle() {
+            return hooks;
+        }
+        assert!(start.elapsed() < std::time::Duration::from_secs(20), "no links");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}

@@ -1,5 +1,5 @@
-//! A program that runs another one, for the moment in which that one moves: the kernel can neither move a link nor run one program
-//! twice in a chain.
+//! Programs for the moment in which another one moves: one that runs it, since the kernel can neither move a link nor run one program
+//! twice in a chain, and one that does nothing, so that two do not judge the same packet.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -16,6 +16,8 @@ const PSEUDO_MAP_FD: u8 = 1;
 const TAIL_CALL: i32 = 12;
 /// `TC_ACT_SHOT`.
 const SHOT: i32 = 2;
+/// `TCX_NEXT`.
+const NEXT: i32 = -1;
 
 #[derive(IntoBytes, Immutable)]
 #[repr(C)]
@@ -55,22 +57,31 @@ impl StandIn {
             instruction(0xb7, 0, SHOT),
             instruction(0x95, 0, 0),
         ];
-        let (license, mut name) = (c"GPL", [0; 16]);
-        name[..14].copy_from_slice(b"hydra_stand_in");
-        let mut attr = ProgramLoad {
-            kind: PROG_SCHED_CLS,
-            count: code.len() as u32,
-            code: at(code.as_ptr()),
-            license: at(license.as_ptr()),
-            log_level: 0,
-            log_size: 0,
-            log: 0,
-            kernel_version: 0,
-            flags: 0,
-            name,
-        };
-        Ok(Self { program: call(PROG_LOAD, &mut attr).map(owned)?, _array: array })
+        Ok(Self { program: load(&code)?, _array: array })
     }
+}
+
+/// Loads a classifier that leaves everything to whoever comes after it.
+pub fn idle() -> io::Result<OwnedFd> {
+    load(&[instruction(0xb7, 0, NEXT), instruction(0x95, 0, 0)])
+}
+
+fn load(code: &[[u8; 8]]) -> io::Result<OwnedFd> {
+    let (license, mut name) = (c"GPL", [0; 16]);
+    name[..14].copy_from_slice(b"hydra_stand_in");
+    let mut attr = ProgramLoad {
+        kind: PROG_SCHED_CLS,
+        count: code.len() as u32,
+        code: at(code.as_ptr()),
+        license: at(license.as_ptr()),
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel_version: 0,
+        flags: 0,
+        name,
+    };
+    call(PROG_LOAD, &mut attr).map(owned)
 }
 
 impl AsFd for StandIn {
