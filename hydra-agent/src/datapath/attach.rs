@@ -41,6 +41,21 @@ pub struct Seat {
     pub before: Vec<u32>,
 }
 
+impl Seat {
+    /// For everybody.
+    pub fn view(&self, ifindex: u32, hook: Hook) -> HookView {
+        HookView {
+            interface: interface(ifindex),
+            ifindex,
+            hook: hook.as_str().to_owned(),
+            mechanism: if self.link == 0 { "clsact" } else { "tcx" }.to_owned(),
+            program_id: self.program,
+            link_id: self.link,
+            position: self.before.len() as u32,
+        }
+    }
+}
+
 /// What [`Attacher::ensure`] had to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Done {
@@ -189,16 +204,23 @@ impl Attacher {
     }
 
     /// Puts a hook's program first, whatever is there. A filter that [`Self::cover`] put there stays where nothing runs before it.
-    pub fn ensure(&self, programs: &Programs, ifindex: u32, hook: Hook) -> io::Result<Done> {
+    /// Gives the seat as well where nothing had to be done.
+    pub fn ensure(&self, programs: &Programs, ifindex: u32, hook: Hook) -> io::Result<(Done, Option<Seat>)> {
         self.put(programs, ifindex, hook, true)
     }
 
     /// The same, with a link in the place of such a filter.
-    pub fn settle(&self, programs: &Programs, ifindex: u32, hook: Hook) -> io::Result<Done> {
-        self.put(programs, ifindex, hook, false)
+    pub fn settle(&self, programs: &Programs, ifindex: u32, hook: Hook) -> io::Result<()> {
+        self.put(programs, ifindex, hook, false).map(drop)
     }
 
-    fn put(&self, programs: &Programs, ifindex: u32, hook: Hook, patient: bool) -> io::Result<Done> {
+    fn put(
+        &self,
+        programs: &Programs,
+        ifindex: u32,
+        hook: Hook,
+        patient: bool,
+    ) -> io::Result<(Done, Option<Seat>)> {
         let (program, id) = programs.get(hook);
         let _turn = self.turns.take();
         if !self.tcx {
@@ -207,10 +229,10 @@ impl Attacher {
                 self.mark_filter(program, ifindex, hook)?;
             }
             self.remove_link(ifindex, hook)?;
-            return Ok(done);
+            return Ok((done, None));
         }
         let path = self.pins.link(ifindex, hook);
-        let mut done = None;
+        let (mut done, mut found) = (None, None);
         if let Some(link) = open(&path)? {
             match tcx_seat(&link, ifindex, hook)? {
                 Some(seat) => {
@@ -220,8 +242,9 @@ impl Attacher {
                     }
                     if !seat.before.is_empty() {
                         move_first(&link, program, &path, ifindex, hook)?;
-                        done = Some(Done::MovedFirst(seat.before));
+                        done = Some(Done::MovedFirst(seat.before.clone()));
                     }
+                    found = done.is_none().then_some(seat);
                     done = done.or(Some(Done::Kept));
                 }
                 // A pin outlives its interface; a new interface may have got the old one's number.
@@ -239,16 +262,16 @@ impl Attacher {
                 Some(seat) if seat.program != id => {
                     clsact::ensure(program.as_fd(), id, ifindex, hook)?;
                     self.mark_filter(program, ifindex, hook)?;
-                    return Ok(Done::Replaced(seat.program));
+                    return Ok((Done::Replaced(seat.program), None));
                 }
-                Some(_) if patient => return Ok(Done::Kept),
+                Some(seat) if patient => return Ok((Done::Kept, Some(seat))),
                 Some(_) => replace_filter(program, &path, ifindex, hook).map(|()| Done::Kept)?,
             }
         };
         if self.pins.filter(ifindex, hook).exists() {
             self.remove_filter(ifindex, hook)?;
         }
-        Ok(done)
+        Ok((done, found))
     }
 
     /// Puts these programs (with the kernel's numbers of them) on hooks of an interface that have none, as filters: those do not wait
@@ -305,15 +328,7 @@ impl Attacher {
 
     /// What is really attached at one hook.
     pub fn view(&self, ifindex: u32, hook: Hook) -> io::Result<Option<HookView>> {
-        Ok(self.seat(ifindex, hook)?.map(|seat| HookView {
-            interface: interface(ifindex),
-            ifindex,
-            hook: hook.as_str().to_owned(),
-            mechanism: if seat.link == 0 { "clsact" } else { "tcx" }.to_owned(),
-            program_id: seat.program,
-            link_id: seat.link,
-            position: seat.before.len() as u32,
-        }))
+        Ok(self.seat(ifindex, hook)?.map(|seat| seat.view(ifindex, hook)))
     }
 
     /// Whether this link of ours, which must still be pinned, is the first there. One system call: for looks that find nothing.

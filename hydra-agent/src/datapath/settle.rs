@@ -44,7 +44,7 @@ impl Datapath {
             return false;
         }
         let done = self.attacher.settle(&self.programs, port, hook);
-        let view = done.and_then(|_| self.attacher.view(port, hook));
+        let view = done.and_then(|()| self.attacher.view(port, hook));
         match view {
             Ok(Some(view)) => drop(self.seated.insert((port, hook), view)),
             // The port is gone, as the next pass will see.

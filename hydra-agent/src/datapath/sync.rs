@@ -297,7 +297,7 @@ impl Datapath {
                 live.insert(at);
                 continue;
             }
-            let done = match self.attacher.ensure(&self.programs, *ifindex, *hook) {
+            let (done, seat) = match self.attacher.ensure(&self.programs, *ifindex, *hook) {
                 Ok(done) => done,
                 Err(e) => {
                     report.not_enforced.push(NotEnforced {
@@ -322,7 +322,11 @@ impl Datapath {
                 Done::Replaced(_) | Done::MovedFirst(_) => report.mended.push((*ifindex, *hook)),
             }
             live.insert(at);
-            seated.extend(self.attacher.view(*ifindex, *hook).ok().flatten().map(|view| (at, view)));
+            let view = match seat {
+                Some(seat) => Some(seat.view(*ifindex, *hook)),
+                None => self.attacher.view(*ifindex, *hook).ok().flatten(),
+            };
+            seated.extend(view.map(|view| (at, view)));
         }
         self.seated = seated;
         self.doubtful.clear();

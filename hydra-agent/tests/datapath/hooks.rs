@@ -83,12 +83,33 @@ fn a_foreign_program_in_front_is_reported_and_passed() {
         let report = datapath.sync(&desired).unwrap();
         assert_eq!(report.mended, [(a, Hook::PortIn)]);
         assert_eq!(report.repaired, complaints);
-        assert_eq!(datapath.verify(&desired), Vec::new());
+        assert_eq!((datapath.verify(&desired), datapath.hooks()), (Vec::new(), report.hooks));
         let (_, chain) = SchedClassifier::query_tcx("hya", TcAttachType::Ingress).unwrap();
         let chain: Vec<u32> = chain.iter().map(ProgramInfo::id).collect();
         let ours =
             datapath.hooks().iter().find(|h| h.ifindex == a && h.hook == "port-in").unwrap().program_id;
         assert_eq!(chain, [ours, other_id], "the other one is still there, and nothing of the move is left");
+    });
+}
+
+#[test]
+fn a_pass_looks_at_no_hook_that_no_look_found_wrong() {
+    apart(|bpffs| {
+        let (desired, a, _) = two_containers();
+        let mut datapath = open(bpffs);
+        let before = datapath.sync(&desired).unwrap().hooks;
+        let mut other = foreign();
+        let program: &mut SchedClassifier =
+            other.program_mut(names::PROGRAMS[0]).unwrap().try_into().unwrap();
+        let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+        program.attach_with_options("hya", TcAttachType::Ingress, first).unwrap();
+        let report = datapath.sync(&desired).unwrap();
+        assert_eq!((report.mended, report.hooks), (vec![], before), "each look takes the lock of all links");
+        assert_eq!(datapath.verify(&desired).len(), 1);
+        assert_eq!(datapath.sync(&desired).unwrap().mended, [(a, Hook::PortIn)]);
+        ip("link set hya name hyz");
+        let report = datapath.sync(&desired).unwrap();
+        assert_eq!(report.hooks.iter().filter(|h| h.interface == "hyz").count(), 2, "names are today's");
     });
 }
 
