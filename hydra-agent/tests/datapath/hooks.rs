@@ -1,10 +1,9 @@
 //! Programs on interfaces that come and go, beside those of others.
 
-use aya::EbpfLoader;
 use aya::maps::HashMap;
 use aya::programs::tc::{NlOptions, TcAttachOptions, TcHandle, qdisc_add_clsact};
 use aya::programs::{LinkOrder, ProgramInfo, SchedClassifier, TcAttachType};
-use hydra_agent::datapath::{Datapath, Mechanism, OBJECT, purge};
+use hydra_agent::datapath::{Datapath, Mechanism, purge};
 use hydra_common::address::Address;
 use hydra_common::names;
 use hydra_common::tables::{self};
