@@ -8,6 +8,7 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -212,6 +213,48 @@ fn a_new_port_has_its_programs_while_every_pass_is_held_up() {
     assert_eq!(other.with(b"held up").len(), 0, "either port carries programs");
     let linked = || ports.iter().all(|port| lab.filters(port).unwrap() == 0);
     assert!(eventually(linked), "links take the filters' places");
+}
+
+#[test]
+fn a_link_takes_a_filters_place_and_no_packet_passes_both_but_for_an_instant() {
+    let rule = format!("  - {{ name: out, from: data, to: external, ports: [udp/{PORT}] }}\n");
+    let (mut lab, agent) = Lab::start(&(sample::policy() + &rule)).unwrap();
+    let (port, to) = (World::port_name("hynew", 0), (lab.address("outside", false).unwrap(), PORT));
+    // How many were counted twice. A link waits for a grace period of some milliseconds, so in each round many would be.
+    let mut twice = Vec::new();
+    while twice.len() < 5 && twice.iter().all(|over| *over > 5) {
+        come(&mut lab);
+        assert!(eventually(|| lab.filters(&port).unwrap() == 2), "the port is covered");
+        let open = || lab.world.enter("hynew", || UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+        let (first, outside) = (open(), Sniffer::start(&lab.world, "outside").unwrap());
+        assert!(eventually(|| first.send_to(b"first", to).is_ok() && !outside.with(b"first").is_empty()));
+        assert_eq!(lab.filters(&port).unwrap(), 2, "what is enforced is enforced by filters");
+        drop(outside);
+        let (socket, stop) = (open(), AtomicBool::new(false));
+        let sent: u64 = thread::scope(|scope| {
+            let flood = scope.spawn(|| {
+                let mut sent = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    sent += u64::from(socket.send_to(b"flood", to).is_ok());
+                    thread::sleep(Duration::from_micros(50));
+                }
+                sent
+            });
+            let linked = eventually(|| lab.filters(&port).unwrap() == 0);
+            stop.store(true, Ordering::Relaxed);
+            assert!(linked, "links take the filters' places");
+            flood.join().unwrap()
+        });
+        let own = u64::from(socket.local_addr().unwrap().port());
+        let flows = agent.json(&lab.world, &["flows"]).unwrap();
+        let flow = flows.as_array().unwrap().iter().find(|f| f["source_port"] == own && f["rule"] == "out");
+        let counted = flow.unwrap()["packets"].as_u64().unwrap();
+        println!("{sent} sent, {counted} counted");
+        assert!(counted >= sent && sent > 1000, "{counted} of {sent}: none goes around both");
+        twice.push(counted - sent);
+        go(&mut lab);
+    }
+    assert!(twice.iter().any(|over| *over <= 5), "{twice:?} packets were counted twice");
 }
 
 #[test]
