@@ -292,8 +292,10 @@ impl Attacher {
             }
         }
         // Something is there, or was: a pin outlives its interface.
-        let each = programs.iter().map(|(hook, program, id)| self.cover_one(program, *id, ifindex, *hook));
-        each.fold(Ok(fresh), |all, new| Ok(all? | new?))
+        let one = |(hook, program, id): &(Hook, OwnedFd, u32)| self.cover_one(program, *id, ifindex, *hook);
+        // Each of them is tried.
+        let all: Vec<io::Result<bool>> = programs.iter().map(one).collect();
+        all.into_iter().try_fold(fresh, |any, new| Ok(any | new?))
     }
 
     fn cover_one(&self, program: &OwnedFd, id: u32, ifindex: u32, hook: Hook) -> io::Result<bool> {

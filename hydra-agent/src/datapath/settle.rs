@@ -14,7 +14,7 @@ use crate::published::HookView;
 /// No port was new for that long: nobody starts containers.
 const CALM: Duration = Duration::from_secs(2);
 /// Where somebody always does, a port gets its links after that time.
-const LATE: Duration = Duration::from_secs(60);
+const LATE: Duration = Duration::from_mins(1);
 /// Ports at one time, where it is calm.
 const FEW: usize = 4;
 

@@ -246,7 +246,9 @@ fn a_port_is_looked_at_once_as_long_as_it_is_one() {
             let removed =
                 std::process::Command::new("tc").args(["qdisc", "del", "dev", "hyc", "clsact"]).status();
             assert!(removed.unwrap().success());
-            between.map(|master| early.port(c, master));
+            if let Some(master) = between {
+                early.port(c, master);
+            }
             early.port(c, Some(bridge));
             let there = programs();
             early.port(c, None);
