@@ -42,10 +42,15 @@ pub const SPILL: &str = "HYDRA_SPILL";
 pub const SHARES: &str = "HYDRA_SHARES";
 /// `Array<u64>` by [`crate::share::Word`].
 pub const TABLE: &str = "HYDRA_TABLE";
+/// `Array<u32>` by [`crate::share::meeting`]: entries of the first table.
+pub const MEETINGS: &str = "HYDRA_MEETINGS";
 /// `PerCpuArray<Count>`, see [`crate::tables::traffic_index`].
 pub const TRAFFIC: &str = "HYDRA_TRAFFIC";
 /// `PerCpuHashMap<DropKey, Count>`.
 pub const DROPS: &str = "HYDRA_DROPS";
+/// `PerCpuArray<DropSlot>` by [`crate::tables::DropKey::slot`]: what classifiers have dropped, in the slot of the first row that came to
+/// it. [`DROPS`] has the rest.
+pub const DROP_SLOTS: &str = "HYDRA_DROPSLOT";
 /// `PerCpuArray<Count>` by [`crate::verdict::Reason`]: every packet that a hook ended its judgement of.
 pub const REASONS: &str = "HYDRA_REASONS";
 /// `PerCpuArray<u64>` by [`crate::tables::Gauge`].
@@ -60,8 +65,13 @@ pub const SCRATCH: &str = "HYDRA_SCRATCH";
 /// `HashMap` of the programs' own rooms, by a number that is given for one run; user space neither reads nor writes it.
 pub const ROOMS: &str = "HYDRA_ROOMS";
 
+/// `PerCpuArray` of rows of interfaces that classifiers keep near; user space neither reads nor writes it.
+pub const NEAR_LINKS: &str = "HYDRA_NEARLINK";
+/// The same of endpoints.
+pub const NEAR_ENDPOINTS: &str = "HYDRA_NEARENDP";
+
 /// All maps, in the order above.
-pub const MAPS: [&str; 28] = [
+pub const MAPS: [&str; 32] = [
     GENERATION,
     HEADS,
     IDENTITIES,
@@ -82,15 +92,22 @@ pub const MAPS: [&str; 28] = [
     SPILL,
     SHARES,
     TABLE,
+    MEETINGS,
     TRAFFIC,
     DROPS,
+    DROP_SLOTS,
     REASONS,
     GAUGES,
     EVENTS,
     EVENT_WINDOW,
     SCRATCH,
     ROOMS,
+    NEAR_LINKS,
+    NEAR_ENDPOINTS,
 ];
+
+/// Those of them that user space neither reads nor writes.
+pub const PRIVATE: [&str; 4] = [SCRATCH, ROOMS, NEAR_LINKS, NEAR_ENDPOINTS];
 
 /// TC programs by [`crate::verdict::Hook`].
 pub const PROGRAMS: [&str; 5] =

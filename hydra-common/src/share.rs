@@ -26,10 +26,45 @@ pub enum Word {
     /// What [`Word::Spilled`] was before the second table was last found empty: nothing is in it while the two are equal. The agent
     /// writes it.
     Empty = 4,
+    /// Changes with the rows of interfaces and endpoints, after they were written: what a program has kept near of them counts no more.
+    /// 0: nothing is kept. The agent writes it.
+    Rows = 5,
 }
 
 /// Number of [`Word`]s.
-pub const WORDS: u32 = 5;
+pub const WORDS: u32 = 6;
+
+/// Counters of entries by [`meeting`].
+pub const MEETINGS: u32 = 1 << MEETING_BITS;
+const MEETING_BITS: u32 = 15;
+
+/// What the places of a key's entries have in common: its two addresses.
+#[inline(always)]
+fn pair(key: &FlowKey) -> u64 {
+    // Odd numbers with as many ones as zeros (the golden ratio, and two of SplitMix64): what counts is the product's high bits.
+    let mixed = key.a.low().wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ key.b.low().rotate_left(32);
+    mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9)
+}
+
+#[inline(always)]
+const fn at(pair: u64, port: u16) -> u32 {
+    (pair.wrapping_add((port as u64).wrapping_mul(0x94d0_49bb_1331_11eb)) >> (u64::BITS - MEETING_BITS))
+        as u32
+}
+
+/// Where an entry is counted: by both addresses and the port that was called. Others may have the same place.
+#[inline(always)]
+pub fn meeting(key: &FlowKey, opener: u8) -> u32 {
+    at(pair(key), key.port(Side::from_row(opener).other()))
+}
+
+/// Where a key's entry can have been counted, whoever opened it. While both are 0 there is none: that is known from a small table, where
+/// the flow table's own answer comes from memory that is cold, another place for each tuple that a flood tries.
+#[inline(always)]
+pub fn meetings(key: &FlowKey) -> [u32; 2] {
+    let pair = pair(key);
+    [at(pair, key.port(Side::A)), at(pair, key.port(Side::B))]
+}
 
 /// Sources that are counted; beyond that the kernel forgets the one that opened nothing for longest.
 pub const MAX_SHARES: u32 = 16_384;
@@ -213,6 +248,20 @@ mod tests {
         assert_eq!(tables.of(address(3)), 0);
         let evicted: Vec<_> = (2_000..3_000).filter_map(|n| tables.open(address(2), n)).collect();
         assert!(evicted.iter().any(|key| key.a == address(3) || key.b == address(3)));
+    }
+
+    #[test]
+    fn an_entry_is_counted_where_either_end_looks_for_it() {
+        let mut places = std::collections::BTreeSet::new();
+        for n in 0..2_000u16 {
+            let (key, side) = FlowKey::of(address(1), 1_024 + n, address((n % 200) as u8), n, 6);
+            for opener in [side, side.other()] {
+                assert!(meetings(&key).contains(&meeting(&key, opener as u8)));
+            }
+            assert!(meetings(&key).iter().all(|place| *place < MEETINGS));
+            places.extend(meetings(&key));
+        }
+        assert!(places.len() > 3_800, "{} places of 4,000 differ", places.len());
     }
 
     #[test]

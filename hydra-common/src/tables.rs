@@ -627,6 +627,80 @@ pub struct DropKey {
     pub rule: u16,
 }
 
+impl DropKey {
+    /// As a number; only what cannot be is 0: a denial has a reason, and an audited packet its verdict.
+    #[inline(always)]
+    pub const fn number(&self) -> u64 {
+        self.source.0 as u64
+            | (self.destination.0 as u64) << 16
+            | (self.reason as u64) << 32
+            | (self.verdict as u64) << 40
+            | (self.rule as u64) << 48
+    }
+
+    /// Which slot it may have.
+    #[inline(always)]
+    pub const fn slot(&self) -> u32 {
+        (self.number().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - DROP_SLOTS.ilog2())) as u32
+    }
+}
+
+/// Slots of drop counters on each CPU.
+pub const DROP_SLOTS: u32 = 256;
+
+/// Drop counters without a look-up: of the first key that came to the slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct DropSlot {
+    /// [`DropKey::number`]; 0: nobody's yet.
+    pub key: u64,
+    /// What was counted.
+    pub count: Count,
+}
+
+impl DropSlot {
+    /// Whose it is.
+    pub const fn key(&self) -> DropKey {
+        let n = self.key;
+        DropKey {
+            source: Tier(n as u16),
+            destination: Tier((n >> 16) as u16),
+            reason: (n >> 32) as u8,
+            verdict: (n >> 40) as u8,
+            rule: (n >> 48) as u16,
+        }
+    }
+}
+
+/// Whose an address is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Owner {
+    /// As in [`Endpoint`].
+    pub identity: [Identity; 2],
+    /// As in [`Endpoint`].
+    pub container: Container,
+}
+
+impl Owner {
+    /// Whom nothing belongs to: what is sent with such an address is forged.
+    pub const NOBODY: Self = Self { identity: [Identity::UNKNOWN; 2], container: Container::NONE };
+
+    /// The identity in a bank. By a choice: the kernel's target has no place on the stack that an index may point into.
+    #[inline(always)]
+    pub const fn identity(&self, bank: u32) -> Identity {
+        if bank & 1 == 0 { self.identity[0] } else { self.identity[1] }
+    }
+}
+
+impl Endpoint {
+    /// Whose it is.
+    #[inline(always)]
+    pub const fn owner(&self) -> Owner {
+        Owner { identity: self.identity, container: self.container }
+    }
+}
+
 /// The cell of the traffic counters (a per-CPU array) of what passes from one tier to another.
 #[inline(always)]
 pub const fn traffic_index(source: Tier, destination: Tier, audited: bool) -> u32 {
@@ -678,6 +752,22 @@ pub trait Tables {
     fn link(&self, ifindex: u32) -> Option<&Link>;
     /// By exact address.
     fn endpoint(&self, address: &Address) -> Option<&Endpoint>;
+    /// The same as [`Tables::link`], of a frame's sender, once for each frame: may be kept near.
+    #[inline(always)]
+    fn sender(&self, ifindex: u32) -> Option<&Link> {
+        self.link(ifindex)
+    }
+    /// Whose the source address of a frame from an interface is, once for each frame: may be kept near.
+    #[inline(always)]
+    fn owner(&self, _ifindex: u32, source: &Address) -> Option<Owner> {
+        let e = self.endpoint(source)?;
+        Some(e.owner())
+    }
+    /// The same as [`Tables::endpoint`], of a frame's destination: may be kept near.
+    #[inline(always)]
+    fn receiver(&self, destination: &Address) -> Option<&Endpoint> {
+        self.endpoint(destination)
+    }
     /// By the called address, or the unspecified one of its family.
     fn published(&self, key: &PublishKey) -> Option<&Publish>;
     /// By cgroup and place.

@@ -88,7 +88,7 @@ const SECOND: u64 = 1_000_000_000;
 /// reply pass; the opener's next packet is judged as a first one. TCP's established time is that of Linux's conntrack
 /// (`nf_conntrack_tcp_timeout_established`, five days): shorter ones cut idle database connections.
 #[inline(always)]
-pub fn timeout(protocol: u8, state: State) -> u64 {
+pub const fn timeout(protocol: u8, state: State) -> u64 {
     match (protocol, state) {
         (protocol::TCP | protocol::SCTP, State::Established) => 432_000 * SECOND,
         (protocol::TCP, State::Closing) => 120 * SECOND,
@@ -103,11 +103,11 @@ pub fn timeout(protocol: u8, state: State) -> u64 {
 /// an answer would reach whatever has the port of this host. Linux 6.18: 30 s (`nf_conntrack_udp_timeout`), 210 s
 /// (`nf_conntrack_sctp_timeout_established`). TCP's own is left: what does not open is refused by whom it was not meant for.
 #[inline(always)]
-fn translated(protocol: u8, state: State) -> u64 {
+const fn translated(protocol: u8, state: State) -> u64 {
     match (protocol, state) {
         (protocol::TCP, _) => timeout(protocol, state),
         (protocol::SCTP, State::Established) => 180 * SECOND,
-        _ => SHORTEST,
+        _ => 25 * SECOND,
     }
 }
 
@@ -124,8 +124,22 @@ fn unanswered(flow: &Flow, protocol: u8) -> bool {
         && flow.ends[opener] == Far::Outside as u8
 }
 
-/// No flow may be silent for less than this.
+/// No flow may be silent for less than this: of most packets' flows nothing else needs to be known.
 const SHORTEST: u64 = 25 * SECOND;
+
+const _: () = {
+    let mut protocol = 0;
+    while protocol < u8::MAX {
+        let mut n = 0;
+        while n < 3 {
+            let state = [State::New, State::Established, State::Closing][n];
+            assert!(timeout(protocol, state) >= SHORTEST && translated(protocol, state) >= SHORTEST);
+            n += 1;
+        }
+        protocol += 1;
+    }
+    assert!(UNANSWERED >= SHORTEST);
+};
 
 /// Whether a flow has been silent for too long. `now` in nanoseconds of the monotonic clock.
 #[inline(always)]

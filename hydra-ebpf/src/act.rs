@@ -74,9 +74,7 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
                 follow(packet, flow.pointer());
             }
             (Step::Renew, Some(flow)) => {
-                renew(packet, outcome, flow.pointer());
-                tally(packet, outcome, flow.pointer(), &count, now);
-                advance(packet, flow.pointer());
+                renewed(packet, outcome, flow.pointer(), &count, at);
             }
             (Step::Count | Step::Renew, None) => outcome.verdict = Verdict::Denied,
         }
@@ -318,6 +316,14 @@ pub fn renew = hydra_renew(packet: of Packet, outcome: of Outcome, live: live Fl
         (*live).containers[side.other().index()] = outcome.destination_container;
         core::ptr::write_volatile(&raw mut (*live).generation, outcome.generation);
     }
+});
+
+global!(
+/// The same, and counts the packet.
+fn renewed = hydra_renewed(packet: of Packet, outcome: of Outcome, live: live Flow, count: of Count, at: of At) {
+    renew(packet, outcome, live);
+    tally(packet, outcome, live, count, at.now);
+    advance(packet, live);
 });
 
 /// Marks a frame, or sends it straight to its destination.

@@ -9,6 +9,7 @@ mod act;
 mod flows;
 mod global;
 mod maps;
+mod near;
 mod own;
 mod parts;
 mod report;
@@ -21,30 +22,35 @@ use hydra_common::verdict::Hook;
 
 /// TC ingress of a container's host-side veth.
 #[classifier]
+#[inline(always)]
 pub fn hydra_port_in(ctx: TcContext) -> i32 {
     act::run(&ctx, Hook::PortIn)
 }
 
 /// TC egress of a container's host-side veth.
 #[classifier]
+#[inline(always)]
 pub fn hydra_port_out(ctx: TcContext) -> i32 {
     act::run(&ctx, Hook::PortOut)
 }
 
 /// TC ingress of a bridge.
 #[classifier]
+#[inline(always)]
 pub fn hydra_bridge_in(ctx: TcContext) -> i32 {
     act::run(&ctx, Hook::BridgeIn)
 }
 
 /// TC egress of a bridge.
 #[classifier]
+#[inline(always)]
 pub fn hydra_bridge_out(ctx: TcContext) -> i32 {
     act::run(&ctx, Hook::BridgeOut)
 }
 
 /// TC ingress of an interface to the outside.
 #[classifier]
+#[inline(always)]
 pub fn hydra_uplink_in(ctx: TcContext) -> i32 {
     act::run(&ctx, Hook::UplinkIn)
 }

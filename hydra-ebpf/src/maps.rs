@@ -16,14 +16,16 @@ use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::id::{Identity, MAX_IDENTITIES};
 use hydra_common::packet::Packet;
 use hydra_common::tables::{
-    BucketKey, Cell, Cgroup, CgroupKey, Count, Decision, DropKey, Endpoint, Fragment, FragmentKey, GAUGES,
-    Head, IdentityRow, Interval, Limit, Link, MAX_BUCKETS, MAX_CGROUP_DEPTH, MAX_CGROUPS, MAX_DECISIONS,
-    MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERVALS, MAX_LIMITS, MAX_LINKS, MAX_PREFIXES, MAX_PUBLISHED,
-    MAX_RULE_SETS, PrefixData, PrefixRow, Publish, PublishKey, RuleSet, TRAFFIC_CELLS, Tables, cell_index,
+    BucketKey, Cell, Cgroup, CgroupKey, Count, DROP_SLOTS, Decision, DropKey, DropSlot, Endpoint, Fragment,
+    FragmentKey, GAUGES, Head, IdentityRow, Interval, Limit, Link, MAX_BUCKETS, MAX_CGROUP_DEPTH,
+    MAX_CGROUPS, MAX_DECISIONS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERVALS, MAX_LIMITS, MAX_LINKS,
+    MAX_PREFIXES, MAX_PUBLISHED, MAX_RULE_SETS, Owner, PrefixData, PrefixRow, Publish, PublishKey, RuleSet,
+    TRAFFIC_CELLS, Tables, cell_index,
 };
 
 use crate::flows;
 use crate::global::global;
+use crate::near;
 
 #[map]
 static HYDRA_GEN: Array<u32> = Array::with_max_entries(1, 0);
@@ -77,6 +79,8 @@ static HYDRA_SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0)
 #[map]
 static HYDRA_ROOMS: HashMap<u64, Scratch> = HashMap::with_max_entries(1_024, 0);
 
+#[map]
+static HYDRA_DROPSLOT: PerCpuArray<DropSlot> = PerCpuArray::with_max_entries(DROP_SLOTS, 0);
 /// What does not fit on a stack of 512 bytes. A CPU runs one TC program at a time, to its end.
 #[repr(C)]
 pub struct Scratch {
@@ -172,6 +176,21 @@ impl Tables for Maps {
     #[inline(always)]
     fn endpoint(&self, address: &Address) -> Option<&Endpoint> {
         find_endpoint(address)
+    }
+
+    #[inline(always)]
+    fn sender(&self, ifindex: u32) -> Option<&Link> {
+        near::sender(ifindex, || self.link(ifindex))
+    }
+
+    #[inline(always)]
+    fn owner(&self, ifindex: u32, source: &Address) -> Option<Owner> {
+        near::owner(ifindex, source, || self.endpoint(source))
+    }
+
+    #[inline(always)]
+    fn receiver(&self, destination: &Address) -> Option<&Endpoint> {
+        near::receiver(destination, || self.endpoint(destination))
     }
 
     #[inline(always)]
@@ -373,6 +392,19 @@ pub fn drops(key: &DropKey) -> Option<*mut Count> {
     // Another CPU may be first; what counts is that it is there.
     let _ = HYDRA_DROPS.insert(key, &Count { packets: 0, bytes: 0 }, u64::from(BPF_NOEXIST));
     HYDRA_DROPS.get_ptr_mut(key)
+}
+
+/// The counters of what a classifier drops, where the slot is the key's or nobody's.
+#[inline(always)]
+pub fn drop_slot(key: &DropKey) -> Option<*mut Count> {
+    let number = key.number();
+    let slot = HYDRA_DROPSLOT.get_ptr_mut(key.slot())?;
+    // SAFETY: this CPU's own, which runs one classifier at a time.
+    let slot = unsafe { &mut *slot };
+    if slot.key == 0 {
+        slot.key = number;
+    }
+    if slot.key == number && number != 0 { Some(&raw mut slot.count) } else { None }
 }
 
 /// This CPU's rate window of events.

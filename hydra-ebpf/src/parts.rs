@@ -30,10 +30,6 @@ global!(fn ended = hydra_ended(flow: of Flow, protocol: plain u32, now: plain u6
     u32::from(part::ended(flow, protocol as u8, now))
 });
 
-global!(fn claimed = hydra_claimed(packet: of Packet, at: of At, out: into Outcome) -> u32 or 0; {
-    u32::from(part::claimed(&Maps, packet, at, out))
-});
-
 global!(fn may_be_left = hydra_may_be_left(
     bank: plain u32, source: plain u32, selector: plain u32, now_s: plain u32
 ) -> u32 or 0; {
@@ -54,6 +50,12 @@ global!(fn source = hydra_source(packet: of Packet, out: into Outcome, link: per
     coded_unit(part::source(&Maps, packet, out, link))
 });
 
+global!(fn denied = hydra_denied(
+    packet: of Packet, at: of At, out: into Outcome, link: perhaps Link
+) -> u32 or 0; {
+    u32::from(part::denied(&Maps, packet, at, out, link))
+});
+
 global!(fn first = hydra_first(
     packet: of Packet, at: of At, out: into Outcome, link: perhaps Link
 ) -> u32 or BAD; {
@@ -68,6 +70,10 @@ global!(fn way = hydra_way(
     packet: of Packet, at: of At, out: into Outcome, link: perhaps Link
 ) -> u32 or BAD; {
     coded_unit(part::way(&Maps, packet, at, out, link))
+});
+
+global!(fn claimed = hydra_claimed(packet: of Packet, at: of At, out: into Outcome) -> u32 or 0; {
+    u32::from(part::claimed(&Maps, packet, at, out))
 });
 
 global!(fn ruling = hydra_ruling(
@@ -128,11 +134,6 @@ impl Parts for Maps {
     }
 
     #[inline(always)]
-    fn claimed(&self, packet: &Packet, at: &At, out: &mut Outcome) -> bool {
-        claimed(packet, at, out) != 0
-    }
-
-    #[inline(always)]
     fn may_be_left(&self, bank: u32, source: Identity, selector: u32, now_s: u32) -> bool {
         may_be_left(bank, u32::from(source.0), selector, now_s) != 0
     }
@@ -156,6 +157,11 @@ impl Parts for Maps {
     #[inline(always)]
     fn source(&self, packet: &Packet, out: &mut Outcome, link: Option<&Link>) -> Result<(), Reason> {
         decoded_unit(source(packet, out, link))
+    }
+
+    #[inline(always)]
+    fn denied(&self, packet: &Packet, at: &At, out: &mut Outcome, link: Option<&Link>) -> bool {
+        denied(packet, at, out, link) != 0
     }
 
     #[inline(always)]
@@ -194,6 +200,11 @@ impl Parts for Maps {
         let mut said = closed();
         alive(bank, first, now_s, &mut said);
         said
+    }
+
+    #[inline(always)]
+    fn claimed(&self, packet: &Packet, at: &At, out: &mut Outcome) -> bool {
+        claimed(packet, at, out) != 0
     }
 
     #[inline(always)]

@@ -15,20 +15,30 @@ global!(
 pub fn report = hydra_report(packet: of Packet, outcome: of Outcome, at: of At, count: of Count) {
     add(maps::reason(outcome.reason as u8), count);
     if !matches!(outcome.verdict, Verdict::Allowed) {
-        add(maps::drops(&drop_key(outcome)), count);
+        let key = drop_key(outcome);
+        add(maps::drop_slot(&key).or_else(|| maps::drops(&key)), count);
     }
-    if !noteworthy(outcome) {
-        return 0;
+    if noteworthy(outcome) {
+        tell(packet, outcome, at, count);
     }
-    if in_window(at.now)
-        && let Some(mut room) = maps::reserve_event()
-    {
-        room.write(event(packet, outcome, at, count));
-        room.submit(0);
-        self::count(Gauge::Events, 1);
-    } else {
+});
+
+/// An event, where there may be another now.
+#[inline(always)]
+fn tell(packet: &Packet, outcome: &Outcome, at: &At, count: &Count) {
+    if !in_window(at.now) || write(packet, outcome, at, count) == 0 {
         self::count(Gauge::EventsLost, 1);
     }
+}
+
+global!(
+/// Writes an event; 0 where there is no room.
+fn write = hydra_event(packet: of Packet, outcome: of Outcome, at: of At, count: of Count) -> u32 or 0; {
+    let Some(mut room) = maps::reserve_event() else { return 0 };
+    room.write(event(packet, outcome, at, count));
+    room.submit(0);
+    self::count(Gauge::Events, 1);
+    1
 });
 
 /// [`report`] of a packet that is allowed and no news.

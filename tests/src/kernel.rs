@@ -8,19 +8,19 @@ use std::path::Path;
 pub use self::sweep::{Sweep, Wanted};
 
 use anyhow::{Context, Result, ensure};
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use aya::programs::SchedClassifier;
 use aya::programs::{TestRun as _, TestRunOptions};
-use hydra_agent::datapath::{Collector, Datapath, KernelReader, Mechanism, Room};
+use hydra_agent::datapath::{Collector, Datapath, Drops, KernelReader, Mechanism, Room};
 use hydra_agent::desired::Desired;
 use hydra_agent::published::{Counters, Reader as _};
 use hydra_common::ABI;
 use hydra_common::address::Address;
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::names::{
-    BUCKETS, DROPS, FLOWS, FRAGMENTS, PROGRAMS, PUBLISHED, REASONS, SHARES, SPILL, TABLE,
+    BUCKETS, FLOWS, FRAGMENTS, MEETINGS, PROGRAMS, PUBLISHED, REASONS, SHARES, SPILL, TABLE,
 };
-use hydra_common::share::Word;
+use hydra_common::share::{self, Word};
 use hydra_common::tables::{BucketKey, Count, DropKey, Fragment, FragmentKey, Publish, PublishKey};
 use hydra_common::verdict::{Hook, Reason, Verdict};
 
@@ -89,7 +89,8 @@ pub struct Runner {
     buckets: HashMap<MapData, BucketKey, u64>,
     fragments: HashMap<MapData, FragmentKey, Fragment>,
     published: HashMap<MapData, PublishKey, Publish>,
-    drops: PerCpuHashMap<MapData, DropKey, Count>,
+    drops: Drops,
+    meetings: Array<MapData, u32>,
     reasons: PerCpuArray<MapData, Count>,
     /// The flow table was seen empty: looking through it costs more than a frame does.
     empty: bool,
@@ -132,7 +133,8 @@ impl Runner {
             buckets: map(BUCKETS)?.try_into()?,
             fragments: map(FRAGMENTS)?.try_into()?,
             published: map(PUBLISHED)?.try_into()?,
-            drops: map(DROPS)?.try_into()?,
+            drops: Drops::open(&root.join("maps"))?,
+            meetings: map(MEETINGS)?.try_into()?,
             reasons: map(REASONS)?.try_into()?,
             empty: false,
             datapath: None,
@@ -180,8 +182,7 @@ impl Runner {
 
     /// Packets that were denied or would have been, by reason.
     pub fn dropped(&self) -> Result<Vec<(DropKey, u64)>> {
-        let all = self.drops.iter().map(|row| row.map(|(key, n)| (key, n.iter().map(|c| c.packets).sum())));
-        Ok(all.collect::<Result<_, _>>()?)
+        Ok(self.drops.all()?.into_iter().map(|(key, count)| (key, count.packets)).collect())
     }
 
     /// Forgets all flows.
@@ -189,17 +190,28 @@ impl Runner {
         if self.empty {
             return Ok(());
         }
-        for table in [&mut self.flows, &mut self.spill] {
-            let keys: Vec<FlowKey> = table.keys().collect::<Result<_, _>>()?;
-            for key in keys {
-                table.remove(&key)?;
-            }
+        let keys: Vec<FlowKey> = self.flows.keys().collect::<Result<_, _>>()?;
+        for key in keys {
+            self.remove(&key)?;
+        }
+        let keys: Vec<FlowKey> = self.spill.keys().collect::<Result<_, _>>()?;
+        for key in keys {
+            self.spill.remove(&key)?;
         }
         let sources: Vec<Address> = self.shares.keys().collect::<Result<_, _>>()?;
         for source in sources {
             self.shares.remove(&source)?;
         }
         Ok(self.words.set(Word::Used as u32, 0, 0)?)
+    }
+
+    /// Takes an entry out of the first table, if it is there, and does as the kernel's programs do where they take one out.
+    fn remove(&mut self, key: &FlowKey) -> Result<()> {
+        let Ok(flow) = self.flows.get(key, 0) else { return Ok(()) };
+        self.flows.remove(key)?;
+        let place = share::meeting(key, flow.opener);
+        let counted = self.meetings.get(&place, 0)?;
+        Ok(self.meetings.set(place, counted.saturating_sub(1), 0)?)
     }
 
     /// Forgets the first pieces of datagrams.
@@ -222,16 +234,13 @@ impl Runner {
 
     /// Gives a frame to a program.
     pub fn run(&mut self, shot: &Shot) -> Result<Seen> {
-        let old: Vec<DropKey> = self.drops.keys().collect::<Result<_, _>>()?;
-        for key in old {
-            self.drops.remove(&key)?;
-        }
-        let before = self.counts()?;
+        let (dropped, before) = (self.drops.all()?, self.counts()?);
         let Ran { action, frame, after } = self.fire(shot)?;
         let mark = u32::from_ne_bytes([after[MARK], after[MARK + 1], after[MARK + 2], after[MARK + 3]]);
         let counts = self.counts()?;
         let changed = counts.iter().zip(&before).position(|(now, before)| now != before);
-        let drops: Vec<DropKey> = self.drops.keys().collect::<Result<_, _>>()?;
+        let drops = self.drops.all()?;
+        let drop = drops.iter().find(|(key, count)| dropped.get(key) != Some(count));
         let mut flows = self.flows.iter();
         let first = flows.next();
         self.empty = first.is_none();
@@ -244,7 +253,7 @@ impl Runner {
             mark,
             frame,
             reason: changed.and_then(|n| Reason::ALL.get(n).copied()),
-            drop: drops.first().map(|key| (Verdict::from_row(key.verdict), key.rule)),
+            drop: drop.map(|(key, _)| (Verdict::from_row(key.verdict), key.rule)),
             flow,
         })
     }

@@ -30,12 +30,16 @@ pub const GRACE: u64 = 2_000_000_000;
 /// A count that is off by less is left: entries come and go while the table is read.
 const SLACK: u64 = 64;
 
+/// A counter of entries that had lost some: far from 0, whatever comes and goes.
+const LOST: u32 = 1 << 30;
+
 /// Goes round the flow table. Verdicts do not need it: an entry that was silent for too long lets nothing pass. Its room does.
 #[derive(Debug)]
 pub struct Collector {
     first: Table<FlowKey, Flow>,
     second: Table<FlowKey, Flow>,
     shares: Table<Address, u64>,
+    meetings: Table<u32, u32>,
     words: Words,
     program: OwnedFd,
     cursor: Cursor,
@@ -84,6 +88,7 @@ impl Datapath {
             first: open(&self.pins, names::FLOWS, Table::open)?,
             second: open(&self.pins, names::SPILL, Table::open)?,
             shares: open(&self.pins, names::SHARES, Table::open)?,
+            meetings: open(&self.pins, names::MEETINGS, Table::open)?,
             words: Words::open(&self.pins)?,
             program: self.programs.sweep.try_clone().map_err(|e| DatapathError::Load(e.to_string()))?,
             cursor: Cursor::default(),
@@ -139,12 +144,21 @@ impl Collector {
         if self.round.before.is_none() {
             self.round.before = Some(self.counted()?);
         }
+        // Before the entries: one that was there all the time must be counted in this.
+        let met = self.meetings.range(0, share::MEETINGS as usize)?;
         let table = if self.round.second.is_none() { &self.first } else { &self.second };
         let more = table.some(&mut self.cursor, &mut self.batch)?;
         let entries = self.batch.entries();
         let seen = entries.len();
-        let mut silent = Vec::new();
+        let (mut silent, mut unmet) = (Vec::new(), BTreeSet::new());
         for (key, flow) in entries {
+            let place = share::meeting(key, flow.opener);
+            if self.round.second.is_none()
+                && met[place as usize] == 0
+                && (1..now.saturating_sub(GRACE)).contains(&flow.created)
+            {
+                unmet.insert(place);
+            }
             if track::expired(flow, key.protocol, now.saturating_sub(GRACE)) {
                 silent.push(Sweep { key: *key, created: flow.created, seen: flow.seen });
             } else if let Some(source) = share::source(key, flow) {
@@ -155,6 +169,10 @@ impl Collector {
             self.round.spilled += seen;
         } else {
             self.round.used += (seen - silent.len()) as u64;
+        }
+        for place in unmet {
+            // Somebody else's hand: packets of these flows are not found. From here on always looked for.
+            self.meetings.put(&place, &LOST)?;
         }
         let removed = self.sweep(&silent)?;
         if more {

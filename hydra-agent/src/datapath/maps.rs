@@ -217,6 +217,48 @@ impl<V: Bytes + PartialEq> Table<u32, V> {
     }
 }
 
+/// A per-CPU array whose values say by themselves what they are of.
+#[derive(Debug)]
+pub struct PerCpu<V> {
+    map: Map,
+    types: PhantomData<V>,
+}
+
+impl<V: Bytes> PerCpu<V> {
+    /// Opens a pin; a map of other sizes is refused.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self { map: Table::<u32, V>::open(path)?.map, types: PhantomData })
+    }
+
+    fn values(bytes: &[u8]) -> Vec<V> {
+        let each = bytes.chunks_exact(size_of::<V>().next_multiple_of(8));
+        each.filter_map(|value| V::read_from_prefix(value).ok().map(|(value, _)| value)).collect()
+    }
+
+    /// Every CPU's value of one entry.
+    pub fn get(&self, index: u32) -> io::Result<Vec<V>> {
+        let mut values = vec![0u8; self.map.value_size()];
+        self.map.get(index.as_bytes(), &mut values)?;
+        Ok(Self::values(&values))
+    }
+
+    /// Every CPU's values.
+    pub fn all(&self) -> io::Result<Vec<V>> {
+        let (count, size) = (self.map.info().max_entries as usize, self.map.value_size());
+        let (mut keys, mut values) = (vec![0u32; count], vec![0u8; count * size]);
+        match self.map.get_batch(&mut Cursor::default(), keys.as_mut_bytes(), &mut values, count) {
+            Ok(got) => values.truncate(got.count * size),
+            Err(e) if raw::no_batches(&e) => {
+                for (n, value) in (0u32..).zip(values.chunks_exact_mut(size)) {
+                    self.map.get(n.as_bytes(), value)?;
+                }
+            }
+            Err(e) => return Err(e),
+        }
+        Ok(Self::values(&values))
+    }
+}
+
 /// A per-CPU map of counters, read as sums.
 #[derive(Debug)]
 pub struct Sums<K, V> {

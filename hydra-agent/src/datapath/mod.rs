@@ -40,7 +40,7 @@ pub use left::attached;
 pub use load::OBJECT;
 pub use purge::{Purged, purge};
 pub use raw::give_memory_back;
-pub use reader::KernelReader;
+pub use reader::{Drops, KernelReader};
 pub use room::Room;
 pub use sockets::Seat;
 pub use sync::{Datapath, Held, SyncReport};

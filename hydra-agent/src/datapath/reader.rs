@@ -2,16 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
+use std::path::Path;
 
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::id::{MAX_IDENTITIES, MAX_TIERS, Tier};
 use hydra_common::names;
 use hydra_common::share::{self, Word};
-use hydra_common::tables::{Count, DropKey, GAUGES, IdentityRow, traffic_index};
+use hydra_common::tables::{Count, DropKey, DropSlot, GAUGES, IdentityRow, traffic_index};
 use hydra_common::verdict::Reason;
 
 use super::error::DatapathError;
-use super::maps::{Sums, Table};
+use super::maps::{PerCpu, Sum as _, Sums, Table};
 use super::pins::Pins;
 use super::room::Words;
 use super::store::open;
@@ -26,10 +27,46 @@ pub struct KernelReader {
     words: Words,
     identities: Table<u32, IdentityRow>,
     traffic: Sums<u32, Count>,
-    drops: Sums<DropKey, Count>,
+    drops: Drops,
     reasons: Sums<u32, Count>,
     gauges: Sums<u32, u64>,
     limited: Sums<u32, u64>,
+}
+
+/// The drop counters: two maps, each of which may have a part of a row.
+#[derive(Debug)]
+pub struct Drops {
+    rows: Sums<DropKey, Count>,
+    slots: PerCpu<DropSlot>,
+}
+
+impl Drops {
+    /// Opens their pins, which are in this directory.
+    pub fn open(maps: &Path) -> Result<Self, DatapathError> {
+        let (rows, slots) = (maps.join(names::DROPS), maps.join(names::DROP_SLOTS));
+        Ok(Self {
+            rows: Sums::open(&rows).map_err(|e| DatapathError::pin("open", &rows, e))?,
+            slots: PerCpu::open(&slots).map_err(|e| DatapathError::pin("open", &slots, e))?,
+        })
+    }
+
+    /// One row.
+    pub fn get(&self, key: &DropKey) -> io::Result<Count> {
+        let mut sum = self.rows.get(key)?.unwrap_or_default();
+        for slot in self.slots.get(key.slot())?.iter().filter(|slot| slot.key == key.number()) {
+            sum.add(&slot.count);
+        }
+        Ok(sum)
+    }
+
+    /// What was dropped, or would have been.
+    pub fn all(&self) -> io::Result<BTreeMap<DropKey, Count>> {
+        let mut all: BTreeMap<DropKey, Count> = self.rows.all()?.into_iter().collect();
+        for slot in self.slots.all()?.iter().filter(|slot| slot.count != Count::default()) {
+            all.entry(slot.key()).or_default().add(&slot.count);
+        }
+        Ok(all)
+    }
 }
 
 impl Datapath {
@@ -47,7 +84,7 @@ impl KernelReader {
             words: Words::open(pins)?,
             identities: open(pins, names::IDENTITIES, Table::open)?,
             traffic: open(pins, names::TRAFFIC, Sums::open)?,
-            drops: open(pins, names::DROPS, Sums::open)?,
+            drops: Drops::open(&pins.maps)?,
             reasons: open(pins, names::REASONS, Sums::open)?,
             gauges: open(pins, names::GAUGES, Sums::open)?,
             limited: open(pins, names::LIMITED, Sums::open)?,
@@ -130,7 +167,7 @@ impl Reader for KernelReader {
         self.each_spilled(|_, _| flows += 1)?;
         Ok(Counters {
             traffic: self.traffic()?,
-            drops: self.drops.all()?.into_iter().collect(),
+            drops: self.drops.all()?,
             reasons,
             limited: self.limited.range(0, self.limited.room() as usize)?,
             gauges,

@@ -90,8 +90,11 @@ impl Room {
                 "the flow table in use has another size than the setting `flows`, which counts from the next boot, or after `hydra-agent purge`"
             );
         }
-        // The words may be newer than the second table: it is looked into until a round has found it empty.
-        let empty = (Word::Empty, u64::MAX);
+        // The words may be newer than the second table: where that has entries it is looked into until a round has found it empty.
+        let before = words.get(Word::Spilled).map_err(table("read", "flow table's words"))?;
+        let second: Table<FlowKey, Flow> = open(pins, names::SPILL, Table::open)?;
+        let free = second.all().map_err(table("read", "flow table"))?.is_empty();
+        let empty = (Word::Empty, if free { before } else { u64::MAX });
         for (word, value) in
             [(Word::Capacity, u64::from(capacity)), (Word::Share, u64::from(self.share)), empty]
         {

@@ -7,6 +7,7 @@ use std::path::Path;
 use hydra_common::address::Address;
 use hydra_common::id::{Identity, MAX_IDENTITIES};
 use hydra_common::names;
+use hydra_common::share::Word;
 use hydra_common::tables::{
     Cell, Cgroup, CgroupKey, Decision, Endpoint, Head, IdentityRow, Interval, Limit, Link, MAX_DECISIONS,
     MAX_INTERVALS, MAX_LIMITS, MAX_RULE_SETS, PrefixRow, Publish, PublishKey, RuleSet, cell_index,
@@ -15,6 +16,7 @@ use hydra_common::tables::{
 use super::error::{DatapathError, table};
 use super::maps::{Bytes, Table};
 use super::pins::Pins;
+use super::room::Words;
 use super::tables::{Bank, PrefixKey};
 
 /// Every table that the agent writes.
@@ -37,6 +39,7 @@ pub struct Store {
     pub published: Table<PublishKey, Publish>,
     /// Rows of cgroups.
     pub cgroups: Table<CgroupKey, Cgroup>,
+    words: Words,
 }
 
 /// Opens one map by its name.
@@ -62,12 +65,20 @@ impl Store {
             links: open(pins, names::LINKS, Table::open)?,
             published: open(pins, names::PUBLISHED, Table::open)?,
             cgroups: open(pins, names::CGROUPS, Table::open)?,
+            words: Words::open(pins)?,
         })
     }
 
     /// The flipped word.
     pub fn generation(&self) -> Result<u32, DatapathError> {
         Ok(self.generation.get(&0).map_err(table("read", "generations"))?.unwrap_or(0))
+    }
+
+    /// Rows of interfaces and endpoints have changed: what programs keep near of them counts no more.
+    pub fn rows_changed(&self) -> Result<(), DatapathError> {
+        let before = self.words.get(Word::Rows).map_err(table("read", "flow table's words"))?;
+        let next = before.wrapping_add(1).max(1);
+        self.words.put(Word::Rows, next).map_err(table("write", "flow table's words"))
     }
 
     /// The head of a bank.

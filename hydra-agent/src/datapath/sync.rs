@@ -384,13 +384,12 @@ impl Datapath {
         let published = rows::plan(&self.held.published, &desired.published, bank, flip);
         let cgroups = rows::plan(&self.held.cgroups, &cgroups, bank, flip);
         report.rows += endpoints.rows() + links.rows() + published.rows() + cgroups.rows();
-        // First: a port that is the host's no more must not lead to a container that has its rights already.
-        write_rows(&self.store.published, "published ports", &published, &mut self.held.published)?;
-        write_rows(&self.store.endpoints, "endpoints", &endpoints, &mut self.held.endpoints)?;
-        // Where this fails the endpoints' rows are good in the old bank too; those of changed containers stay closed until the
-        // next try.
-        write_rows(&self.store.links, "interfaces", &links, &mut self.held.links)?;
-        write_rows(&self.store.cgroups, "cgroups", &cgroups, &mut self.held.cgroups)?;
+        let written = self.write_rows((&endpoints, &links, &published, &cgroups));
+        if !(endpoints.write.is_empty() && links.write.is_empty()) {
+            // Before the flip, and also where not all could be written: some of it may be kept near by now.
+            self.store.rows_changed()?;
+        }
+        written?;
         if flip {
             self.store.flip(next)?;
             (self.held.generation, self.held.revision) = (next, desired.revision);
@@ -409,6 +408,16 @@ impl Datapath {
         Ok(())
     }
 
+    fn write_rows(&mut self, (endpoints, links, published, cgroups): Plans<'_>) -> Result<(), DatapathError> {
+        // First: a port that is the host's no more must not lead to a container that has its rights already.
+        write_rows(&self.store.published, "published ports", published, &mut self.held.published)?;
+        write_rows(&self.store.endpoints, "endpoints", endpoints, &mut self.held.endpoints)?;
+        // Where this fails the endpoints' rows are good in the old bank too; those of changed containers stay closed until the
+        // next try.
+        write_rows(&self.store.links, "interfaces", links, &mut self.held.links)?;
+        write_rows(&self.store.cgroups, "cgroups", cgroups, &mut self.held.cgroups)
+    }
+
     /// Removes what nothing points to any more, once no program runs that began before the flip.
     fn tidy(
         &mut self,
@@ -419,8 +428,13 @@ impl Datapath {
         if flipped {
             self.grace.wait().map_err(DatapathError::Grace)?;
         }
-        remove_rows(&self.store.endpoints, "endpoints", endpoints, &mut self.held.endpoints)?;
-        remove_rows(&self.store.links, "interfaces", links, &mut self.held.links)?;
+        if !(endpoints.remove.is_empty() && links.remove.is_empty()) {
+            let removed =
+                remove_rows(&self.store.endpoints, "endpoints", endpoints, &mut self.held.endpoints)
+                    .and_then(|()| remove_rows(&self.store.links, "interfaces", links, &mut self.held.links));
+            self.store.rows_changed()?;
+            removed?;
+        }
         remove_rows(&self.store.published, "published ports", published, &mut self.held.published)?;
         remove_rows(&self.store.cgroups, "cgroups", cgroups, &mut self.held.cgroups)?;
         if flipped {
@@ -449,6 +463,8 @@ impl Datapath {
 
     /// Reads what the kernel holds.
     fn refresh(&mut self) -> Result<(), DatapathError> {
+        // Somebody else may have changed rows, or an earlier run may have ended between a row and this word.
+        self.store.rows_changed()?;
         let generation = self.store.generation()?;
         let head = self.store.head(generation & 1)?;
         self.held = Held {

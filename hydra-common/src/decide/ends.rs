@@ -6,7 +6,7 @@ use crate::flow::{Far, Flow, Side};
 use crate::id::{Container, Identity, Tier};
 use crate::names::{MARK_CHECKED, MARK_MASK, carrier};
 use crate::packet::{Kind, Packet};
-use crate::tables::{Endpoint, Link, LinkKind, PrefixRow, Tables};
+use crate::tables::{Endpoint, Link, LinkKind, Owner, PrefixRow, Tables};
 use crate::verdict::{Hook, Reason, Verdict};
 
 /// The ICMPv6 type of RFC 2710 and RFC 3810.
@@ -72,7 +72,9 @@ pub fn sender<'t, T: Tables>(
         out.sender = Sender::Host;
         return Ok(None);
     }
-    let link = tables.link(index).ok_or(Reason::UnknownSource)?;
+    // What is kept near is a classifier's: a process's packet can be interrupted by one.
+    let link = if matches!(at.hook, Hook::CgroupIn) { tables.link(index) } else { tables.sender(index) };
+    let link = link.ok_or(Reason::UnknownSource)?;
     match LinkKind::from_row(link.kind) {
         LinkKind::Port => {
             if link.container == Container::NONE && link.flags & Link::UNBOUND == 0 {
@@ -239,11 +241,7 @@ pub fn source<T: Tables>(
     let known = tables.endpoint(address);
     if let Some(link) = link {
         if let Some(e) = known {
-            if e.container != link.container || e.container == Container::NONE {
-                return Err(Reason::SpoofedAddress);
-            }
-            out.source = e.identity[slot];
-            return Ok(());
+            return own(&e.owner(), link, out);
         }
         if *address == Address::link_local_of(&link.mac) {
             return Ok(());
@@ -292,6 +290,23 @@ pub fn source<T: Tables>(
     if interior || declared(tables, out.bank(), row.identity) { Err(Reason::SpoofedAddress) } else { Ok(()) }
 }
 
+/// Who sends from a port with an address that an endpoint has: only the port's container has its own.
+#[inline(always)]
+pub fn own(owner: &Owner, link: &Link, out: &mut Outcome) -> Result<(), Reason> {
+    if owner.container != link.container || owner.container == Container::NONE {
+        return Err(Reason::SpoofedAddress);
+    }
+    out.source = owner.identity(out.bank());
+    Ok(())
+}
+
+/// Who is called by an address that an endpoint has.
+#[inline(always)]
+pub fn listed(e: &Endpoint, out: &mut Outcome) {
+    out.destination = e.identity[(out.bank() & 1) as usize];
+    out.destination_container = e.container;
+}
+
 /// The receiver's identity; on an error whose network it is, for the counters.
 #[inline(never)]
 pub fn destination<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Outcome) -> Result<(), Reason> {
@@ -321,8 +336,7 @@ pub fn destination<T: Tables>(tables: &T, packet: &Packet, at: &At, out: &mut Ou
         return Ok(());
     }
     if let Some(e) = known {
-        out.destination = e.identity[slot];
-        out.destination_container = e.container;
+        listed(e, out);
         if e.flags & Endpoint::HOST != 0 {
             out.marks |= Flow::TO_HOST;
             published::called(tables, packet, out)?;

@@ -31,7 +31,7 @@ pub mod part {
     pub use super::published::concerns;
     pub use super::related::{related, stands};
     pub use super::ruling::{alive, ruling};
-    pub use super::{first, open, way};
+    pub use super::{denied, first, open, way};
     pub use crate::track::ended;
 }
 
@@ -205,6 +205,9 @@ fn enter<'t, T: Parts>(
         }
         live => live,
     };
+    if live.is_none() && matches!(at.hook, Hook::PortIn) && tables.denied(packet, at, out, link) {
+        return Ok(None);
+    }
     let side = packet.side();
     let called = |flow: &Flow| flow.opener != side as u8 && ends::same(flow, side, out) && !opens(packet);
     out.answers = live.as_deref().is_some_and(called);
@@ -263,6 +266,42 @@ fn established(packet: &Packet, at: &At, out: &mut Outcome, flow: &Flow) -> bool
     out.taken = flow.taken;
     out.step = Step::Count;
     true
+}
+
+/// The commonest denial, where there is no entry: of what a port's container sends with its own address to a container's, by what does
+/// not depend on time. [`first`], [`open`] and [`way`] come to nothing else there. `false`: it is for those.
+#[inline(always)]
+pub fn denied<T: Tables>(
+    tables: &T,
+    packet: &Packet,
+    at: &At,
+    out: &mut Outcome,
+    link: Option<&Link>,
+) -> bool {
+    let (Hook::PortIn, Some(link)) = (at.hook, link) else { return false };
+    if out.audit || packet.is_group() || published::loopback(packet) {
+        return false;
+    }
+    let Some(owner) = tables.owner(at.ifindex, &packet.source) else { return false };
+    let Some(e) = tables.receiver(&packet.destination) else { return false };
+    if e.flags & Endpoint::HOST != 0 || ends::own(&owner, link, out).is_err() {
+        return false;
+    }
+    ends::listed(e, out);
+    let bank = out.bank();
+    if out.destination == Identity::UNKNOWN
+        || !(declared(tables, bank, out.source) || declared(tables, bank, out.destination))
+    {
+        return false;
+    }
+    match ruling::standing(tables, bank, out.source, out.destination, packet.selector()).1 {
+        Some(said) if said.verdict == Verdict::Denied as u8 => {
+            out.opener = packet.side();
+            out.ruled(&Ruling::of(said));
+            true
+        }
+        Some(_) | None => false,
+    }
 }
 
 /// A packet that no fresh entry answers for: who sends to whom. `false`: it is not for the policy to judge, or not here.
@@ -488,7 +527,7 @@ fn listed<T: Tables>(
     if matches!(out.path, Path::Stack) && to_gateway {
         return Some(Ok(()));
     }
-    let e = tables.endpoint(&packet.destination)?;
+    let e = tables.receiver(&packet.destination)?;
     // Between the writing of an address's new row and the flip, flows of the old generation still name its last container.
     if e.container != out.destination_container {
         return Some(Err(Reason::UnknownDestination));

@@ -68,6 +68,11 @@ pub trait Parts: Tables + Sized {
         part::source(self, packet, out, link)
     }
 
+    /// The commonest denial.
+    fn denied(&self, packet: &Packet, at: &At, out: &mut Outcome, link: Option<&Link>) -> bool {
+        part::denied(self, packet, at, out, link)
+    }
+
     /// A packet that no entry answers for.
     fn first(
         &self,

@@ -2,7 +2,7 @@
 
 use super::Parts;
 use crate::id::Identity;
-use crate::tables::{MAX_CHAIN, SEARCH_STEPS, Tables};
+use crate::tables::{Decision, MAX_CHAIN, SEARCH_STEPS, Tables};
 use crate::verdict::{Reason, Verdict};
 
 /// What the tables say of a pair.
@@ -23,6 +23,19 @@ pub struct Ruling {
 }
 
 impl Ruling {
+    /// What a decision says.
+    #[inline(always)]
+    pub const fn of(decision: &Decision) -> Self {
+        Self {
+            verdict: Verdict::from_row(decision.verdict),
+            reason: Reason::from_row(decision.reason),
+            rule: decision.rule,
+            until: decision.until,
+            limit: decision.limit,
+            spent: decision.spent,
+        }
+    }
+
     /// What cannot be followed to an end.
     pub const CLOSED: Self =
         Self { verdict: Verdict::Denied, reason: Reason::BadTable, rule: 0, until: 0, limit: 0, spent: 0 };
@@ -39,14 +52,34 @@ pub fn ruling<T: Parts>(
     selector: u32,
     now_s: u32,
 ) -> Ruling {
-    tables.alive(bank, first(tables, bank, source, destination, selector), now_s)
+    let (index, decision) = standing(tables, bank, source, destination, selector);
+    match decision {
+        Some(decision) => Ruling::of(decision),
+        None => tables.alive(bank, index, now_s),
+    }
+}
+
+/// The first decision for a pair, and what it says where that does not end.
+#[inline(always)]
+pub(super) fn standing<T: Tables>(
+    tables: &T,
+    bank: u32,
+    source: Identity,
+    destination: Identity,
+    selector: u32,
+) -> (u32, Option<&Decision>) {
+    let index = first(tables, bank, source, destination, selector);
+    match tables.decision(bank, index) {
+        Some(decision) if decision.until == 0 => (index, Some(decision)),
+        Some(_) | None => (index, None),
+    }
 }
 
 /// Decision 0 is "denied, bad-table", in a bank that was not written too.
 const CLOSED: u32 = 0;
 
 /// The index of the first decision for a pair.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn first<T: Tables>(
     tables: &T,
     bank: u32,
@@ -56,9 +89,12 @@ pub(super) fn first<T: Tables>(
 ) -> u32 {
     let Some(cell) = tables.cell(bank, source, destination) else { return CLOSED };
     let (index, is_set) = cell.index();
-    if !is_set {
-        return index;
-    }
+    if is_set { search(tables, bank, index, selector) } else { index }
+}
+
+/// The index of the first decision that a rule set has.
+#[inline(never)]
+fn search<T: Tables>(tables: &T, bank: u32, index: u32, selector: u32) -> u32 {
     let Some(set) = tables.rule_set(bank, index) else { return CLOSED };
     // The last interval that begins at or before the selector; the first begins at 0.
     let (mut low, mut count) = (set.start, set.count);
@@ -86,14 +122,7 @@ pub fn alive<T: Tables>(tables: &T, bank: u32, first: u32, now_s: u32) -> Ruling
     for _ in 0..MAX_CHAIN {
         let Some(decision) = tables.decision(bank, index) else { break };
         if decision.until == 0 || now_s < decision.until {
-            return Ruling {
-                verdict: Verdict::from_row(decision.verdict),
-                reason: Reason::from_row(decision.reason),
-                rule: decision.rule,
-                until: decision.until,
-                limit: decision.limit,
-                spent: decision.spent,
-            };
+            return Ruling::of(decision);
         }
         index = decision.next;
     }

@@ -55,8 +55,7 @@ impl<'a> Sweep<'a> {
         let mut right = (action == SHOT) == denied;
         right &= self.reasons.insert(wanted.reason, now).unwrap_or(0) + 1 == now;
         if denied || wanted.verdict == Verdict::Audited {
-            let now: u64 =
-                self.runner.drops.get(&wanted.drop, 0).map_or(0, |n| n.iter().map(|c| c.packets).sum());
+            let now = self.runner.drops.get(&wanted.drop)?.packets;
             self.counted.1 += 1;
             right &= self.drops.insert(wanted.drop, now).unwrap_or(0) + 1 == now;
         }
@@ -65,7 +64,7 @@ impl<'a> Sweep<'a> {
             right &= entry.is_some_and(|flow| {
                 flow.rule == wanted.rule && Verdict::from_row(flow.verdict) == wanted.verdict
             });
-            let _ = self.runner.flows.remove(key);
+            self.runner.remove(key)?;
         }
         if let Some(key) = &wanted.fragment {
             right &= self.runner.fragments.remove(key).is_ok();

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData};
 use hydra_agent::datapath::Room;
 use hydra_agent::policy::rows::Numbers;
 use hydra_common::flow::{Flow, FlowKey};
@@ -114,5 +114,11 @@ pub fn room(flows: u32, share: u8) -> Room {
 /// The first table, as whoever is no part of hydra would write it.
 pub fn first(stage: &Stage) -> HashMap<MapData, FlowKey, Flow> {
     let pin = stage.world.bpffs().join(format!("hydra/v{ABI}/maps/{}", names::FLOWS));
+    Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap().try_into().unwrap()
+}
+
+/// What says where there are entries at all, likewise.
+pub fn meetings(stage: &Stage) -> Array<MapData, u32> {
+    let pin = stage.world.bpffs().join(format!("hydra/v{ABI}/maps/{}", names::MEETINGS));
     Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap().try_into().unwrap()
 }
