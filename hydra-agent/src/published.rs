@@ -127,7 +127,7 @@ pub struct HookView {
     pub ifindex: u32,
     /// [`hydra_common::verdict::Hook`] as text.
     pub hook: String,
-    /// `tcx` or `clsact`.
+    /// `tcx` or `clsact`; of a pre-drop `xdp-native` or `xdp-generic`.
     pub mechanism: String,
     /// The kernel's program id.
     pub program_id: u32,

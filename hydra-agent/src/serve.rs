@@ -32,7 +32,7 @@ pub use self::purge::purge;
 use self::turn::{Loop, Signals};
 use crate::api::{self, ControlSocket};
 use crate::cgroup::Hierarchy;
-use crate::datapath::{self, Datapath, Mechanism, Room, Seat};
+use crate::datapath::{self, Datapath, Mechanism, Predrop, Room, Seat};
 use crate::inventory::{self, Engine, Inventory};
 use crate::placement;
 use crate::published::{Handle, NotEnforced};
@@ -121,7 +121,8 @@ async fn enforce(
         Ok(None) => Seat::Off,
         Err(why) => Seat::Missing(why),
     };
-    let opened = spawn_blocking(move || open(&bpffs, mechanism, room, seat)).await;
+    let predrop = settings.predrop;
+    let opened = spawn_blocking(move || open(&bpffs, mechanism, room, seat, predrop)).await;
     let Opened { datapath, reader, collector, events, early } =
         opened.map_err(|e| RunError::Begin(std::io::Error::other(e)))??;
     let cover = move || appeared.into_iter().for_each(|(port, master)| early.port(port, master));
@@ -197,8 +198,9 @@ fn open(
     mechanism: Mechanism,
     room: Room,
     seat: Seat,
+    predrop: Predrop,
 ) -> Result<Opened, datapath::DatapathError> {
-    let datapath = Datapath::open_with(bpffs, mechanism, room)?.with_sockets(seat)?;
+    let datapath = Datapath::open_with(bpffs, mechanism, room)?.with_sockets(seat)?.with_predrop(predrop)?;
     let (reader, collector, events) = (datapath.reader()?, datapath.collector()?, datapath.events()?);
     let early = datapath.early()?;
     Ok(Opened { datapath, reader, collector, events, early })

@@ -2,6 +2,7 @@
 //! merged once into plain structs. Nothing else in the agent reads flags or the environment.
 
 mod flows;
+mod predrop;
 mod uplinks;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::{Deserialize, Deserializer};
 
 pub use self::flows::{FlowShare, Flows};
+pub use self::predrop::Predrop;
 pub use self::uplinks::Uplinks;
 use crate::cgroup::Place as CgroupPlace;
 use crate::diagnostic::{Diagnostic, Diagnostics, Place};
@@ -89,6 +91,9 @@ pub struct Flags {
     /// Interfaces on which clients of published ports come from outside [default: auto]
     #[arg(long, value_name = "auto|none|NAME,NAME", env = "HYDRA_UPLINKS")]
     pub uplinks: Option<Uplinks>,
+    /// Drop there by XDP what may not come in: by the driver, in the kernel's generic way, or `auto` for the first that works [default: off]
+    #[arg(long, value_name = "off|auto|native|generic", env = "HYDRA_PREDROP")]
+    pub predrop: Option<Predrop>,
     /// Where processes are refused at once: a folder of the cgroup v2 hierarchy, `auto` for its root, or `none` [default: auto]
     #[arg(long, value_name = "auto|none|DIR", env = "HYDRA_CGROUP")]
     pub cgroup: Option<CgroupPlace>,
@@ -256,6 +261,9 @@ pub struct File {
     /// As `--uplinks`; names as a list.
     #[serde(deserialize_with = "uplinks::listed")]
     pub uplinks: Option<Uplinks>,
+    /// As `--predrop`.
+    #[serde(deserialize_with = "parsed")]
+    pub predrop: Option<Predrop>,
     /// As `--cgroup`.
     #[serde(deserialize_with = "parsed")]
     pub cgroup: Option<CgroupPlace>,
@@ -330,6 +338,8 @@ pub struct Settings {
     pub attach: Attach,
     /// Where clients of published ports come from outside.
     pub uplinks: Uplinks,
+    /// Whether XDP drops there what may not come in.
+    pub predrop: Predrop,
     /// Where the hooks on processes sit.
     pub cgroup: CgroupPlace,
     /// Labels place containers.
@@ -407,6 +417,7 @@ impl Settings {
             routes,
             attach,
             uplinks,
+            predrop,
             cgroup,
             labels,
             pickup,
@@ -436,6 +447,7 @@ impl Settings {
             routes: routes.or(file.routes).unwrap_or(true),
             attach: attach.or(file.attach).unwrap_or_default(),
             uplinks: uplinks.or(file.uplinks).unwrap_or_default(),
+            predrop: predrop.or(file.predrop).unwrap_or_default(),
             cgroup: cgroup.or(file.cgroup).unwrap_or_default(),
             labels: labels.or(file.labels).unwrap_or(false),
             pickup: pickup.or(file.pickup).unwrap_or_default(),

@@ -120,6 +120,9 @@ pub const SOCKET_PROGRAMS: [&str; 4] =
 /// Programs on cgroups that see the packets of processes on this host's own stack.
 pub const PACKET_PROGRAMS: [&str; 2] = ["hydra_cgroup_in", "hydra_cgroup_out"];
 
+/// The program of XDP, for interfaces to the outside.
+pub const PREDROP_PROGRAM: &str = "hydra_predrop";
+
 /// The TC program that the agent alone runs, to take entries out of the flow table: see [`crate::tables::Sweep`].
 pub const SWEEP_PROGRAM: &str = "hydra_sweep";
 

@@ -99,7 +99,7 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
 /// The time of the tick, which is asked for once in each: 4 ms at worst, and another 4 where the clock is behind the tick's number.
 /// Linux 5.11; that number is a load and no call (Linux 5.6).
 #[inline(always)]
-fn coarse(tick: &mut [u64; 2]) -> u64 {
+pub fn coarse(tick: &mut [u64; 2]) -> u64 {
     // SAFETY: no arguments.
     let number = unsafe { bpf_jiffies64() };
     if tick[0] != number {

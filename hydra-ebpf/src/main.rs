@@ -12,12 +12,13 @@ mod maps;
 mod near;
 mod own;
 mod parts;
+mod predrop;
 mod report;
 mod skb;
 mod sock;
 
-use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, classifier};
-use aya_ebpf::programs::{SkBuffContext, SockAddrContext, TcContext};
+use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, classifier, xdp};
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext, TcContext, XdpContext};
 use hydra_common::verdict::Hook;
 
 /// TC ingress of a container's host-side veth.
@@ -53,6 +54,14 @@ pub fn hydra_bridge_out(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn hydra_uplink_in(ctx: TcContext) -> i32 {
     act::run(&ctx, Hook::UplinkIn)
+}
+
+/// An interface to the outside, before the kernel makes anything of a frame. Not for frames in several buffers: of a program that says it
+/// takes such the generic kind makes another `skb` without `mac_len`, and classifiers then see no Ethernet header
+/// (`skb_pp_cow_data`, Linux 6.9, commit e6d5dbdd20aa; still so in 6.18).
+#[xdp]
+pub fn hydra_predrop(ctx: XdpContext) -> u32 {
+    predrop::run(&ctx)
 }
 
 /// Takes entries out of the flow table. On no hook: the agent runs it.

@@ -81,7 +81,10 @@ static HYDRA_ROOMS: HashMap<u64, Scratch> = HashMap::with_max_entries(1_024, 0);
 
 #[map]
 static HYDRA_DROPSLOT: PerCpuArray<DropSlot> = PerCpuArray::with_max_entries(DROP_SLOTS, 0);
-/// What does not fit on a stack of 512 bytes. A CPU runs one TC program at a time, to its end.
+
+/// What does not fit on a stack of 512 bytes. A CPU runs one program of interfaces at a time, to its end: those of XDP run where it
+/// receives (`NAPI`, or `__netif_receive_skb_core` for the generic kind), which a classifier is not interrupted by, since all run with
+/// bottom halves off. What a classifier sends on is received after it has ended (a `veth` and the backlog queue it, Linux 4.19 and before).
 #[repr(C)]
 pub struct Scratch {
     /// A tick, and the time that it began at.

@@ -1,6 +1,7 @@
 //! Reads a frame: what stands at fixed places straight from its linear part, everything else by the kernel, wherever it lies. Nothing
 //! is pulled.
 
+use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::__sk_buff;
@@ -13,7 +14,7 @@ use hydra_common::verdict::Reason;
 use crate::global::{BAD, coded_unit, decoded_unit, global};
 
 /// Offsets beyond this are not read: no header chain that the parser walks is longer.
-const FARTHEST: usize = 0x0fff;
+pub const FARTHEST: usize = 0x0fff;
 
 /// One frame, or, at the hooks on packets of processes, one packet from its IP header on.
 pub struct Frame<'a> {
@@ -54,6 +55,14 @@ impl<'a> Frame<'a> {
 
 /// The begin of a linear part that was long enough for what is read of it.
 pub struct Linear(usize);
+
+impl Linear {
+    /// Of a part of at least `n` bytes.
+    #[inline(always)]
+    pub fn of((data, end): (usize, usize), n: usize) -> Option<Self> {
+        if offset_by(data, n) > end { None } else { Some(Self(data)) }
+    }
+}
 
 /// Reads at a place that stands in the instruction.
 macro_rules! fixed {
@@ -100,8 +109,7 @@ impl Begin for Frame<'_> {
 
     #[inline(always)]
     fn front(&self, n: usize) -> Option<Linear> {
-        let (data, end) = bounds(self.raw());
-        if offset_by(data, n) > end { None } else { Some(Linear(data)) }
+        Linear::of(skb_bounds(self.raw()), n)
     }
 }
 
@@ -200,21 +208,34 @@ pub fn clear(packet: &mut Packet) {
     }
 }
 
-/// Where the linear part begins and ends. The two words of the context are pointers in the verifier's eyes only when they are read
-/// like this: the compiler, left to itself, keeps them as numbers of 32 bits.
 #[inline(always)]
-fn bounds(skb: *mut __sk_buff) -> (usize, usize) {
-    let (data, end): (usize, usize);
+fn skb_bounds(skb: *mut __sk_buff) -> (usize, usize) {
     // SAFETY: the context is valid while the program runs.
     unsafe {
+        bounds::<{ core::mem::offset_of!(__sk_buff, data) }, { core::mem::offset_of!(__sk_buff, data_end) }>(
+            skb.cast(),
+        )
+    }
+}
+
+/// Where the linear part begins and ends. The two words of the context, which stand at `DATA` and `END`, are pointers in the verifier's
+/// eyes only when they are read like this: the compiler, left to itself, keeps them as numbers of 32 bits.
+///
+/// # Safety
+/// `context` is a program's, with those words in it.
+#[inline(always)]
+pub unsafe fn bounds<const DATA: usize, const END: usize>(context: *mut c_void) -> (usize, usize) {
+    let (data, end): (usize, usize);
+    // SAFETY: as promised by the caller.
+    unsafe {
         core::arch::asm!(
-            "{data} = *(u32 *)({skb} + {data_at})",
-            "{end} = *(u32 *)({skb} + {end_at})",
-            skb = in(reg) skb,
+            "{data} = *(u32 *)({context} + {data_at})",
+            "{end} = *(u32 *)({context} + {end_at})",
+            context = in(reg) context,
             data = out(reg) data,
             end = lateout(reg) end,
-            data_at = const core::mem::offset_of!(__sk_buff, data),
-            end_at = const core::mem::offset_of!(__sk_buff, data_end),
+            data_at = const DATA,
+            end_at = const END,
         );
     }
     (data, end)

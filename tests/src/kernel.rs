@@ -9,16 +9,16 @@ pub use self::sweep::{Sweep, Wanted};
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
-use aya::programs::SchedClassifier;
-use aya::programs::{TestRun as _, TestRunOptions};
-use hydra_agent::datapath::{Collector, Datapath, Drops, KernelReader, Mechanism, Room};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use aya_obj::programs::XdpAttachType;
+use hydra_agent::datapath::{Collector, Datapath, Drops, KernelReader, Mechanism, Predrop, Room};
 use hydra_agent::desired::Desired;
 use hydra_agent::published::{Counters, Reader as _};
 use hydra_common::ABI;
 use hydra_common::address::Address;
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::names::{
-    BUCKETS, FLOWS, FRAGMENTS, MEETINGS, PROGRAMS, PUBLISHED, REASONS, SHARES, SPILL, TABLE,
+    BUCKETS, FLOWS, FRAGMENTS, MEETINGS, PREDROP_PROGRAM, PROGRAMS, PUBLISHED, REASONS, SHARES, SPILL, TABLE,
 };
 use hydra_common::share::{self, Word};
 use hydra_common::tables::{BucketKey, Count, DropKey, Fragment, FragmentKey, Publish, PublishKey};
@@ -56,6 +56,10 @@ pub struct Seen {
     pub flow: Option<(FlowKey, Flow)>,
 }
 
+/// `XDP_DROP`.
+pub const XDP_DROP: i32 = 1;
+/// `XDP_PASS`.
+pub const XDP_PASS: i32 = 2;
 /// `TCX_NEXT`.
 pub const NEXT: i32 = -1;
 /// `TC_ACT_SHOT`.
@@ -82,6 +86,7 @@ impl Seen {
 /// The programs, with tables of their own. Use it inside the world that its interfaces are in.
 pub struct Runner {
     programs: Vec<SchedClassifier>,
+    predrop: Option<Xdp>,
     flows: HashMap<MapData, FlowKey, Flow>,
     spill: HashMap<MapData, FlowKey, Flow>,
     shares: HashMap<MapData, Address, u64>,
@@ -112,6 +117,16 @@ impl Runner {
         Ok(Self { datapath: Some(datapath), ..Self::beside(bpffs)? })
     }
 
+    /// The same with the program of XDP, on the uplinks of `desired` if there are any.
+    pub fn open_predrop(bpffs: &Path, desired: &Desired, want: Predrop) -> Result<Self> {
+        let datapath = Datapath::open_with(bpffs, Mechanism::Auto, Room::default())?;
+        let mut datapath = datapath.with_predrop(want)?;
+        let report = datapath.sync(desired)?;
+        ensure!(report.not_enforced.is_empty(), "{:?}", report.not_enforced);
+        ensure!(report.remarks.is_empty(), "{:?}", report.remarks);
+        Ok(Self { datapath: Some(datapath), ..Self::beside(bpffs)? })
+    }
+
     /// The programs and tables of the agent that has these pins.
     pub fn beside(bpffs: &Path) -> Result<Self> {
         let root = bpffs.join(format!("v{ABI}"));
@@ -121,11 +136,15 @@ impl Runner {
             .iter()
             .map(|name| Ok(SchedClassifier::from_pin(directory.join(name))?))
             .collect::<Result<Vec<_>>>()?;
+        let predrop = directory.join(PREDROP_PROGRAM);
+        let predrop =
+            if predrop.exists() { Some(Xdp::from_pin(predrop, XdpAttachType::Interface)?) } else { None };
         let map = |name: &str| -> Result<Map> {
             Ok(Map::from_map_data(MapData::from_pin(root.join("maps").join(name))?)?)
         };
         Ok(Self {
             programs,
+            predrop,
             flows: map(FLOWS)?.try_into()?,
             spill: map(SPILL)?.try_into()?,
             shares: map(SHARES)?.try_into()?,
@@ -234,8 +253,30 @@ impl Runner {
 
     /// Gives a frame to a program.
     pub fn run(&mut self, shot: &Shot) -> Result<Seen> {
+        self.watch(|runner| runner.fire(shot))
+    }
+
+    /// Gives a frame to the program of XDP, as if it had come in by `lo`.
+    pub fn run_predrop(&mut self, frame: &[u8]) -> Result<Seen> {
+        self.watch(|runner| {
+            let program = runner.predrop.as_ref().context("it was not asked for")?;
+            let mut after = vec![0; frame.len() + 256];
+            let result = program
+                .test_run(TestRunOptions {
+                    data_in: Some(frame),
+                    data_out: Some(&mut after),
+                    ..TestRunOptions::default()
+                })
+                .context("cannot run the program of XDP")?;
+            after.truncate(result.data_size_out as usize);
+            Ok(Ran { action: result.return_value.cast_signed(), frame: after, after: [0; CONTEXT] })
+        })
+    }
+
+    /// Runs a program, and looks at what it counted and kept.
+    fn watch(&mut self, run: impl FnOnce(&Self) -> Result<Ran>) -> Result<Seen> {
         let (dropped, before) = (self.drops.all()?, self.counts()?);
-        let Ran { action, frame, after } = self.fire(shot)?;
+        let Ran { action, frame, after } = run(self)?;
         let mark = u32::from_ne_bytes([after[MARK], after[MARK + 1], after[MARK + 2], after[MARK + 3]]);
         let counts = self.counts()?;
         let changed = counts.iter().zip(&before).position(|(now, before)| now != before);

@@ -114,7 +114,9 @@ fn every_program_is_what_its_name_says() {
             object.programs.get(name).unwrap_or_else(|| panic!("no program {name} among {programs:?}"));
         assert!(matches!(program.section, ProgramSection::CgroupSkb { .. }), "{name}: {:?}", program.section);
     }
-    let known = names::PROGRAMS.len() + 1 + names::SOCKET_PROGRAMS.len() + names::PACKET_PROGRAMS.len();
+    let predrop = &object.programs[names::PREDROP_PROGRAM];
+    assert!(matches!(predrop.section, ProgramSection::Xdp { frags: false, .. }), "{:?}", predrop.section);
+    let known = names::PROGRAMS.len() + 2 + names::SOCKET_PROGRAMS.len() + names::PACKET_PROGRAMS.len();
     assert_eq!(programs.len(), known, "{programs:?}");
 }
 

@@ -99,6 +99,7 @@ fn kind(section: &ProgramSection) -> Result<(u32, u32)> {
     #[expect(clippy::wildcard_enum_match_arm, reason = "hydra has programs of these types alone")]
     Ok(match section {
         ProgramSection::SchedClassifier => (bpf::SCHED_CLS, 0),
+        ProgramSection::Xdp { .. } => (bpf::XDP_PROGRAM, bpf::XDP),
         ProgramSection::CgroupSkb { attach_type } => match attach_type {
             Some(Skb::Egress) => (8, 1),
             _ => (8, 0),

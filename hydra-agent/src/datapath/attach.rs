@@ -135,7 +135,8 @@ pub fn interface(ifindex: u32) -> String {
     name(ifindex).unwrap_or_else(|| format!("#{ifindex}"))
 }
 
-fn exists(ifindex: u32) -> bool {
+/// Whether there is such an interface.
+pub fn exists(ifindex: u32) -> bool {
     name(ifindex).is_some()
 }
 
@@ -180,7 +181,7 @@ impl Attacher {
             .filter_map(|name| pins::entry(name))
             .filter_map(|entry| match entry {
                 Entry::Link(ifindex, hook) | Entry::Filter(ifindex, hook) => Some((ifindex, hook)),
-                Entry::Socket => None,
+                Entry::Socket | Entry::Predrop(_) => None,
             })
             .collect())
     }

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya::programs::{Program, ProgramError, SchedClassifier};
+use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use hydra_common::names;
 use hydra_common::verdict::Hook;
@@ -33,6 +33,8 @@ pub struct Programs {
     pub sockets: Vec<(OwnedFd, u32)>,
     /// The same of [`names::PACKET_PROGRAMS`].
     pub packets: Vec<(OwnedFd, u32)>,
+    /// That of interfaces to the outside, by XDP; none where nobody asked, or the kernel did not take it.
+    pub predrop: Option<(OwnedFd, u32)>,
     /// Their own directory.
     pub directory: PathBuf,
     /// Made by this run, not adopted.
@@ -52,7 +54,8 @@ impl Programs {
         let sockets = names::SOCKET_PROGRAMS.into_iter().zip(&self.sockets);
         let packets = names::PACKET_PROGRAMS.into_iter().zip(&self.packets);
         let hooks = interfaces.chain(sockets).chain(packets).map(|(name, (program, _))| (name, program));
-        hooks.chain([(names::SWEEP_PROGRAM, &self.sweep)])
+        let predrop = self.predrop.iter().map(|(program, _)| (names::PREDROP_PROGRAM, program));
+        hooks.chain(predrop).chain([(names::SWEEP_PROGRAM, &self.sweep)])
     }
 }
 
@@ -174,6 +177,7 @@ fn adopt(pins: &Pins, directory: &Path) -> Result<Option<Programs>, DatapathErro
         sweep,
         sockets: Vec::new(),
         packets: Vec::new(),
+        predrop: None,
         maps,
         directory: directory.to_owned(),
         fresh: false,
@@ -320,6 +324,32 @@ pub fn sockets(pins: &Pins, object: &[u8], programs: &mut Programs) -> Result<()
     programs.sockets = sockets.unwrap_or_default();
     programs.packets = packets.unwrap_or_default();
     Ok(())
+}
+
+/// The program of XDP beside them, in the same way; where the kernel does not take it, why not.
+pub fn predrop(pins: &Pins, object: &[u8], programs: &mut Programs) -> Result<Option<String>, DatapathError> {
+    let generation = number(pins, names::GENERATION)?;
+    let adopted = |programs: &Programs| {
+        let found = pinned(&programs.directory, &[names::PREDROP_PROGRAM], raw::PROG_XDP, generation)?;
+        Ok(found.and_then(|mut all| all.pop()))
+    };
+    programs.predrop = adopted(programs)?;
+    if programs.predrop.is_some() {
+        return Ok(None);
+    }
+    let broken = |e: &dyn std::error::Error| DatapathError::Load(chain(e));
+    let mut ebpf = loader(pins).load(object).map_err(|e| broken(&e))?;
+    let program: &mut Xdp = ebpf
+        .program_mut(names::PREDROP_PROGRAM)
+        .ok_or_else(|| DatapathError::Load(format!("it has no program `{}`", names::PREDROP_PROGRAM)))?
+        .try_into()
+        .map_err(|e: ProgramError| broken(&e))?;
+    if let Err(error) = program.load() {
+        return Ok(Some(chain(&error)));
+    }
+    pin_all(&ebpf, &[names::PREDROP_PROGRAM], &programs.directory)?;
+    programs.predrop = adopted(programs)?;
+    Ok(None)
 }
 
 /// The verifier takes its time for each, and one CPU each.

@@ -12,6 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::error::DatapathError;
+use super::predrop;
 use super::sockets;
 
 /// The directories of one layout. Names hold no dot: the kernel keeps those for itself (`bpf_lookup`).
@@ -31,13 +32,8 @@ impl Pins {
     /// Opens or makes them.
     pub fn open(bpffs: &Path) -> Result<Self, DatapathError> {
         on_bpffs(bpffs)?;
-        let root = bpffs.join(format!("v{ABI}"));
-        let pins = Self {
-            bpffs: bpffs.to_owned(),
-            maps: root.join("maps"),
-            programs: root.join("programs"),
-            links: root.join("links"),
-        };
+        let layout = format!("v{ABI}");
+        let (root, pins) = (bpffs.join(&layout), Self::below(bpffs, &layout));
         // Directories above the one named are somebody else's.
         if let Some(parent) = bpffs.parent() {
             fs::create_dir_all(parent).map_err(|e| DatapathError::pin("make", parent, e))?;
@@ -46,6 +42,17 @@ impl Pins {
             private(directory)?;
         }
         Ok(pins)
+    }
+
+    /// Those of a layout, there or not.
+    pub fn below(bpffs: &Path, layout: &str) -> Self {
+        let root = bpffs.join(layout);
+        Self {
+            bpffs: bpffs.to_owned(),
+            maps: root.join("maps"),
+            programs: root.join("programs"),
+            links: root.join("links"),
+        }
     }
 
     /// Keeps other agents off these pins, for as long as the value lives or this process does.
@@ -70,6 +77,11 @@ impl Pins {
         self.links.join(format!("{CGROUP}{hook}"))
     }
 
+    /// The pin of a link of XDP.
+    pub fn predrop(&self, ifindex: u32) -> PathBuf {
+        self.links.join(format!("{ifindex}-{}", predrop::HOOK))
+    }
+
     /// The pin that says that a clsact filter of ours is there: of the program that it runs.
     pub fn filter(&self, ifindex: u32, hook: Hook) -> PathBuf {
         self.links.join(format!("{ifindex}-{}{CLSACT}", hook.as_str()))
@@ -90,21 +102,34 @@ pub enum Entry {
     Filter(u32, Hook),
     /// A link of a cgroup.
     Socket,
+    /// A link of XDP.
+    Predrop(u32),
 }
 
-/// Reads a name that [`Pins::link`], [`Pins::filter`] or [`Pins::socket`] made.
+/// Reads a name that [`Pins::link`], [`Pins::filter`], [`Pins::socket`] or [`Pins::predrop`] made.
 pub fn entry(name: &str) -> Option<Entry> {
     if name.strip_prefix(CGROUP).is_some_and(|hook| sockets::names().any(|name| name == hook)) {
         return Some(Entry::Socket);
     }
     let (ifindex, rest) = name.split_once('-')?;
     let ifindex = ifindex.parse().ok()?;
+    if rest == predrop::HOOK {
+        return Some(Entry::Predrop(ifindex));
+    }
     let (word, filter) = match rest.strip_suffix(CLSACT) {
         Some(word) => (word, true),
         None => (rest, false),
     };
     let hook = Hook::INTERFACES.into_iter().find(|h| h.as_str() == word)?;
     Some(if filter { Entry::Filter(ifindex, hook) } else { Entry::Link(ifindex, hook) })
+}
+
+/// The directories of all layouts.
+pub fn layouts(bpffs: &Path) -> io::Result<Vec<String>> {
+    let is_layout = |name: &String| {
+        name.strip_prefix('v').is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+    };
+    Ok(names(bpffs)?.into_iter().filter(is_layout).collect())
 }
 
 /// The names in a directory; none where there is none.
@@ -168,6 +193,7 @@ mod tests {
             assert_eq!(entry(&name(pins.link(7, hook))), Some(Entry::Link(7, hook)));
             assert_eq!(entry(&name(pins.filter(7, hook))), Some(Entry::Filter(7, hook)));
         }
+        assert_eq!(entry(pins.predrop(7).file_name().unwrap().to_str().unwrap()), Some(Entry::Predrop(7)));
         for hook in sockets::names() {
             assert_eq!(entry(pins.socket(hook).file_name().unwrap().to_str().unwrap()), Some(Entry::Socket));
         }
@@ -181,6 +207,7 @@ mod tests {
             "7-port",
             "-port-in",
             "7-port-in-",
+            "7-predrop-clsact",
             "seven-port-in",
         ] {
             assert_eq!(entry(foreign), None, "{foreign}");

@@ -13,6 +13,7 @@ use super::attach::detach_now;
 use super::clsact;
 use super::error::DatapathError;
 use super::pins::{self, Entry};
+use super::predrop;
 use super::raw;
 use super::sockets;
 
@@ -42,11 +43,11 @@ pub fn purge(bpffs: &Path) -> Result<Purged, DatapathError> {
         return Ok(purged);
     }
     pins::on_bpffs(bpffs)?;
-    let layouts = pins::names(bpffs).map_err(|e| DatapathError::pin("list", bpffs, e))?;
-    for layout in layouts.iter().filter(|name| is_layout(name)) {
+    let layouts = pins::layouts(bpffs).map_err(|e| DatapathError::pin("list", bpffs, e))?;
+    for layout in &layouts {
         purge_layout(&bpffs.join(layout), &mut purged, Filters::Removed);
     }
-    if layouts.iter().any(|name| is_layout(name)) {
+    if !layouts.is_empty() {
         purge_filters(&mut purged);
     }
     match fs::remove_dir(bpffs) {
@@ -64,7 +65,11 @@ pub fn purge(bpffs: &Path) -> Result<Purged, DatapathError> {
 pub(super) fn purge_others(bpffs: &Path, own: &str, links: bool) -> Purged {
     let mut purged = Purged::default();
     let filters = if links { Filters::Removed } else { Filters::Replaced };
-    for layout in listed(bpffs, &mut purged).iter().filter(|name| is_layout(name) && *name != own) {
+    let layouts = pins::layouts(bpffs).unwrap_or_else(|e| {
+        purged.failed.push(format!("{}: {e}", bpffs.display()));
+        Vec::new()
+    });
+    for layout in layouts.iter().filter(|name| *name != own) {
         purge_layout(&bpffs.join(layout), &mut purged, filters);
     }
     purged
@@ -77,10 +82,6 @@ enum Filters {
     Removed,
     /// They are another layout's by now.
     Replaced,
-}
-
-fn is_layout(name: &str) -> bool {
-    name.strip_prefix('v').is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
 fn purge_layout(root: &Path, purged: &mut Purged, filters: Filters) {
@@ -113,6 +114,10 @@ fn purge_layout(root: &Path, purged: &mut Purged, filters: Filters) {
                 );
             }
             Some(Entry::Socket) => purged.note(&format!("link {name}"), sockets::remove(&path)),
+            Some(Entry::Predrop(ifindex)) => {
+                let what = format!("link {} at {}", predrop::HOOK, super::attach::interface(ifindex));
+                purged.note(&what, predrop::remove(&path));
+            }
             None => purged.failed.push(format!("{}: not made by hydra", path.display())),
         }
     }
@@ -124,7 +129,7 @@ fn purge_layout(root: &Path, purged: &mut Purged, filters: Filters) {
                 .iter()
                 .chain(&names::SOCKET_PROGRAMS)
                 .chain(&names::PACKET_PROGRAMS)
-                .chain(&[names::SWEEP_PROGRAM])
+                .chain(&[names::SWEEP_PROGRAM, names::PREDROP_PROGRAM])
                 .any(|n| *n == name)
             {
                 purged.note(&format!("program {name}"), fs::remove_file(directory.join(&name)));

@@ -34,6 +34,12 @@ const LINK_DETACH: u32 = 34;
 const BEFORE: u32 = 1 << 3;
 /// `BPF_LINK_TYPE_TCX`.
 pub const LINK_TCX: u32 = 11;
+/// `BPF_LINK_TYPE_XDP`.
+pub const LINK_XDP: u32 = 6;
+/// `BPF_PROG_TYPE_XDP`.
+pub const PROG_XDP: u32 = 6;
+/// `BPF_XDP`.
+const XDP: u32 = 37;
 /// `BPF_PROG_TYPE_SCHED_CLS`.
 pub const PROG_SCHED_CLS: u32 = 3;
 /// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`.
@@ -140,7 +146,7 @@ pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
     info(map, MapInfo::default())
 }
 
-/// The start of `struct bpf_link_info`, with the arm of a TCX link.
+/// The start of `struct bpf_link_info`, with the arm of a TCX link; that of XDP has the interface at the same place, and no type.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct LinkInfo {
@@ -263,6 +269,20 @@ pub fn tcx_attach_first(program: BorrowedFd<'_>, ifindex: u32, attach_type: u32)
         ifindex,
         attach_type,
         flags: BEFORE,
+        relative: 0,
+        zero: 0,
+        expected_revision: 0,
+    };
+    call(LINK_CREATE, &mut attr).map(owned)
+}
+
+/// Attaches a program of XDP to an interface that has none. `mode` is one of `XDP_FLAGS_MODES`.
+pub fn xdp_attach(program: BorrowedFd<'_>, ifindex: u32, mode: u32) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreate {
+        program: number(program),
+        ifindex,
+        attach_type: XDP,
+        flags: mode,
         relative: 0,
         zero: 0,
         expected_revision: 0,

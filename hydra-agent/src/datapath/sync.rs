@@ -21,6 +21,7 @@ use super::error::{DatapathError, table};
 use super::load::{self, Programs};
 use super::maps::{Bytes, Table};
 use super::pins::{self, Pins};
+use super::predrop::{self, Predrop, Predrops};
 use super::purge;
 use super::raw::{self, GracePeriod};
 use super::room::Room;
@@ -30,7 +31,7 @@ use super::store::Store;
 use super::tables::{self, Bank, Clocks};
 use super::verify::Looked;
 use crate::desired::Desired;
-use crate::published::{HookView, NotEnforced};
+use crate::published::{HookView, NotEnforced, Remark};
 
 /// The kernel's part of hydra: maps, programs and hooks below one directory of pins. Blocking; dropping it changes nothing.
 #[derive(Debug)]
@@ -59,6 +60,7 @@ pub struct Datapath {
     /// XDP programs of others, as last looked for.
     pub(super) xdp: Vec<NotEnforced>,
     pub(super) seat: Seat,
+    pub(super) predrops: Predrops,
     pub(super) ground: Arc<Ground>,
 }
 
@@ -120,6 +122,8 @@ pub struct SyncReport {
     pub hooks: Vec<HookView>,
     /// What could not be done. The rest was.
     pub not_enforced: Vec<NotEnforced>,
+    /// What could not be done and is enforced all the same.
+    pub remarks: Vec<Remark>,
 }
 
 /// The object to load.
@@ -181,6 +185,7 @@ impl Datapath {
             damage: Vec::new(),
             xdp: Vec::new(),
             seat: Seat::Off,
+            predrops: Predrops::default(),
             ground: Arc::default(),
         };
         datapath.refresh()?;
@@ -203,6 +208,12 @@ impl Datapath {
         Ok(self)
     }
 
+    /// Whether XDP drops from now on what the outside may not reach; not, as long as nobody says.
+    pub fn with_predrop(mut self, want: Predrop) -> Result<Self, DatapathError> {
+        self.predrops = Predrops::open(want, &self.pins, &object()?, &mut self.programs)?;
+        Ok(self)
+    }
+
     /// What puts programs on new ports while this is busy.
     pub fn early(&self) -> Result<Early, DatapathError> {
         Early::new(&self.attacher, &self.programs, &self.ground)
@@ -218,6 +229,7 @@ impl Datapath {
     pub fn hooks(&self) -> Vec<HookView> {
         let mut views: Vec<_> = self.attacher.views().unwrap_or_default().into_values().collect();
         views.extend(sockets::views(&self.pins, &self.seat));
+        views.extend(predrop::views(&self.pins));
         views
     }
 
@@ -261,6 +273,8 @@ impl Datapath {
             }
         }
         report.not_enforced.extend(sockets::leave(&self.pins, &self.seat, &self.programs, desired));
+        report.repaired.extend(self.predrops.ensure(&self.pins, &self.programs, desired));
+        report.remarks = self.predrops.remarks();
         if report.not_enforced.is_empty() {
             self.forget_old_programs();
         }
@@ -276,6 +290,7 @@ impl Datapath {
     pub(super) fn views(&self) -> Vec<HookView> {
         let mut views: Vec<_> = self.seated.values().cloned().collect();
         views.extend(sockets::views(&self.pins, &self.seat));
+        views.extend(predrop::views(&self.pins));
         views
     }
 

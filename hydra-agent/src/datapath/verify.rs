@@ -56,6 +56,7 @@ impl Datapath {
     fn look_at_hooks(&mut self, desired: &Desired) {
         let mut wrong = self.hooks_wrong(desired);
         wrong.extend(sockets::complaints(&self.pins, &self.seat, &self.programs, desired));
+        wrong.extend(self.predrops.complaints(&self.pins, &self.programs, true));
         self.looked.hooks = wrong;
     }
 
@@ -157,8 +158,8 @@ fn altered<K: Ord, R: PartialEq>(
 
 /// XDP programs on ports and bridges. That on an uplink is the administrator's own gate before everything.
 fn xdp_before(desired: &Desired) -> Vec<NotEnforced> {
-    let programs = match xdp::programs() {
-        Ok(programs) => programs,
+    let interfaces = match xdp::interfaces() {
+        Ok(interfaces) => interfaces,
         Err(e) => {
             let why = format!("XDP programs could not be looked for: {e}");
             return vec![NotEnforced { what: "interfaces".to_owned(), why }];
@@ -167,8 +168,9 @@ fn xdp_before(desired: &Desired) -> Vec<NotEnforced> {
     let judges = |ifindex: u32| {
         [Hook::PortIn, Hook::BridgeIn].into_iter().any(|hook| desired.hooks.contains(&(ifindex, hook)))
     };
-    programs
+    interfaces
         .into_iter()
+        .filter_map(|(ifindex, interface)| Some((ifindex, interface.program?.0)))
         .filter(|(ifindex, _)| judges(*ifindex))
         .map(|(ifindex, program)| NotEnforced {
             what: attach::interface(ifindex),

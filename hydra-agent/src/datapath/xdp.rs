@@ -1,5 +1,5 @@
-//! XDP programs of others on interfaces that carry hydra's: they see a frame before every classifier, and what they redirect no
-//! classifier sees. hydra neither has nor removes any; it says that they are there.
+//! XDP programs on interfaces, as the kernel lists them: hydra's own pre-drop, and those of others. These see a frame before every
+//! classifier, and what they redirect no classifier sees: hydra removes none of them and says that they are there.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,6 +8,10 @@ use super::rtnetlink::{ACK, DUMP, Request, attributes, word};
 
 // Numbers of `linux/rtnetlink.h` and `linux/if_link.h`.
 const GET_LINK: u16 = 18;
+const LINK: u16 = 5;
+const MASTER: u16 = 10;
+const LINK_INFO: u16 = 18;
+const INFO_KIND: u16 = 1;
 const EXT_MASK: u16 = 29;
 const XDP: u16 = 43;
 const XDP_ATTACHED: u16 = 2;
@@ -16,26 +20,103 @@ const XDP_PROGRAM: u16 = 4;
 const SKIP_STATS: u32 = 1 << 3;
 /// Bytes of `ifinfomsg`.
 const INFO: usize = 16;
+/// `ARPHRD_ETHER`.
+const ETHERNET: u16 = 1;
 
-/// The XDP programs of this namespace: the kernel's number of one by interface index (0 where several sit on it).
-pub fn programs() -> io::Result<BTreeMap<u32, u32>> {
-    let mut request = Request::new(GET_LINK, ACK | DUMP, &[0; INFO]);
-    request.attribute(EXT_MASK, &SKIP_STATS.to_ne_bytes());
-    Ok(request.send()?.iter().filter_map(|message| program(message)).collect())
+/// How a program sits on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// In the driver.
+    Native,
+    /// In the kernel's receive path, on any driver.
+    Generic,
+    /// On the card, or several at once: never hydra's.
+    Other,
 }
 
-fn program(message: &[u8]) -> Option<(u32, u32)> {
+impl Mode {
+    /// From `IFLA_XDP_ATTACHED`.
+    fn of(attached: u8) -> Option<Self> {
+        match attached {
+            0 => None,
+            1 => Some(Self::Native),
+            2 => Some(Self::Generic),
+            _ => Some(Self::Other),
+        }
+    }
+
+    /// `XDP_FLAGS_DRV_MODE` and its like.
+    pub const fn flag(self) -> u32 {
+        match self {
+            Self::Generic => 1 << 1,
+            Self::Native => 1 << 2,
+            Self::Other => 1 << 3,
+        }
+    }
+
+    /// The word that operators see.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Native => "xdp-native",
+            Self::Generic => "xdp-generic",
+            Self::Other => "xdp",
+        }
+    }
+}
+
+/// What concerns XDP of one interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// The kernel's number of the program on it (0 where there are several), and how it sits there.
+    pub program: Option<(u32, Mode)>,
+    /// What it is a port of.
+    pub master: Option<u32>,
+    /// Its frames come in on another interface first (VLAN, macvlan …).
+    pub above: bool,
+    /// It carries Ethernet frames.
+    pub ethernet: bool,
+}
+
+/// The interfaces of this namespace by index.
+pub fn interfaces() -> io::Result<BTreeMap<u32, Interface>> {
+    let mut request = Request::new(GET_LINK, ACK | DUMP, &[0; INFO]);
+    request.attribute(EXT_MASK, &SKIP_STATS.to_ne_bytes());
+    Ok(request.send()?.iter().filter_map(|message| interface(message)).collect())
+}
+
+fn interface(message: &[u8]) -> Option<(u32, Interface)> {
     let index = word(message, 4)?;
-    let xdp = attributes(message.get(INFO..)?).into_iter().find(|(kind, _)| *kind == XDP)?.1;
-    let (mut attached, mut program) = (false, 0);
-    for (kind, value) in attributes(xdp) {
+    let mut found = Interface {
+        program: None,
+        master: None,
+        above: false,
+        ethernet: word(message, 0).is_some_and(|word| (word >> 16) as u16 == ETHERNET),
+    };
+    let mut veth = false;
+    for (kind, value) in attributes(message.get(INFO..)?) {
         match kind {
-            XDP_ATTACHED => attached = value.first().is_some_and(|mode| *mode != 0),
+            // Of a veth the other end.
+            LINK => found.above = word(value, 0).is_some_and(|lower| lower != 0),
+            MASTER => found.master = word(value, 0).filter(|master| *master != 0),
+            LINK_INFO => veth = attributes(value).contains(&(INFO_KIND, b"veth\0")),
+            XDP => found.program = program(value),
+            _ => {}
+        }
+    }
+    found.above &= !veth;
+    Some((index, found))
+}
+
+fn program(value: &[u8]) -> Option<(u32, Mode)> {
+    let (mut mode, mut program) = (None, 0);
+    for (kind, value) in attributes(value) {
+        match kind {
+            XDP_ATTACHED => mode = Mode::of(*value.first()?),
             XDP_PROGRAM => program = word(value, 0)?,
             _ => {}
         }
     }
-    attached.then_some((index, program))
+    mode.map(|mode| (program, mode))
 }
 
 #[cfg(test)]
@@ -43,27 +124,49 @@ mod tests {
     use super::super::rtnetlink::attribute;
     use super::*;
 
-    fn message(xdp: &[(u16, &[u8])]) -> Vec<u8> {
+    fn message(kind: &[u8], more: &[(u16, &[u8])], xdp: &[(u16, &[u8])]) -> Vec<u8> {
         let mut nested = Vec::new();
         for (kind, value) in xdp {
             attribute(&mut nested, *kind, value);
         }
         let mut message = vec![0; INFO];
+        message[2..4].copy_from_slice(&ETHERNET.to_ne_bytes());
         message[4..8].copy_from_slice(&7u32.to_ne_bytes());
         attribute(&mut message, 3, b"hya\0");
+        for (kind, value) in more {
+            attribute(&mut message, *kind, value);
+        }
+        let mut info = Vec::new();
+        attribute(&mut info, INFO_KIND, kind);
+        attribute(&mut message, LINK_INFO, &info);
         attribute(&mut message, XDP, &nested);
         message
     }
 
     #[test]
     fn an_interface_without_a_program_has_none() {
-        assert_eq!(program(&message(&[(XDP_ATTACHED, &[0])])), None);
+        let program = |xdp: &[(u16, &[u8])]| interface(&message(b"veth\0", &[], xdp)).unwrap().1.program;
+        assert_eq!(program(&[(XDP_ATTACHED, &[0])]), None);
         let id = 42u32.to_ne_bytes();
-        assert_eq!(program(&message(&[(XDP_ATTACHED, &[2]), (XDP_PROGRAM, &id)])), Some((7, 42)));
-        assert_eq!(program(&message(&[(XDP_ATTACHED, &[4])])), Some((7, 0)), "several");
-        let whole = message(&[(XDP_ATTACHED, &[1]), (XDP_PROGRAM, &id)]);
+        assert_eq!(program(&[(XDP_ATTACHED, &[2]), (XDP_PROGRAM, &id)]), Some((42, Mode::Generic)));
+        assert_eq!(program(&[(XDP_ATTACHED, &[4])]), Some((0, Mode::Other)), "several");
+        let whole = message(b"veth\0", &[], &[(XDP_ATTACHED, &[1]), (XDP_PROGRAM, &id)]);
+        assert_eq!(interface(&whole).unwrap().1.program, Some((42, Mode::Native)));
         for length in 0..whole.len() {
-            let _ = program(&whole[..length]);
+            let _ = interface(&whole[..length]);
         }
+    }
+
+    #[test]
+    fn what_lies_above_another_is_told_from_one_end_of_a_pair() {
+        let five = 5u32.to_ne_bytes();
+        let of = |kind, more: &[(u16, &[u8])]| interface(&message(kind, more, &[])).unwrap();
+        let (index, veth) = of(b"veth\0", &[(LINK, &five), (MASTER, &five)]);
+        assert_eq!((index, veth.above, veth.master, veth.ethernet), (7, false, Some(5), true));
+        assert!(of(b"vlan\0", &[(LINK, &five)]).1.above);
+        assert!(!of(b"dummy\0", &[]).1.above);
+        let mut tunnel = message(b"wireguard\0", &[], &[]);
+        tunnel[2..4].copy_from_slice(&65534u16.to_ne_bytes());
+        assert!(!interface(&tunnel).unwrap().1.ethernet);
     }
 }

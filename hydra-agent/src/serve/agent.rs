@@ -65,6 +65,8 @@ pub(super) struct Agent {
     silent: Option<String>,
     placement: Placement,
     hooks: Vec<HookView>,
+    /// What the last pass has to say of this host.
+    remarks: Vec<Remark>,
     generation: u32,
     flow_capacity: u32,
     pickup_until: u32,
@@ -100,6 +102,7 @@ impl Agent {
             silent: None,
             placement: Placement::default(),
             hooks: Vec::new(),
+            remarks: Vec::new(),
             generation: 0,
             flow_capacity,
             pickup_until: 0,
@@ -199,6 +202,7 @@ impl Agent {
             gone: _,
             hooks,
             not_enforced,
+            remarks,
         } = report;
         self.damage.repaired(repaired);
         for (index, at) in covered {
@@ -213,6 +217,7 @@ impl Agent {
         }
         (self.generation, self.hooks, self.pickup_until) = (generation, hooks, pickup_until);
         self.failed.extend(not_enforced);
+        self.remarks = remarks;
     }
 
     /// Looks whether the kernel still holds what it should, and publishes what it does not. `true`: a pass has to mend it.
@@ -309,7 +314,8 @@ impl Agent {
     /// What an operator should look at.
     fn warnings(&self) -> Vec<Remark> {
         let silent = self.silent.iter().map(|since| silent(since));
-        silent.chain(self.placement.warnings.iter().cloned()).collect()
+        let placed = self.placement.warnings.iter().cloned();
+        silent.chain(placed).chain(self.remarks.iter().cloned()).collect()
     }
 
     /// What there is to look at, each at its first appearance.

@@ -25,7 +25,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(s.listen, Some("127.0.0.1:9473".parse().unwrap()));
     assert_eq!(s.netns_dir, Path::new("/run/netns"));
     assert!(s.routes);
-    assert_eq!(s.attach, Attach::Auto);
+    assert_eq!((s.attach, s.predrop), (Attach::Auto, Predrop::Off));
     assert!(!s.labels, "a container must not choose its own rights");
     assert_eq!(s.pickup, Pickup(3600));
     assert_eq!((s.flows, s.flow_share), (Flows(131_072), FlowShare(25)));
@@ -51,6 +51,7 @@ fn the_example_file_holds_the_defaults() {
         routes,
         attach,
         uplinks,
+        predrop,
         cgroup,
         labels,
         pickup,
@@ -60,7 +61,9 @@ fn the_example_file_holds_the_defaults() {
     } = example;
     assert!(policy.is_some() && docker.is_some() && state_dir.is_some() && run_dir.is_some());
     assert!(bpffs.is_some() && listen.is_some() && netns_dir.is_some() && routes.is_some());
-    assert!(uplinks.is_some() && cgroup.is_some() && flows.is_some() && flow_share.is_some());
+    assert!(
+        uplinks.is_some() && predrop.is_some() && cgroup.is_some() && flows.is_some() && flow_share.is_some()
+    );
     assert!(attach.is_some() && labels.is_some() && pickup.is_some() && log.is_some(), "every key is shown");
 }
 
@@ -77,7 +80,7 @@ fn a_flag_stands_above_the_file() {
 #[test]
 fn every_key_of_the_file_is_read() {
     let text = "policy: /p\ndocker: none\nstate-dir: /s\nrun-dir: /r\nbpffs: /b\nlisten: '[::1]:1'\n\
-        netns-dir: /n\nroutes: false\nattach: clsact\nuplinks: [eth0, wg0]\ncgroup: /c\nlabels: true\npickup: 0\n\
+        netns-dir: /n\nroutes: false\nattach: clsact\nuplinks: [eth0, wg0]\npredrop: native\ncgroup: /c\nlabels: true\npickup: 0\n\
         flows: 1024\nflow-share: 100%\nlog: debug\n";
     let s = Settings::merge(Flags::default(), file(text).unwrap()).unwrap();
     assert_eq!(s.policy, PolicyFile { path: "/p".into(), named: true });
@@ -85,7 +88,7 @@ fn every_key_of_the_file_is_read() {
     assert_eq!(s.listen, Some("[::1]:1".parse().unwrap()));
     assert_eq!((s.routes, s.labels, s.attach), (false, true, Attach::Clsact));
     assert_eq!(s.uplinks, Uplinks::Named(["eth0".into(), "wg0".into()].into()));
-    assert_eq!(s.cgroup, Place::At("/c".into()));
+    assert_eq!((s.predrop, s.cgroup), (Predrop::Native, Place::At("/c".into())));
     assert_eq!((s.pickup, s.log.as_str()), (Pickup(0), "debug"));
     assert_eq!((s.flows, s.flow_share), (Flows(1024), FlowShare(100)));
 }
@@ -117,6 +120,8 @@ fn unknown_and_doubled_keys_and_wrong_values_are_refused_with_their_place() {
         ("uplinks: { eth0: true }\n", "agent.yaml:1:10", "`auto`, `none` or a list of names of interfaces"),
         ("uplink: auto\n", "agent.yaml:1:1", "uplink"),
         ("attach: xdp\n", "agent.yaml:1:9", "`auto`, `tcx` or `clsact`"),
+        ("predrop: on\n", "agent.yaml:1:10", "`off`, `auto`, `native` or `generic`"),
+        ("predrop: true\n", "agent.yaml:1:10", "`off`, `auto`, `native` or `generic`"),
         ("pickup: 60\n", "agent.yaml:1:9", "as in `30m`"),
         ("flows: 1023\n", "agent.yaml:1:8", "a number from 1024 to 4194304"),
         ("flows: 4194305\n", "agent.yaml:1:8", "a number from 1024 to 4194304"),
