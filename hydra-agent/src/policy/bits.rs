@@ -83,16 +83,22 @@ mod tests {
     fn sets_hold_what_was_put_in_and_not_taken_out() {
         let mut bits = Bits::new(70_000);
         let numbers = [0, 1, 63, 64, 4_095, 4_096, 69_999];
-        numbers.iter().for_each(|n| bits.set(*n));
+        for n in numbers {
+            bits.set(n);
+        }
         assert_eq!(bits.iter().collect::<Vec<_>>(), numbers);
         let mut other = Bits::new(70_000);
-        [1, 2, 64, 69_999].iter().for_each(|n| other.set(*n));
+        for n in [1, 2, 64, 69_999] {
+            other.set(n);
+        }
         assert_eq!(bits.common(&other).collect::<Vec<_>>(), [1, 64, 69_999]);
         bits.clear(63);
         bits.clear(0);
         bits.clear(1);
         assert_eq!(bits.iter().next(), Some(64));
-        numbers.iter().for_each(|n| bits.clear(*n));
+        for n in numbers {
+            bits.clear(n);
+        }
         assert_eq!(bits, Bits::new(70_000), "what is empty is equal");
         bits.reset(10);
         assert_eq!(bits, Bits::new(10));

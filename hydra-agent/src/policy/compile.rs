@@ -303,7 +303,9 @@ impl Matrix {
                     let found = selected
                         .entry(selector)
                         .or_insert_with(|| select(model, classes, &numbers, selector));
-                    found.iter().for_each(|class| named[*class].set(index));
+                    for class in found.iter().copied() {
+                        named[class].set(index);
+                    }
                 }
             }
         }
