@@ -200,6 +200,9 @@ impl Store {
     }
 }
 
+/// Rows that are written where one of them differs.
+const PIECE: usize = 512;
+
 /// Writes rows from `from` on where they are not what was there before, and zeroes over the rest of that.
 fn put<V: Bytes + PartialEq>(
     map: &Table<u32, V>,
@@ -208,11 +211,18 @@ fn put<V: Bytes + PartialEq>(
     rows: &[V],
     before: Option<&Vec<V>>,
 ) -> Result<(), DatapathError> {
-    if before.is_some_and(|before| before == rows) {
-        return Ok(());
+    let before = before.map_or(&[][..], Vec::as_slice);
+    // What lies together is written at once.
+    let mut first = 0;
+    for begin in (0..rows.len()).step_by(PIECE) {
+        let end = (begin + PIECE).min(rows.len());
+        if before.get(begin..end) == Some(&rows[begin..end]) {
+            map.put_range(from + first as u32, &rows[first..begin]).map_err(table("write", name))?;
+            first = end;
+        }
     }
-    map.put_range(from, rows).map_err(table("write", name))?;
-    let left = before.map_or(0, Vec::len).saturating_sub(rows.len());
+    map.put_range(from + first as u32, &rows[first..]).map_err(table("write", name))?;
+    let left = before.len().saturating_sub(rows.len());
     map.put_range(from + rows.len() as u32, &vec![V::new_zeroed(); left]).map_err(table("write", name))
 }
 

@@ -62,6 +62,24 @@ pub fn parse_at(text: &str, source: &str, now: i64) -> Result<(Model, Diagnostic
 
 /// The model and its rows as far as they could be made, and everything that there is to say.
 pub(crate) fn examine(text: &str, source: &str, now: i64) -> (Option<(Model, Compiled)>, Diagnostics) {
+    let (model, mut problems) = read(text, source, now);
+    let mut made = None;
+    if let Some(model) = model {
+        match tested(&model, source, now) {
+            Ok((compiled, failures)) => {
+                problems.extend(failures);
+                problems.extend(remarks(&model, &compiled, now));
+                made = Some((model, compiled));
+            }
+            Err(problem) => problems.push(problem),
+        }
+        problems.sort();
+    }
+    (made, problems)
+}
+
+/// Reads and checks. With a model nothing is wrong that is said; its tables are still to be asked ([`tested`], [`remarks`]).
+pub(crate) fn read(text: &str, source: &str, now: i64) -> (Option<Model>, Diagnostics) {
     let mut problems = Diagnostics::new(source, text.strip_prefix('\u{feff}').unwrap_or(text));
     let mut made = None;
     match yaml::read(text) {
@@ -80,7 +98,7 @@ pub(crate) fn examine(text: &str, source: &str, now: i64) -> (Option<(Model, Com
                     let message = format!("there are more problems than the {MOST_PROBLEMS} that are told");
                     problems.push(Diagnostic::error(message));
                 } else if !problems.has_errors() {
-                    made = test(model, &mut problems, source, now);
+                    made = Some(model);
                 } else if only_in_rules_and_rows(&node, &problems) {
                     // Tiers are whole, so rows that fail whatever the bad rules mean can be told beside them.
                     if let Ok(compiled) = compile::compile(&model, &World::default(), &mut Numbers::default())
@@ -115,19 +133,21 @@ fn only_in_rules_and_rows(node: &yaml::Node, problems: &Diagnostics) -> bool {
     })
 }
 
-/// What can only be said of tables: whether they fit, whether the `expect` rows hold, which rules never decide.
-fn test(model: Model, problems: &mut Diagnostics, source: &str, now: i64) -> Option<(Model, Compiled)> {
-    match compile::compile(&model, &World::default(), &mut Numbers::default()) {
-        Ok(compiled) => {
-            problems.extend(expect::failures(&model, &compiled, &[], source, now));
-            problems.extend(useless::rules(&model, &compiled, now));
-            Some((model, compiled))
-        }
-        Err(error) => {
-            problems.push(Diagnostic::error(error.to_string()));
-            None
-        }
-    }
+/// What a policy's tables alone can refuse: whether they fit, and which `expect` rows fail. The tables are those of no host.
+pub(crate) fn tested(
+    model: &Model,
+    source: &str,
+    now: i64,
+) -> Result<(Compiled, Vec<Diagnostic>), Diagnostic> {
+    let compiled = compile::compile(model, &World::default(), &mut Numbers::default())
+        .map_err(|error| Diagnostic::error(error.to_string()))?;
+    let failures = expect::failures(model, &compiled, &[], source, now);
+    Ok((compiled, failures))
+}
+
+/// Warnings that take tables, those of no host: rules that never decide.
+pub(crate) fn remarks(model: &Model, compiled: &Compiled, now: i64) -> Vec<Diagnostic> {
+    useless::rules(model, compiled, now)
 }
 
 /// The clock of `expires`.

@@ -1,6 +1,9 @@
 //! Applying a policy: whole or not at all. Nothing is touched before everything that can refuse it has spoken; what the kernel or
 //! the disk refuses leaves the one before in force.
 
+use std::thread;
+
+use hydra_common::flow::{Flow, FlowKey};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -13,7 +16,7 @@ use crate::policy::compile::{CompileError, World, compile};
 use crate::policy::model::Model;
 use crate::policy::rows::{Compiled, Numbers};
 use crate::policy::{self, diff};
-use crate::published::{ApplyError, ApplyReport, RevisionView};
+use crate::published::{ApplyError, ApplyReport, Reader, RevisionView};
 
 /// What an apply is asked for.
 #[derive(Clone, Debug)]
@@ -26,27 +29,46 @@ pub(super) struct Asked {
     pub restores: Option<u32>,
 }
 
-/// A policy that nothing refuses any more, and what it would do.
+/// A policy that nothing refuses any more.
 struct Ready {
     policy: Policy,
     numbers: Numbers,
     placed: Placed,
-    report: ApplyReport,
+    /// Its rows for no host.
+    offline: Compiled,
+    warnings: Diagnostics,
 }
 
+/// What was in force before a policy, for what there is to say of the change.
+struct Earlier {
+    policy: Option<Policy>,
+    placement: Placement,
+    live: Option<Flows>,
+}
+
+/// Live flows, with both clocks in nanoseconds.
+type Flows = (Vec<(FlowKey, Flow)>, (u64, i128));
+
 impl Agent {
-    /// Applies a text over a fresh look at the world, or only says what it would do.
+    /// Applies a text over a fresh look at the world, or only says what it would do. What there is to say of it, but for what refuses
+    /// it, is found out when it is in force.
     pub async fn apply(&mut self, asked: Asked, snapshot: Snapshot) -> Result<ApplyReport, ApplyError> {
         self.look(snapshot);
-        let Ready { policy, numbers, placed, report } =
-            self.prepare(&asked).await.map_err(ApplyError::Refused)?;
-        if asked.dry_run {
-            return Ok(report);
-        }
+        let reader = self.reader.clone();
+        // What the policy cuts is what was live before it.
+        let live = tokio::task::spawn_blocking(move || live(&*reader));
+        let Ready { policy, numbers, placed, offline, warnings } =
+            self.prepare(&asked).map_err(ApplyError::Refused)?;
+        let live = live.await.ok().flatten();
         let (revision, previous) = (policy.revision, self.state.current());
+        if asked.dry_run {
+            let earlier = Earlier { policy: self.policy.clone(), placement: self.placement().clone(), live };
+            return Ok(report(&asked, &earlier, (&policy, &placed.placement), &offline, warnings));
+        }
         self.state.set_numbers(numbers).map_err(|e| ApplyError::Disk(e.to_string()))?;
         self.state.begin(revision, &policy.text).map_err(|e| ApplyError::Disk(e.to_string()))?;
         self.clear_failed();
+        let placement = self.placement().clone();
         if let Err(why) = self.enforce(&policy, placed).await {
             tracing::error!(revision, error = %why, "the kernel did not take the policy; the previous one stays in force");
             if let Err(e) = self.state.abandon(revision, previous) {
@@ -55,6 +77,8 @@ impl Agent {
             self.publish();
             return Err(ApplyError::Kernel(why));
         }
+        let earlier = Earlier { policy: self.policy.take(), placement, live };
+        let report = report(&asked, &earlier, (&policy, self.placement()), &offline, warnings);
         let view = RevisionView {
             revision,
             policy: policy.model.name.clone(),
@@ -78,41 +102,47 @@ impl Agent {
     }
 
     /// Everything that can refuse a policy, all of it at once where it can be said at once.
-    async fn prepare(&self, asked: &Asked) -> Result<Ready, Diagnostics> {
-        let (model, warnings) = policy::parse(&asked.text, &asked.source)?;
+    fn prepare(&self, asked: &Asked) -> Result<Ready, Diagnostics> {
+        let now = policy::unix_now();
+        let (model, mut warnings) = policy::read(&asked.text, &asked.source, now);
+        let Some(model) = model else { return Err(warnings) };
         let claims = Claims::of(&model);
-        let placed = self.place(&claims);
+        let mut numbers = self.state.numbers().clone();
+        // Rows for no host, which the policy is tested by, and rows for this one: neither needs the other.
+        let (tested, placed, world, compiled) = thread::scope(|scope| {
+            let tested = scope.spawn(|| policy::tested(&model, &asked.source, now));
+            let placed = self.place(&claims);
+            let world = world(&placed.placement);
+            let compiled = compiled(&model, &world, &mut numbers, asked);
+            let tested = tested.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            (tested, placed, world, compiled)
+        });
+        let offline = match tested {
+            Ok((offline, failures)) if failures.is_empty() => offline,
+            Ok((offline, failures)) => {
+                warnings.extend(policy::remarks(&model, &offline, now).into_iter().chain(failures));
+                warnings.sort();
+                return Err(warnings);
+            }
+            Err(problem) => {
+                warnings.push(problem);
+                warnings.sort();
+                return Err(warnings);
+            }
+        };
         let problems = nowhere(&placed.placement, &model, asked);
         if !problems.is_empty() {
             return Err(problems);
         }
-        let world = world(&placed.placement);
-        let mut numbers = self.state.numbers().clone();
-        let compiled = compiled(&model, &world, &mut numbers, asked)?;
-        let changes = diff::diff(self.policy.as_ref().map(|p| &p.model), &model, policy::unix_now());
-        let changes = changes.map_err(|e| refused(&e, asked))?.to_lines();
-        let report = ApplyReport {
-            revision: self.state.next_revision(),
-            restores: asked.restores,
-            policy: model.name.clone(),
-            changes,
-            cut: self.would_cut(&compiled, &placed.placement).await,
-            warnings: rendered(&warnings, asked)
-                .into_iter()
-                .chain(
-                    placed.placement.closed.iter().chain(&placed.placement.warnings).map(ToString::to_string),
-                )
-                .collect(),
-        };
         let policy = Policy {
-            revision: report.revision,
+            revision: self.state.next_revision(),
             text: asked.text.clone(),
             model,
             claims,
-            compiled: compiled.into(),
+            compiled: compiled?.into(),
             world,
         };
-        Ok(Ready { policy, numbers, placed, report })
+        Ok(Ready { policy, numbers, placed, offline, warnings })
     }
 
     /// Takes up the revision that the state directory calls current. Its text was accepted once: what a newer agent or a later day
@@ -143,25 +173,56 @@ impl Agent {
         self.policy = Some(Policy { revision, text, model, claims, compiled: compiled.into(), world });
         Ok(())
     }
+}
 
-    async fn would_cut(&self, compiled: &Compiled, placement: &Placement) -> Vec<String> {
-        let reader = self.reader.clone();
-        let read = tokio::task::spawn_blocking(move || (reader.flows(), reader.clocks())).await;
-        match read {
-            Ok((Ok(flows), (monotonic, unix))) => {
-                let unix = i64::try_from(unix / 1_000_000_000).unwrap_or(i64::MAX);
-                let before = self.policy.as_ref().map(|p| Before {
-                    revision: p.revision,
-                    compiled: &p.compiled,
-                    placement: self.placement(),
-                });
-                cut(Live { flows: &flows, monotonic, unix }, before, compiled, placement)
-            }
-            Ok((Err(error), _)) => {
-                tracing::warn!(%error, "live flows could not be read");
-                Vec::new()
-            }
-            Err(_) => Vec::new(),
+/// What a policy does, beside what was in force before.
+fn report(
+    asked: &Asked,
+    earlier: &Earlier,
+    (policy, placement): (&Policy, &Placement),
+    offline: &Compiled,
+    mut warnings: Diagnostics,
+) -> ApplyReport {
+    let now = policy::unix_now();
+    warnings.extend(policy::remarks(&policy.model, offline, now));
+    warnings.sort();
+    let before = earlier.policy.as_ref();
+    let mut said = rendered(&warnings, asked);
+    let changes = match diff::diff(before.map(|p| &p.model), &policy.model, now) {
+        Ok(changes) => changes.to_lines(),
+        // The one before, which an older agent took: this one's tables do not hold it.
+        Err(error) => {
+            said.push(format!("what changes cannot be said: {error}"));
+            Vec::new()
+        }
+    };
+    said.extend(placement.closed.iter().chain(&placement.warnings).map(ToString::to_string));
+    let cut = earlier.live.as_ref().map_or_else(Vec::new, |(flows, (monotonic, unix))| {
+        let unix = i64::try_from(unix / 1_000_000_000).unwrap_or(i64::MAX);
+        let before = before.map(|p| Before {
+            revision: p.revision,
+            compiled: &p.compiled,
+            placement: &earlier.placement,
+        });
+        cut(Live { flows, monotonic: *monotonic, unix }, before, &policy.compiled, placement)
+    });
+    ApplyReport {
+        revision: policy.revision,
+        restores: asked.restores,
+        policy: policy.model.name.clone(),
+        changes,
+        cut,
+        warnings: said,
+    }
+}
+
+/// The live flows; none where they cannot be read.
+fn live(reader: &dyn Reader) -> Option<Flows> {
+    match reader.flows() {
+        Ok(flows) => Some((flows, reader.clocks())),
+        Err(error) => {
+            tracing::warn!(%error, "live flows could not be read");
+            None
         }
     }
 }
