@@ -120,12 +120,17 @@ impl Code {
 
     /// Where the jumps lead to: `return number`. Loads it as a program of a type.
     pub fn end(&mut self, kind: u32, number: i32) -> io::Result<OwnedFd> {
+        self.end_with(Load { kind, ..Load::default() }, number)
+    }
+
+    /// The same with more than a type.
+    pub fn end_with(&mut self, how: Load<'_>, number: i32) -> io::Result<OwnedFd> {
         let here = self.bytes.len();
         for jump in std::mem::take(&mut self.jumps) {
             let distance = i16::try_from((here - jump) / 8 - 1).map_err(io::Error::other)?;
             self.bytes[jump + 2..jump + 4].copy_from_slice(&distance.to_ne_bytes());
         }
         self.give(number);
-        bpf::load(&mut Load { kind, code: &self.bytes, ..Load::default() })
+        bpf::load(&mut Load { code: &self.bytes, ..how })
     }
 }

@@ -195,10 +195,20 @@ pub fn info(program: &OwnedFd, words: &mut [u32]) -> io::Result<()> {
     call(OBJ_INFO, &mut Attr { fd, size, info: words.as_mut_ptr() as u64 }).map(drop)
 }
 
-/// Puts a program on an interface, by [`TCX_INGRESS`] or [`XDP`], as long as the answer lives.
+/// Puts a program on an interface, by [`TCX_INGRESS`] (behind those that are there) or [`XDP`], as long as the answer lives.
 pub fn attach(program: &OwnedFd, ifindex: u32, kind: u32) -> io::Result<OwnedFd> {
+    attach_with(program, ifindex, kind, 0)
+}
+
+/// The same by [`TCX_INGRESS`], before those that are there.
+pub fn attach_first(program: &OwnedFd, ifindex: u32) -> io::Result<OwnedFd> {
+    const BEFORE: u32 = 1 << 3;
+    attach_with(program, ifindex, TCX_INGRESS, BEFORE)
+}
+
+fn attach_with(program: &OwnedFd, ifindex: u32, kind: u32, flags: u32) -> io::Result<OwnedFd> {
     let mut attr = [0u32; 16];
-    attr[..3].copy_from_slice(&[program.as_raw_fd().cast_unsigned(), ifindex, kind]);
+    attr[..4].copy_from_slice(&[program.as_raw_fd().cast_unsigned(), ifindex, kind, flags]);
     call(LINK_CREATE, &mut attr).map(owned)
 }
 

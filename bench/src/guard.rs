@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use hydra_agent::datapath::Predrop;
 use hydra_tests::kernel::SHOT;
 use hydra_tests::topology::HOST;
 use hydra_tests::world::World;
@@ -27,6 +28,8 @@ pub enum Guard {
     Docker(docker::Form, u32),
     /// hydra, with the tables of a policy.
     Hydra(Size),
+    /// hydra at an interface to the outside: the port that frames come by is one, and a port of this host leads to the receiver.
+    Uplink(Predrop),
 }
 
 impl Guard {
@@ -47,6 +50,7 @@ impl Guard {
                 let rules = docker::rules(form, containers, RECEIVER, open);
                 feed(&scene.world, "iptables-restore", &[], &rules)?;
             }
+            Self::Uplink(want) => return Ok(Some(scene.world.enter(HOST, || scene.open_uplink(want))??)),
             Self::Hydra(size) => return Ok(Some(scene.world.enter(HOST, || scene.open("hydra", size))??)),
         }
         Ok(None)

@@ -7,6 +7,7 @@
 mod host;
 
 use anyhow::Result;
+use hydra_agent::datapath::Predrop;
 
 use self::host::Host;
 use crate::docker::Form::{Isolation, Raw};
@@ -14,8 +15,11 @@ use crate::environment::stay;
 use crate::guard::Guard;
 use crate::progress::Progress;
 use crate::report::{Goal, Report};
-use crate::scene::Size;
+use crate::scene::{LARGEST, SMALLEST, Size};
 use crate::stats::interleave;
+
+/// What a row of frames of 1,500 bytes says.
+pub const SHARE: &str = "share of a core for 0.81 million frames of 1,500 bytes a second";
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
@@ -35,8 +39,12 @@ impl Form {
 
 const THOUSAND: Size = Size { containers: 1_000, ..Size::SMALL };
 
-/// Who is flooded, and whether what comes is allowed there.
-const CASES: [(&str, Guard, bool); 14] = [
+/// Frames of 1,500 bytes that a card of 10 Gbit/s carries in a second, in millions: with the Ethernet header, the FCS, the preamble and the
+/// gap between frames 1,538 bytes each.
+const LINE: f64 = 10_000.0 / 8.0 / 1538.0;
+
+/// Who is flooded with frames of 64 bytes, and whether what comes is allowed there.
+const CASES: [(&str, Guard, bool); 17] = [
     ("denied: a program that drops everything", Guard::Program, false),
     ("denied: one nft rule at the port, without hydra", Guard::Netdev, false),
     ("denied: Docker's FORWARD, 10 containers, without hydra", Guard::Docker(Isolation, 10), false),
@@ -51,6 +59,17 @@ const CASES: [(&str, Guard, bool); 14] = [
     ("forwarded: Docker's rules, 100 containers, without hydra", Guard::Docker(Raw, 100), true),
     ("forwarded: hydra", Guard::Hydra(Size::SMALL), true),
     ("forwarded: hydra, 1,000 containers", Guard::Hydra(THOUSAND), true),
+    ("denied from outside: hydra's classifier", Guard::Uplink(Predrop::Off), false),
+    ("denied from outside: hydra's pre-drop, native", Guard::Uplink(Predrop::Native), false),
+    ("denied from outside: hydra's pre-drop, generic", Guard::Uplink(Predrop::Generic), false),
+];
+
+/// The same with frames of 1,500 bytes.
+const LARGE: [(&str, Guard, bool); 4] = [
+    ("the kernel, no rules, without hydra", Guard::Nobody, true),
+    ("Docker's rules, 10 containers, without hydra", Guard::Docker(Raw, 10), true),
+    ("forwarded by hydra", Guard::Hydra(Size::SMALL), true),
+    ("denied by hydra", Guard::Hydra(Size::SMALL), false),
 ];
 
 /// Measures.
@@ -60,10 +79,16 @@ pub fn run(form: &Form, progress: &mut Progress) -> Result<Report> {
     let mut hosts = Vec::new();
     for (index, (what, guard, open)) in CASES.into_iter().enumerate() {
         progress.at(what);
-        hosts.push(Host::build(guard, open, index > 0)?);
+        hosts.push(Host::build(guard, open, SMALLEST, index > 0)?);
+    }
+    for (what, guard, open) in LARGE {
+        progress.at(what);
+        hosts.push(Host::build(guard, open, LARGEST, true)?);
     }
     // The control: what is denied elsewhere arrives where nobody denies it.
-    Host::build(Guard::Nobody, false, true)?.flood(form.frames)?;
+    for bytes in [SMALLEST, LARGEST] {
+        Host::build(Guard::Nobody, false, bytes, true)?.flood(form.frames)?;
+    }
     let samples = interleave(
         &mut hosts,
         form.rounds,
@@ -72,11 +97,37 @@ pub fn run(form: &Form, progress: &mut Progress) -> Result<Report> {
             progress.at(&format!("round {done} of {}", form.rounds));
         },
     )?;
-    for ((what, ..), samples) in CASES.iter().zip(samples) {
+    let mut samples = samples.into_iter();
+    for ((what, ..), samples) in CASES.iter().zip(&mut samples) {
         report.add(what, "Mpps", samples)?;
     }
-    let [program, nft, forward, _, raw10, raw100, denied, many, kernel, one, ten, hundred, forwarded, flat] =
-        CASES.map(|c| c.0);
+    for ((what, ..), samples) in LARGE.iter().zip(samples) {
+        let share = samples.iter().map(|mpps| 100.0 * LINE / mpps).collect();
+        report.add(&format!("{SHARE}: {what}"), "%", share)?;
+    }
+    let [
+        program,
+        nft,
+        forward,
+        _,
+        raw10,
+        raw100,
+        denied,
+        many,
+        kernel,
+        one,
+        ten,
+        hundred,
+        forwarded,
+        flat,
+        classifier,
+        native,
+        generic,
+    ] = CASES.map(|c| c.0);
+    report.compare(native, classifier, None)?;
+    report.compare(generic, classifier, None)?;
+    report.compare(native, nft, None)?;
+    report.compare(native, forward, None)?;
     report.compare(denied, forward, Some(Goal::Least(4, 4.0)))?;
     report.compare(denied, raw10, None)?;
     report.compare(denied, raw100, Some(Goal::Least(4, 8.0)))?;

@@ -9,7 +9,7 @@ use hydra_tests::binary::root;
 use crate::environment::Environment;
 use crate::kept;
 use crate::l0::{self, Found};
-use crate::l4;
+use crate::{l2, l4};
 use crate::report::{Report, number, target};
 use crate::svg;
 
@@ -32,8 +32,11 @@ const LEVELS: [(&str, &str, &str); 4] = [
         "UDP frames of 64 bytes (with the FCS) arrive at a container's port as if its driver had received them \
          (`BPF_F_TEST_XDP_LIVE_FRAMES`) on one CPU: no sender is in the figures, the making of each buffer is. Each guard has a host of its own in \
          namespaces. Denied frames come from another source port each. How many arrive at the receiver is counted there in every sample: \
-         all, or none; before, as a control, all of what is denied, where nobody denies it. Docker's rules are those of its own golden files, \
-         put into the kernel by `iptables-restore`; where they forward, an operator has allowed it in `DOCKER-USER`.",
+         all, or none; before, as a control, all of what is denied, where nobody denies it; hydra's counters must say the same. Docker's rules are those of its own golden files, \
+         put into the kernel by `iptables-restore`; where they forward, an operator has allowed it in `DOCKER-USER`. `From outside` is a call of a \
+         published port that the policy does not let in, where it comes in: what a guard lets pass is counted behind it. A native pre-drop is run \
+         as a driver would, by the program that makes the frames, before there is a buffer of the kernel's. A share of a core is what one core \
+         that is never idle passes of such frames, turned round.",
     ),
     (
         "L3",
@@ -139,27 +142,78 @@ the median. Each section is the last run of its level; a load above 1 says that 
 | --- | --- | --- | --- |
 ";
 
-const RECIPE: &str = "
+const RECIPE: &str = r#"
 ## 10GbE with two machines
 
 A card of 10 Gbit/s carries 14.88 million frames of 64 bytes a second, 67 ns each, and 0.81 million of 1,500 bytes, 1,230 ns each. On
-one core no classifier drops the first, since each already has its buffer when a classifier sees it. The second is what one core can
-be asked for. On one machine with veths nothing can be said about cards; with two:
+one core no classifier drops the first, since each already has its buffer when a classifier sees it; a pre-drop in the driver comes
+before that. The second is what one core can be asked for. On one machine with veths nothing can be said about cards; with two:
 
-1. Machine A: any sender of UDP at line rate (`pktgen` of the kernel, or MoonGen), to an address of a container on machine B; a route
-   to that container's network by B.
-2. Machine B: Docker, hydra, the container in a tier that `external` may call on one port. One receive queue, its interrupt and nothing
-   else on core 2 (`ethtool -L DEV combined 1`, `/proc/irq/N/smp_affinity_list`).
-3. For each row below, 30 rounds in turns of 10 s: without hydra, with it. Read what arrived in the container's `eth0`
-   (`ip -s link`), what the card dropped (`ethtool -S DEV`), and how busy core 2 was (`mpstat -P 2 10`).
+**Machine A** sends, with the kernel's `pktgen` on four cores (`PORT` 8053 is the closed port of B, 8054 the open one; `SIZE` 60 or
+1514, the FCS is the card's). It runs until it is interrupted and says then how much it sent. For the open port leave `UDPSRC_RND` out:
+one flow.
 
-| frames | path | without hydra, Mpps | with hydra, Mpps | core, without | core, with | ratio, 95 % interval |
+```sh
+modprobe pktgen; cd /proc/net/pktgen
+for n in 0 1 2 3; do
+  echo rem_device_all > kpktgend_$n; echo add_device eth0@$n > kpktgend_$n
+  for line in "count 0" "clone_skb 0" "delay 0" "pkt_size $SIZE" "dst ADDRESS-OF-B" "dst_mac MAC-OF-B" \
+      "udp_src_min 1024" "udp_src_max 65535" "flag UDPSRC_RND" "udp_dst_min $PORT" "udp_dst_max $PORT" \
+      "queue_map_min $n" "queue_map_max $n"; do echo "$line" > eth0@$n; done
+done
+echo start > pgctrl
+```
+
+**Machine B** receives on core 2 alone, which does nothing else, and has two published ports of which the policy opens one to the outside
+(`{ name: open, from: external, to: apps, ports: [udp/54] }`):
+
+```sh
+systemctl stop irqbalance; cpupower frequency-set -g performance
+ethtool -L eth0 combined 1; ethtool -A eth0 rx off tx off
+for irq in $(grep -w eth0 /proc/interrupts | cut -d: -f1); do echo 2 > /proc/irq/$irq/smp_affinity_list; done
+docker network create apps
+docker run -d --name sink --network apps -p 8053:53/udp -p 8054:54/udp busybox sleep infinity
+docker exec sink sh -c 'nc -u -l -p 54 > /dev/null &'
+```
+
+Who guards, one at a time:
+
+```sh
+# iptables, where Docker wants an operator's rules:
+iptables -I DOCKER-USER -i eth0 -p udp -m conntrack --ctorigdstport 8053 -j DROP
+# the earliest of iptables:
+iptables -t raw -I PREROUTING -i eth0 -p udp --dport 8053 -j DROP
+# the earliest of nftables:
+nft 'add table netdev t; add chain netdev t in { type filter hook ingress device "eth0" priority 0; }; add rule netdev t in udp dport 8053 drop'
+# hydra, with `predrop: off`, `generic` or `native` in /etc/hydra/agent.yaml; `hydractl status -o json` has the mechanism under `hooks`
+systemctl restart hydra-agent
+```
+
+For each row 30 rounds in turns of 10 s (A B C, C B A …), a second of flood before each. Read before and after: what the card received and what
+it dropped because nobody came for it (`ethtool -S eth0`: `rx_packets`, and `rx_missed_errors`, `rx_no_dma_resources`, `rx_out_of_buffer` or what its driver
+calls that), of a denied flood what the guard ended (`iptables -vnxL`, `nft list ruleset` with `counter` in the rule, `hydractl drops --totals`), of an allowed one
+what arrived (`docker exec sink cat /sys/class/net/eth0/statistics/rx_packets`), and how busy core 2 was (`mpstat -P 2 10 1`, 100 less `%idle`). The control: the closed port with no guard
+at all, where the container receives what the table's row of that name says.
+
+| frames | guard | received, Mpps | lost by the card, Mpps | ended or delivered, Mpps | core 2, % | by the row above it of the same frames, 95 % interval |
 | --- | --- | --- | --- | --- | --- | --- |
-| 64 bytes | denied | | | | | |
-| 64 bytes | allowed | | | | | |
-| 1,500 bytes | denied | | | | | |
-| 1,500 bytes | allowed | | | | | |
-";
+| 64 bytes, denied | nobody (the control) | | | | | |
+| 64 bytes, denied | iptables, DOCKER-USER | | | | | |
+| 64 bytes, denied | iptables, raw PREROUTING | | | | | |
+| 64 bytes, denied | nft, netdev | | | | | |
+| 64 bytes, denied | hydra, classifier | | | | | |
+| 64 bytes, denied | hydra, pre-drop, generic | | | | | |
+| 64 bytes, denied | hydra, pre-drop, native | | | | | |
+| 64 bytes, allowed | Docker alone | | | | | |
+| 64 bytes, allowed | hydra | | | | | |
+| 64 bytes, allowed | hydra, pre-drop, native | | | | | |
+| 1,500 bytes, denied | nft, netdev | | | | | |
+| 1,500 bytes, denied | hydra, classifier | | | | | |
+| 1,500 bytes, denied | hydra, pre-drop, native | | | | | |
+| 1,500 bytes, allowed | Docker alone | | | | | |
+| 1,500 bytes, allowed | hydra | | | | | |
+| 1,500 bytes, allowed | hydra, pre-drop, native | | | | | |
+"#;
 
 fn page(found: Option<&Found>, reports: &[(Report, &str, &str)]) -> String {
     let mut text = INTRODUCTION.to_owned();
@@ -199,6 +253,15 @@ fn page(found: Option<&Found>, reports: &[(Report, &str, &str)]) -> String {
         }
         match (row, found) {
             (7, Some(found)) => lines.extend(size(found)),
+            (14, _) => {
+                let all = reports.iter().flat_map(|(report, ..)| &report.measured);
+                for m in all.filter(|m| m.what.starts_with(l2::SHARE)) {
+                    let e = m.estimate;
+                    let (low, high) = (number(e.low), number(e.high));
+                    lines.push(format!("{}: {} % ({low} to {high}, N = {})", m.what, number(e.median), e.n));
+                }
+                lines.push("64 bytes: see [10GbE with two machines](#10gbe-with-two-machines)".to_owned());
+            }
             (8, Some(found)) => lines.extend(found.exact.iter().map(ToString::to_string)),
             _ => {}
         }

@@ -4,21 +4,23 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use hydra_agent::desired::{Desired, Endpoint, Link};
+use hydra_agent::datapath::Predrop;
+use hydra_agent::desired::{Desired, Endpoint, Link, Publish};
 use hydra_agent::policy;
 use hydra_agent::policy::compile::{World as Known, compile};
 use hydra_agent::policy::rows::{Numbers, Owner};
 use hydra_common::ABI;
 use hydra_common::address::{Address, Mac};
 use hydra_common::id::{Container as Number, Identity};
-use hydra_common::names::PROGRAMS;
-use hydra_common::tables::{Endpoint as Row, LinkKind};
+use hydra_common::names::{PREDROP_PROGRAM, PROGRAMS};
+use hydra_common::tables::{Endpoint as Row, LinkKind, PublishKey};
+use hydra_common::track::protocol;
 use hydra_common::verdict::{Hook, Reason};
 use hydra_tests::kernel::{Runner, Shot};
 use hydra_tests::packets::{Frame, Packet, Transport, flags};
@@ -33,10 +35,15 @@ pub const ALLOWED: u16 = 5432;
 pub const CLOSED: u16 = 9;
 /// The source port of a single flow.
 const CALLER: u16 = 40_000;
-/// Bytes of the smallest frame, without its FCS.
+/// Bytes of the smallest frame, without the FCS.
 pub const SMALLEST: usize = 60;
+/// And of one of the usual MTU.
+pub const LARGEST: usize = 1514;
 /// Where IPv4 without options has UDP's checksum.
 const CHECKSUM: usize = 40;
+/// This host on the bridge of the sender, and somebody elsewhere.
+const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 80, 0, 1));
+const FAR: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 9));
 /// Interfaces that are rows and nothing else.
 const MADE_UP: u32 = 1_000_000;
 
@@ -174,12 +181,22 @@ impl Scene {
     }
 
     /// A datagram to whoever is reached that way, without a checksum (RFC 768): any source port is right.
-    pub fn datagram(&self, way: Way, port: u16) -> Vec<u8> {
+    pub fn datagram(&self, way: Way, port: u16, bytes: usize) -> Vec<u8> {
         let (caller, called) = (&self.places[0], &self.places[if way == Way::Peer { 1 } else { 2 }]);
+        self.udp(caller.addresses[0], called.addresses[0], port, bytes)
+    }
+
+    /// A datagram of the outside to the port of this host that [`Self::open_uplink`] publishes.
+    pub fn call(&self) -> Vec<u8> {
+        self.udp(FAR, GATEWAY, CLOSED, SMALLEST)
+    }
+
+    fn udp(&self, from: IpAddr, to: IpAddr, port: u16, bytes: usize) -> Vec<u8> {
+        let caller = &self.places[0];
         // No padding, which the kernel would take away.
-        let data = vec![0; SMALLEST - CHECKSUM - 2];
+        let data = vec![0; bytes - CHECKSUM - 2];
         let transport = Transport::Udp(CALLER, port, data);
-        let packet = Packet::new(caller.addresses[0], called.addresses[0], transport);
+        let packet = Packet::new(from, to, transport);
         let mut frame = Frame::ip(caller.mac, self.bridges[caller.bridge].1, &packet).bytes();
         frame[CHECKSUM..CHECKSUM + 2].fill(0);
         frame
@@ -207,9 +224,35 @@ impl Scene {
     pub fn open(&self, name: &str, size: Size) -> Result<Live> {
         let pins = self.world.bpffs().join(name);
         let runner = Runner::open(&pins, &self.desired(size)?)?;
-        let programs = pins.join(format!("v{ABI}/programs"));
-        let directory = std::fs::read_dir(&programs)?.next().context("no program is pinned")??.path();
-        let pin = directory.join(PROGRAMS[Hook::PortIn as usize]);
+        let pin = programs(&pins)?.join(PROGRAMS[Hook::PortIn as usize]);
+        let program = bpf::open_pin(&pin).with_context(|| format!("cannot open {}", pin.display()))?;
+        Ok(Live { program, pin, pins, runner: RefCell::new(runner) })
+    }
+
+    /// The same where the sender's port is an interface to the outside, and a port of the first bridge's address is published.
+    pub fn open_uplink(&self, want: Predrop) -> Result<Live> {
+        let pins = self.world.bpffs().join("hydra");
+        let mut desired = self.desired(Size::SMALL)?;
+        let called = self.places[1].addresses[0];
+        let to = desired.endpoints.get(&called.into()).copied().context("no receiver")?;
+        desired.endpoints.retain(|_, row| row.port != self.sender);
+        let host = Endpoint { identity: Identity::HOST, flags: Row::HOST, ..Endpoint::default() };
+        desired.endpoints.insert(GATEWAY.into(), host);
+        let (address, port) = (Address::UNSPECIFIED4, CLOSED.to_be_bytes());
+        let key = PublishKey { address, port, protocol: protocol::UDP, ..PublishKey::default() };
+        let row = Publish { identity: to.identity, container: to.container, port: CLOSED, flags: 0 };
+        desired.published.insert(key, row);
+        let link = desired.links.get_mut(&self.sender).context("no sender")?;
+        (link.kind, link.identity, link.container) = (LinkKind::Uplink, Identity::EXTERNAL, Number::NONE);
+        desired.hooks.retain(|(index, _)| *index != self.sender);
+        desired.hooks.insert((self.sender, Hook::UplinkIn));
+        let runner = Runner::open_predrop(&pins, &desired, want)?;
+        let directory = programs(&pins)?;
+        let pin = directory.join(if want == Predrop::Native {
+            PREDROP_PROGRAM
+        } else {
+            PROGRAMS[Hook::UplinkIn as usize]
+        });
         let program = bpf::open_pin(&pin).with_context(|| format!("cannot open {}", pin.display()))?;
         Ok(Live { program, pin, pins, runner: RefCell::new(runner) })
     }
@@ -277,6 +320,11 @@ impl Scene {
     }
 }
 
+fn programs(pins: &Path) -> Result<PathBuf> {
+    let programs = pins.join(format!("v{ABI}/programs"));
+    Ok(std::fs::read_dir(&programs)?.next().context("no program is pinned")??.path())
+}
+
 /// The object with its tables in the kernel; gone with this.
 pub struct Live {
     /// What sits on a container's port.
@@ -290,6 +338,11 @@ impl Live {
     /// The program once more.
     pub fn again(&self) -> Result<OwnedFd> {
         Ok(bpf::open_pin(&self.pin)?)
+    }
+
+    /// Packets that were denied.
+    pub fn denied(&self) -> Result<u64> {
+        Ok(self.runner.borrow().dropped()?.iter().map(|(_, packets)| packets).sum())
     }
 
     /// Entries of the flow table.
