@@ -3,5 +3,6 @@
 #![allow(clippy::print_stdout, reason = "what was measured, for whoever reads the log")]
 
 mod cleaning;
+mod near;
 mod pressure;
 mod support;

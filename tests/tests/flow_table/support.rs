@@ -117,6 +117,12 @@ pub fn first(stage: &Stage) -> HashMap<MapData, FlowKey, Flow> {
     Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap().try_into().unwrap()
 }
 
+/// The words that kernel and agent share, likewise.
+pub fn words(stage: &Stage) -> Array<MapData, u64> {
+    let pin = stage.world.bpffs().join(format!("hydra/v{ABI}/maps/{}", names::TABLE));
+    Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap().try_into().unwrap()
+}
+
 /// What says where there are entries at all, likewise.
 pub fn meetings(stage: &Stage) -> Array<MapData, u32> {
     let pin = stage.world.bpffs().join(format!("hydra/v{ABI}/maps/{}", names::MEETINGS));
