@@ -91,6 +91,17 @@ impl<K: Bytes, V: Bytes> Table<K, V> {
         Ok(all)
     }
 
+    /// Whether there is no entry.
+    pub fn is_empty(&self) -> io::Result<bool> {
+        let (mut cursor, mut batch) = (Cursor::default(), Batch::default());
+        loop {
+            let more = self.some(&mut cursor, &mut batch)?;
+            if batch.count > 0 || !more {
+                return Ok(batch.count == 0);
+            }
+        }
+    }
+
     /// Shows every entry.
     pub fn each(&self, mut see: impl FnMut(&K, &V)) -> io::Result<()> {
         let (mut cursor, mut batch) = (Cursor::default(), Batch::default());

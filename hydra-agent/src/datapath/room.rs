@@ -93,7 +93,7 @@ impl Room {
         // The words may be newer than the second table: where that has entries it is looked into until a round has found it empty.
         let before = words.get(Word::Spilled).map_err(table("read", "flow table's words"))?;
         let second: Table<FlowKey, Flow> = open(pins, names::SPILL, Table::open)?;
-        let free = second.all().map_err(table("read", "flow table"))?.is_empty();
+        let free = second.is_empty().map_err(table("read", "flow table"))?;
         let empty = (Word::Empty, if free { before } else { u64::MAX });
         for (word, value) in
             [(Word::Capacity, u64::from(capacity)), (Word::Share, u64::from(self.share)), empty]
