@@ -39,15 +39,18 @@ mod tests {
     fn only_work_takes_time() {
         let work = || {
             let (mut sum, begun) = (0u64, of_thread().unwrap());
-            while of_thread().unwrap() - begun < Duration::from_millis(20) {
+            while of_thread().unwrap().saturating_sub(begun) < Duration::from_millis(20) {
                 sum = black_box(sum + 1);
             }
         };
         let own = || of_process(std::process::id()).unwrap();
         let (before, thread) = (own(), of_thread().unwrap());
         thread::spawn(work).join().unwrap();
-        assert!(own() - before >= Duration::from_millis(20), "of a thread that has ended");
-        assert!(of_thread().unwrap() - thread < own() - before, "another's is not ours");
+        assert!(own().saturating_sub(before) >= Duration::from_millis(20), "of a thread that has ended");
+        assert!(
+            of_thread().unwrap().saturating_sub(thread) < own().saturating_sub(before),
+            "another's is not ours"
+        );
         assert!(of_process(u32::MAX).is_err());
     }
 }

@@ -9,9 +9,9 @@ use hydra_tests::binary::root;
 use crate::environment::Environment;
 use crate::kept;
 use crate::l0::{self, Found};
-use crate::{l2, l4};
 use crate::report::{Report, number, target};
 use crate::svg;
+use crate::{l2, l4};
 
 /// Levels whose reports are of one shape: name, what, how.
 const LEVELS: [(&str, &str, &str); 4] = [

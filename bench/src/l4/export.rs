@@ -133,7 +133,7 @@ impl Table {
     fn spent(&self, read: impl Fn(&Self) -> Result<(u32, u64)>) -> Result<f64> {
         let before = cpu::of_thread()?;
         let (seen, packets) = read(self)?;
-        let spent = cpu::of_thread()? - before;
+        let spent = cpu::of_thread()?.saturating_sub(before);
         ensure!(
             seen == self.flows && packets == 5 * u64::from(self.flows),
             "{seen} flows with {packets} packets were read, of {}",
@@ -154,7 +154,7 @@ impl Table {
 
     fn read_singly(&self) -> Result<(u32, u64)> {
         let (mut seen, mut packets) = (0, 0);
-        for entry in self.map.iter() {
+        for entry in &self.map {
             let (key, flow) = entry?;
             black_box(key);
             seen += 1;
@@ -184,7 +184,8 @@ impl Table {
         self.reader.each_flow(&mut |_, _| match cpu::of_thread() {
             Ok(cpu) => {
                 let now = (cpu, Instant::now());
-                (worked, waited) = (worked.max(now.0 - last.0), waited.max(now.1 - last.1));
+                let (work, wait) = (now.0.saturating_sub(last.0), now.1.saturating_duration_since(last.1));
+                (worked, waited) = (worked.max(work), waited.max(wait));
                 last = now;
             }
             Err(error) => failed = Some(error),

@@ -23,7 +23,7 @@ const CONTAINERS: usize = 50;
 /// A span must hold what the agent does seldom: it looks at everything every thirty seconds.
 pub const SPAN: Duration = Duration::from_secs(30);
 /// How long it may take until all of them are covered.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Neighbour discovery, and what the agent does at its start, take a few seconds.
 const CALM: Duration = Duration::from_secs(8);
 const TIERS: [&str; 3] = ["apps", "jobs", "data"];

@@ -148,7 +148,9 @@ impl Reader for KernelReader {
                 see(key, flow);
             }
         })?;
-        spilled.iter().for_each(|(key, flow)| see(key, flow));
+        for (key, flow) in &spilled {
+            see(key, flow);
+        }
         Ok(())
     }
 
