@@ -27,6 +27,8 @@ use super::sync::Datapath;
 
 /// How long an entry that counts no more is left, in nanoseconds: more than any packet takes through a program.
 pub const GRACE: u64 = 2_000_000_000;
+/// A round begins at the earliest so long after the one before has begun, in nanoseconds: of a small table it takes one step.
+const PACE: u64 = 10_000_000_000;
 /// A count that is off by less is left: entries come and go while the table is read.
 const SLACK: u64 = 64;
 
@@ -45,6 +47,8 @@ pub struct Collector {
     cursor: Cursor,
     batch: Batch<FlowKey, Flow>,
     round: Round,
+    /// When the next round may begin.
+    next: u64,
 }
 
 /// What a round knows so far.
@@ -94,6 +98,7 @@ impl Datapath {
             cursor: Cursor::default(),
             batch: Batch::default(),
             round: Round::default(),
+            next: 0,
         })
     }
 }
@@ -102,6 +107,11 @@ impl Collector {
     /// Steps that make a round in about twenty seconds where two seconds lie between two ticks.
     pub fn steps(&self) -> usize {
         (self.first.room() as usize / BATCH / 10).max(8)
+    }
+
+    /// Whether it is time for a step: a round goes on, or may begin.
+    pub fn due(&self) -> bool {
+        self.round.before.is_some() || raw::monotonic() >= self.next
     }
 
     /// Takes out every entry of a flow with one of these containers; gives their number. For a container that is gone: the next one
@@ -143,6 +153,7 @@ impl Collector {
     pub fn step_at(&mut self, now: u64) -> io::Result<Collected> {
         if self.round.before.is_none() {
             self.round.before = Some(self.counted()?);
+            self.next = raw::monotonic().saturating_add(PACE);
         }
         // Before the entries: one that was there all the time must be counted in this.
         let met = self.meetings.range(0, share::MEETINGS as usize)?;

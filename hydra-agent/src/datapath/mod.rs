@@ -13,6 +13,7 @@ mod early;
 mod error;
 mod events;
 mod flows;
+mod known;
 mod left;
 mod load;
 mod maps;

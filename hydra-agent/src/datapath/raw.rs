@@ -24,6 +24,8 @@ pub use stand_in::{StandIn, idle};
 
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
+const PROG_GET_NEXT_ID: u32 = 11;
+const PROG_GET_FD_BY_ID: u32 = 13;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
 const PROG_QUERY: u32 = 16;
 const LINK_CREATE: u32 = 28;
@@ -209,6 +211,26 @@ pub fn program_info(program: BorrowedFd<'_>) -> io::Result<(ProgramInfo, Vec<u32
     let info = info(program, request)?;
     let count = (info.map_count as usize).min(ids.len());
     Ok((info, ids[..count].to_vec()))
+}
+
+/// The number of the next program of the kernel, of any type; none after the last.
+pub fn next_program(after: u32) -> io::Result<Option<u32>> {
+    let mut attr = [after, 0, 0];
+    Ok(there(call(PROG_GET_NEXT_ID, &mut attr))?.map(|_| attr[1]))
+}
+
+/// A program by its number; none where it is gone.
+pub fn program(id: u32) -> io::Result<Option<OwnedFd>> {
+    Ok(there(call(PROG_GET_FD_BY_ID, &mut [id, 0, 0]))?.map(owned))
+}
+
+/// What a call gave, if there is what it is about.
+fn there(gave: io::Result<i64>) -> io::Result<Option<i64>> {
+    match gave {
+        Ok(gave) => Ok(Some(gave)),
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 #[derive(Default, IntoBytes, Immutable)]

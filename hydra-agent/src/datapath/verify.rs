@@ -7,6 +7,7 @@ use hydra_common::names;
 use hydra_common::verdict::Hook;
 
 use super::attach;
+use super::known::Known;
 use super::pins;
 use super::sockets;
 use super::sync::{Datapath, clocks};
@@ -23,6 +24,15 @@ const FEW: usize = 50_000;
 pub(super) struct Looked {
     hooks: Vec<NotEnforced>,
     clock: Option<NotEnforced>,
+    known: Known,
+}
+
+impl Looked {
+    /// What was found is about to be mended.
+    pub(super) fn forget(&mut self) {
+        self.hooks.clear();
+        self.clock = None;
+    }
 }
 
 impl Datapath {
@@ -46,7 +56,7 @@ impl Datapath {
     }
 
     fn found(&self) -> Vec<NotEnforced> {
-        let Looked { hooks, clock } = &self.looked;
+        let Looked { hooks, clock, known: _ } = &self.looked;
         let mut wrong: Vec<_> =
             hooks.iter().chain(clock).chain(&self.xdp).chain(&self.damage).cloned().collect();
         wrong.sort();
@@ -61,7 +71,7 @@ impl Datapath {
     }
 
     fn look_at_tables(&mut self, desired: &Desired) {
-        self.xdp = xdp_before(desired);
+        self.xdp = if self.looked.known.any_xdp() { xdp_before(desired) } else { Vec::new() };
         let tables = self.tables_differ();
         if !tables.is_empty() {
             self.doubt = true;

@@ -97,7 +97,8 @@ impl Kernel {
 fn collect(collector: &Mutex<Collector>) -> std::io::Result<()> {
     let steps = lock(collector).steps();
     for _ in 0..steps {
-        if lock(collector).step()?.round {
+        let mut collector = lock(collector);
+        if !collector.due() || collector.step()?.round {
             break;
         }
     }

@@ -32,6 +32,7 @@ fn silent_flows_are_collected_and_live_ones_stay() {
         let mut collector = datapath.collector().unwrap();
         let (mut removed, mut steps) = (0, 0);
         loop {
+            assert!(collector.due(), "a round that has begun goes on");
             let step = collector.step_at(now.max(7_200_000_000_000)).unwrap();
             removed += step.removed;
             steps += 1;
@@ -40,6 +41,7 @@ fn silent_flows_are_collected_and_live_ones_stay() {
             }
         }
         assert!(steps > 1, "a few thousand at a time");
+        assert!(!collector.due(), "and the next one can wait");
         let left = reader.flows().unwrap();
         assert_eq!(removed + left.len(), 10_000);
         if now > 7_200_000_000_000 {
