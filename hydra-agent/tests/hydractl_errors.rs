@@ -74,7 +74,9 @@ fn without_the_right_to_use_the_socket() {
     let _listener = UnixListener::bind(&socket).unwrap();
     std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(if root { 0o600 } else { 0 })).unwrap();
     let program = dir.path().join("hydractl");
-    std::fs::copy(env!("CARGO_BIN_EXE_hydractl"), &program).unwrap();
+    // By another process: a child that another test's thread makes meanwhile would have the copy open for writing, and it would not run.
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_hydractl")).arg(&program).status().unwrap();
+    assert!(copied.success());
     let mut command = Command::new(program);
     command.env("NO_COLOR", "1").env("HYDRA_SOCKET", &socket).arg("status");
     if root {
