@@ -237,7 +237,6 @@ impl Datapath {
     /// is no error: it is in the report.
     pub fn sync(&mut self, desired: &Desired) -> Result<SyncReport, DatapathError> {
         let mut report = SyncReport::default();
-        self.looked.forget();
         if let Err(e) = load::pin_again(&self.pins, &self.programs) {
             report.not_enforced.push(NotEnforced { what: "pins".to_owned(), why: e.to_string() });
         }

@@ -27,14 +27,6 @@ pub(super) struct Looked {
     known: Known,
 }
 
-impl Looked {
-    /// What was found is about to be mended.
-    pub(super) fn forget(&mut self) {
-        self.hooks.clear();
-        self.clock = None;
-    }
-}
-
 impl Datapath {
     /// What is not as the last [`Datapath::sync`] of `desired` left it. What can be mended is by the next one.
     pub fn verify(&mut self, desired: &Desired) -> Vec<NotEnforced> {
