@@ -17,6 +17,7 @@ mod times;
 mod turn;
 
 use std::io::ErrorKind;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,7 +47,11 @@ pub fn run(flags: Flags) -> Result<(), RunError> {
     let settings = Settings::load(flags)?;
     log::start(&settings.log).map_err(RunError::Log)?;
     rights::check()?;
-    runtime()?.block_on(serve(settings))
+    // As a task among the others: what it asks of the kernel it is told on the thread that it runs on, and nobody is woken for it.
+    runtime()?.block_on(async { tokio::spawn(serve(settings)).await }).unwrap_or_else(|broken| {
+        let error = broken.try_into_panic().map_or_else(std::io::Error::other, |panic| resume_unwind(panic));
+        Err(RunError::Begin(error))
+    })
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, RunError> {

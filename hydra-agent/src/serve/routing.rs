@@ -36,7 +36,7 @@ impl Routing {
     pub async fn keep(&mut self, snapshot: &Snapshot, mut wanted: BTreeMap<String, BTreeSet<Route>>) {
         let now = Instant::now();
         self.visits.retain(|key, _| snapshot.stacks.iter().any(|s| s.key == *key));
-        let due: Vec<(&Stack, BTreeSet<Route>)> = snapshot
+        let due: Vec<(Stack, BTreeSet<Route>)> = snapshot
             .stacks
             .iter()
             .filter(|s| s.netns.is_some())
@@ -49,9 +49,10 @@ impl Routing {
                 Some(v) => v.wanted != *want || now.duration_since(v.at) >= AGAIN,
                 None => true,
             })
+            .map(|(s, want)| (s.clone(), want))
             .collect();
         let visits = futures_util::stream::iter(due.into_iter().map(|(stack, want)| async move {
-            let failed = match tokio::time::timeout(PATIENCE, visit(stack, &want)).await {
+            let failed = match tokio::time::timeout(PATIENCE, visit(&stack, &want)).await {
                 Ok(errors) => errors.iter().map(ToString::to_string).collect(),
                 Err(_) => vec![format!("routes of `{}`: its namespace does not answer", stack.name)],
             };
