@@ -628,7 +628,7 @@ pub struct DropKey {
 }
 
 impl DropKey {
-    /// As a number; only what cannot be is 0: a denial has a reason, and an audited packet its verdict.
+    /// As a number. That of a denial between unknown ends for contradicting tables is 0, which no slot takes.
     #[inline(always)]
     pub const fn number(&self) -> u64 {
         self.source.0 as u64

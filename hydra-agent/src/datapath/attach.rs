@@ -211,8 +211,8 @@ impl Attacher {
     }
 
     /// The same, with a link in the place of such a filter.
-    pub fn settle(&self, programs: &Programs, ifindex: u32, hook: Hook) -> io::Result<()> {
-        self.put(programs, ifindex, hook, false).map(drop)
+    pub fn settle(&self, programs: &Programs, ifindex: u32, hook: Hook) -> io::Result<Done> {
+        self.put(programs, ifindex, hook, false).map(|(done, _)| done)
     }
 
     fn put(
@@ -269,7 +269,8 @@ impl Attacher {
                 Some(_) => replace_filter(program, &path, ifindex, hook).map(|()| Done::Kept)?,
             }
         };
-        if self.pins.filter(ifindex, hook).exists() {
+        if matches!(done, Done::Attached) || self.pins.filter(ifindex, hook).exists() {
+            // Also one that has lost its mark.
             self.remove_filter(ifindex, hook)?;
         }
         Ok((done, found))
@@ -314,10 +315,8 @@ impl Attacher {
     pub fn detach(&self, ifindex: u32, hook: Hook) -> io::Result<()> {
         let _turn = self.turns.take();
         self.remove_link(ifindex, hook)?;
-        if self.pins.filter(ifindex, hook).exists() {
-            self.remove_filter(ifindex, hook)?;
-        }
-        Ok(())
+        // Also one that has lost its mark.
+        self.remove_filter(ifindex, hook)
     }
 
     /// What is really attached.
@@ -373,7 +372,10 @@ impl Attacher {
 
     fn remove_filter(&self, ifindex: u32, hook: Hook) -> io::Result<()> {
         clsact::remove(ifindex, hook)?;
-        fs::remove_file(self.pins.filter(ifindex, hook))
+        match fs::remove_file(self.pins.filter(ifindex, hook)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
     }
 }
 

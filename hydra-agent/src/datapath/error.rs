@@ -12,6 +12,10 @@ pub enum DatapathError {
     /// `bpf(2)` is not there.
     #[error("this kernel has no BPF: {0}")]
     NoBpf(io::Error),
+    /// Programs of one CPU may interrupt each other there (Linux 6.18 without `CONFIG_PREEMPT_RT_NEEDS_BH_LOCK`): what they keep for a
+    /// packet is not safe.
+    #[error("this is a real-time kernel (PREEMPT_RT)")]
+    Realtime,
     /// The pins' directory lies on another file system.
     #[error("`{}` is not on a BPF file system", .0.display())]
     NotBpffs(PathBuf),
@@ -102,6 +106,7 @@ impl DatapathError {
                 Some("run it as root, or grant CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON".to_owned())
             }
             Self::NoBpf(_) => Some("a kernel with CONFIG_BPF_SYSCALL=y, 5.10 or newer".to_owned()),
+            Self::Realtime => Some("a kernel without PREEMPT_RT".to_owned()),
             Self::NotBpffs(path) => Some(format!("mount -t bpf bpf {}", mount_point(path).display())),
             Self::NotOurs(path) => Some(format!("chown root: {0} && chmod 0700 {0}", path.display())),
             Self::InUse(_) => {

@@ -33,7 +33,7 @@ const PACE: u64 = 10_000_000_000;
 const SLACK: u64 = 64;
 
 /// A counter of entries that had lost some: far from 0, whatever comes and goes.
-const LOST: u32 = 1 << 30;
+pub(super) const LOST: u32 = 1 << 30;
 
 /// Goes round the flow table. Verdicts do not need it: an entry that was silent for too long lets nothing pass. Its room does.
 #[derive(Debug)]

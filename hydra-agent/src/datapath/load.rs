@@ -8,14 +8,17 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use hydra_common::names;
 use hydra_common::verdict::Hook;
+use hydra_common::{names, share};
 use tracing::warn;
 
-use super::error::DatapathError;
+use super::error::{DatapathError, table};
+use super::flows;
+use super::maps::Table;
 use super::pins::{self, Pins};
 use super::raw::{self, GracePeriod};
 use super::room::Room;
+use super::store;
 
 /// The compiled programs, aligned as an ELF file must be.
 pub static OBJECT: &[u8] =
@@ -61,6 +64,9 @@ impl Programs {
 
 /// Checks what the kernel and this process can do, before anything is touched.
 pub fn check() -> Result<GracePeriod, DatapathError> {
+    if fs::read_to_string("/sys/kernel/realtime").is_ok_and(|is| is.trim() == "1") {
+        return Err(DatapathError::Realtime);
+    }
     raw::lift_memory_limit();
     GracePeriod::new().map_err(|e| match e.raw_os_error() {
         Some(libc::ENOSYS | libc::EINVAL) => DatapathError::NoBpf(e),
@@ -98,7 +104,16 @@ pub fn load(pins: &Pins, room: Room, object: &[u8]) -> Result<Programs, Datapath
     {
         return Ok(programs);
     }
-    let result = create(pins, room, object, &directory);
+    let result = create(pins, room, object, &directory).and_then(|programs| {
+        let there = |name: &str| before.contains(name);
+        if there(names::FLOWS) && !there(names::MEETINGS) {
+            // Counters that are newer than the entries: each of them is always looked for.
+            let meetings: Table<u32, u32> = store::open(pins, names::MEETINGS, Table::open)?;
+            let lost = vec![flows::LOST; share::MEETINGS as usize];
+            meetings.put_range(0, &lost).map_err(table("write", "meetings"))?;
+        }
+        Ok(programs)
+    });
     if result.is_err() {
         for name in maps_there(pins).unwrap_or_default().difference(&before) {
             let _ = fs::remove_file(pins.maps.join(name));
@@ -162,10 +177,13 @@ fn check_layout(pins: &Pins, object: &[u8]) -> Result<(), DatapathError> {
 /// The programs that an earlier run of the same object pinned, if all are there and work on the maps that are pinned now.
 fn adopt(pins: &Pins, directory: &Path) -> Result<Option<Programs>, DatapathError> {
     let kind = raw::PROG_SCHED_CLS;
-    let Some(programs) = pinned(directory, &names::PROGRAMS, kind, number(pins, names::GENERATION)?)? else {
+    let tables =
+        [names::GENERATION, names::ENDPOINTS, names::LINKS, names::FLOWS, names::TABLE, names::MEETINGS];
+    let Some(programs) = pinned(directory, &names::PROGRAMS, kind, &numbers(pins, &tables)?)? else {
         return Ok(None);
     };
-    let sweep = pinned(directory, &[names::SWEEP_PROGRAM], kind, number(pins, names::FLOWS)?)?;
+    let tables = [names::FLOWS, names::TABLE, names::MEETINGS];
+    let sweep = pinned(directory, &[names::SWEEP_PROGRAM], kind, &numbers(pins, &tables)?)?;
     let Some((sweep, _)) = sweep.and_then(|mut all| all.pop()) else { return Ok(None) };
     let mut maps = Vec::new();
     for name in names::MAPS {
@@ -193,12 +211,17 @@ fn number(pins: &Pins, name: &str) -> Result<u32, DatapathError> {
         .map_err(|e| DatapathError::pin("look at", &path, e))
 }
 
-/// Pinned programs with their numbers, if all of them are there and work on the map of that number.
+/// The same of several.
+fn numbers(pins: &Pins, names: &[&str]) -> Result<Vec<u32>, DatapathError> {
+    names.iter().map(|name| number(pins, name)).collect()
+}
+
+/// Pinned programs with their numbers, if all of them are there and work on the maps of those numbers.
 fn pinned(
     directory: &Path,
     names: &[&str],
     kind: u32,
-    map: u32,
+    needed: &[u32],
 ) -> Result<Option<Vec<(OwnedFd, u32)>>, DatapathError> {
     let mut programs = Vec::new();
     for name in names {
@@ -211,7 +234,7 @@ fn pinned(
         let (info, maps) =
             raw::program_info(fd.as_fd()).map_err(|e| DatapathError::pin("look at", &path, e))?;
         // Programs of maps that were taken away and made anew would read tables that nobody writes.
-        if info.kind != kind || !maps.contains(&map) {
+        if info.kind != kind || !needed.iter().all(|map| maps.contains(map)) {
             return Ok(None);
         }
         programs.push((fd, info.id));
@@ -311,7 +334,7 @@ pub fn sockets(pins: &Pins, object: &[u8], programs: &mut Programs) -> Result<()
         (&names::PACKET_PROGRAMS[..], raw::PROG_CGROUP_SKB),
     ];
     let generation = number(pins, names::GENERATION)?;
-    let adopted = |(names, kind)| pinned(&programs.directory, names, kind, generation);
+    let adopted = |(names, kind)| pinned(&programs.directory, names, kind, &[generation]);
     let [mut sockets, mut packets] = [adopted(kinds[0])?, adopted(kinds[1])?];
     if sockets.is_none() || packets.is_none() {
         let mut ebpf = loader(pins).load(object).map_err(|e| DatapathError::Load(chain(&e)))?;
@@ -328,9 +351,9 @@ pub fn sockets(pins: &Pins, object: &[u8], programs: &mut Programs) -> Result<()
 
 /// The program of XDP beside them, in the same way; where the kernel does not take it, why not.
 pub fn predrop(pins: &Pins, object: &[u8], programs: &mut Programs) -> Result<Option<String>, DatapathError> {
-    let generation = number(pins, names::GENERATION)?;
+    let tables = numbers(pins, &[names::GENERATION, names::ENDPOINTS, names::TABLE, names::MEETINGS])?;
     let adopted = |programs: &Programs| {
-        let found = pinned(&programs.directory, &[names::PREDROP_PROGRAM], raw::PROG_XDP, generation)?;
+        let found = pinned(&programs.directory, &[names::PREDROP_PROGRAM], raw::PROG_XDP, &tables)?;
         Ok(found.and_then(|mut all| all.pop()))
     };
     programs.predrop = adopted(programs)?;
@@ -349,7 +372,7 @@ pub fn predrop(pins: &Pins, object: &[u8], programs: &mut Programs) -> Result<Op
     }
     pin_all(&ebpf, &[names::PREDROP_PROGRAM], &programs.directory)?;
     programs.predrop = adopted(programs)?;
-    Ok(None)
+    Ok(programs.predrop.is_none().then(|| "its pin was not found again".to_owned()))
 }
 
 /// The verifier takes its time for each, and one CPU each.

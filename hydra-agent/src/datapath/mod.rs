@@ -45,5 +45,6 @@ pub use purge::{Purged, purge};
 pub use raw::give_memory_back;
 pub use reader::{Drops, KernelReader};
 pub use room::Room;
+pub use settle::Settled;
 pub use sockets::Seat;
 pub use sync::{Datapath, Held, SyncReport};

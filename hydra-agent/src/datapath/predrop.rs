@@ -103,7 +103,14 @@ impl Predrops {
         if self.want == Predrop::Off && there.is_empty() {
             return mended;
         }
-        let interfaces = xdp::interfaces().unwrap_or_default();
+        let interfaces = match xdp::interfaces() {
+            Ok(interfaces) => interfaces,
+            // Whatever is there stays.
+            Err(error) => {
+                warn!(%error, "interfaces could not be listed: pre-drops stay where they are");
+                return mended;
+            }
+        };
         let wanted = if programs.predrop.is_some() { wanted(desired, &interfaces) } else { BTreeSet::new() };
         let before = std::mem::take(&mut self.seated);
         let old = std::mem::take(&mut self.left);
@@ -273,7 +280,8 @@ fn ensure_one(
             Err(e) => said = e,
         }
         if matches!(said.raw_os_error(), Some(libc::EBUSY | libc::EEXIST)) {
-            return Err(Left::Taken(program_at(index).unwrap_or(0)));
+            // Some drivers say so where no program is there.
+            return Err(program_at(index).map_or_else(|| refused(said), Left::Taken));
         }
     }
     Err(refused(said))

@@ -59,10 +59,10 @@ impl Drops {
         Ok(sum)
     }
 
-    /// What was dropped, or would have been.
+    /// What was dropped, or would have been. A slot that is being taken has its key at the next look.
     pub fn all(&self) -> io::Result<BTreeMap<DropKey, Count>> {
         let mut all: BTreeMap<DropKey, Count> = self.rows.all()?.into_iter().collect();
-        for slot in self.slots.all()?.iter().filter(|slot| slot.count != Count::default()) {
+        for slot in self.slots.all()?.iter().filter(|slot| slot.key != 0 && slot.count != Count::default()) {
             all.entry(slot.key()).or_default().add(&slot.count);
         }
         Ok(all)

@@ -9,7 +9,7 @@ use tracing::debug;
 
 use super::attach;
 use super::sync::Datapath;
-use crate::published::HookView;
+use crate::published::{HookView, NotEnforced};
 
 /// No port was new for that long: nobody starts containers.
 const CALM: Duration = Duration::from_secs(2);
@@ -18,33 +18,46 @@ const LATE: Duration = Duration::from_mins(1);
 /// Ports at one time, where it is calm.
 const FEW: usize = 4;
 
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct Settled {
+    /// What is attached now.
+    pub hooks: Vec<HookView>,
+    /// What was not as it was left, and is now.
+    pub repaired: Vec<NotEnforced>,
+}
+
 impl Datapath {
-    /// Gives links to some of the ports that have filters, if it is time to. What is attached now, where anything changed. Stops when
+    /// Gives links to some of the ports that have filters, if it is time to: nothing where nothing changed. Stops when
     /// a port appears. What fails is tried again: the filters enforce meanwhile.
-    pub fn settle(&mut self) -> Option<Vec<HookView>> {
+    pub fn settle(&mut self) -> Option<Settled> {
         let newest = self.ground.newest();
-        let mut changed = false;
+        let (mut changed, mut repaired) = (false, Vec::new());
         for port in due(&self.waiting, newest, Instant::now()) {
             for hook in Hook::INTERFACES {
                 if self.ground.newest() != newest {
                     break;
                 }
-                changed |= self.link(port, hook);
+                changed |= self.link(port, hook, &mut repaired);
             }
         }
         changed.then(|| {
             self.wait_for_links();
-            self.views()
+            Settled { hooks: self.views(), repaired }
         })
     }
 
-    fn link(&mut self, port: u32, hook: Hook) -> bool {
+    fn link(&mut self, port: u32, hook: Hook, repaired: &mut Vec<NotEnforced>) -> bool {
         let there = self.seated.get(&(port, hook)).is_some_and(|view| view.link_id == 0);
         if !there {
             return false;
         }
         let done = self.attacher.settle(&self.programs, port, hook);
-        let view = done.and_then(|()| self.attacher.view(port, hook));
+        let view = done.and_then(|done| {
+            let what = || attach::interface(port);
+            repaired.extend(done.cured(hook).map(|why| NotEnforced { what: what(), why }));
+            self.attacher.view(port, hook)
+        });
         match view {
             Ok(Some(view)) => drop(self.seated.insert((port, hook), view)),
             // The port is gone, as the next pass will see.

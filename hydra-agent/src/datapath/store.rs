@@ -16,6 +16,7 @@ use hydra_common::tables::{
 use super::error::{DatapathError, table};
 use super::maps::{Bytes, Table};
 use super::pins::Pins;
+use super::raw;
 use super::room::Words;
 use super::tables::{Bank, PrefixKey};
 
@@ -77,7 +78,8 @@ impl Store {
     /// Rows of interfaces and endpoints have changed: what programs keep near of them counts no more.
     pub fn rows_changed(&self) -> Result<(), DatapathError> {
         let before = self.words.get(Word::Rows).map_err(table("read", "flow table's words"))?;
-        let next = before.wrapping_add(1).max(1);
+        // Upwards also where the word is newer than what is kept under it: then its beginning is later than all that was.
+        let next = before.wrapping_add(1).max(raw::monotonic());
         self.words.put(Word::Rows, next).map_err(table("write", "flow table's words"))
     }
 

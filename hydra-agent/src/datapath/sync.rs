@@ -301,11 +301,14 @@ impl Datapath {
         report: &mut SyncReport,
     ) -> BTreeSet<u32> {
         let (mut live, mut seated) = (BTreeSet::new(), BTreeMap::new());
+        // One of these may have come with the number of one that is gone.
+        let new: BTreeSet<u32> = report.covered.iter().map(|(port, _)| *port).collect();
         for (ifindex, hook) in &desired.hooks {
             let at = (*ifindex, *hook);
             if let Some(view) = self.seated.get(&at)
                 && pinned.contains(&at)
                 && !self.doubtful.contains(&at)
+                && !new.contains(ifindex)
             {
                 seated.insert(at, HookView { interface: attach::interface(*ifindex), ..view.clone() });
                 live.insert(at);

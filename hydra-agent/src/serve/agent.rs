@@ -12,7 +12,7 @@ use super::damage::Damage;
 use super::kernel::Kernel;
 use super::routing::Routing;
 use super::times::Times;
-use crate::datapath::SyncReport;
+use crate::datapath::{Settled, SyncReport};
 use crate::desired::Desired;
 use crate::inventory::Appearances;
 use crate::inventory::snapshot::{DockerState, Snapshot};
@@ -233,8 +233,9 @@ impl Agent {
 
     /// Lets filters become links, and publishes which have.
     pub async fn settle(&mut self) {
-        if let Some(hooks) = self.kernel.settle().await {
+        if let Some(Settled { hooks, repaired }) = self.kernel.settle().await {
             self.hooks = hooks;
+            self.damage.repaired(repaired);
             self.publish();
         }
     }

@@ -77,27 +77,22 @@ impl Agent {
             self.publish();
             return Err(ApplyError::Kernel(why));
         }
-        let earlier = Earlier { policy: self.policy.take(), placement, live };
-        let report = report(&asked, &earlier, (&policy, self.placement()), &offline, warnings);
+        // In force: whoever asks is told so, before what there is to say of it is found out.
         let view = RevisionView {
             revision,
             policy: policy.model.name.clone(),
             applied: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
-            by: asked.by,
+            by: asked.by.clone(),
             restores: asked.restores,
             bytes: policy.text.len() as u64,
         };
-        tracing::info!(
-            revision,
-            policy = view.policy,
-            by = view.by,
-            cut = report.cut.len(),
-            "a policy is applied"
-        );
-        self.policy = Some(policy);
+        let earlier = Earlier { policy: self.policy.replace(policy.clone()), placement, live };
         self.lasting.clear();
         self.note_history(view);
         self.publish();
+        let report = report(&asked, &earlier, (&policy, self.placement()), &offline, warnings);
+        let (policy, by, cut) = (&report.policy, &asked.by, report.cut.len());
+        tracing::info!(revision, policy, by, cut, "a policy is applied");
         Ok(report)
     }
 
@@ -110,11 +105,16 @@ impl Agent {
         let mut numbers = self.state.numbers().clone();
         // Rows for no host, which the policy is tested by, and rows for this one: neither needs the other.
         let (tested, placed, world, compiled) = thread::scope(|scope| {
-            let tested = scope.spawn(|| policy::tested(&model, &asked.source, now));
+            let test = || policy::tested(&model, &asked.source, now);
+            let beside = thread::Builder::new().name("hydra-tested".to_owned()).spawn_scoped(scope, test);
             let placed = self.place(&claims);
             let world = world(&placed.placement);
             let compiled = compiled(&model, &world, &mut numbers, asked);
-            let tested = tested.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let tested = match beside {
+                Ok(beside) => beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                // No thread is to be had: one after the other.
+                Err(_) => test(),
+            };
             (tested, placed, world, compiled)
         });
         let offline = match tested {
@@ -191,12 +191,12 @@ fn report(
     let changes = match diff::diff(before.map(|p| &p.model), &policy.model, now) {
         Ok(changes) => changes.to_lines(),
         // The one before, which an older agent took: this one's tables do not hold it.
-        Err(error) => {
-            said.push(format!("what changes cannot be said: {error}"));
-            Vec::new()
-        }
+        Err(error) => vec![format!("what changes cannot be said: {error}")],
     };
     said.extend(placement.closed.iter().chain(&placement.warnings).map(ToString::to_string));
+    if earlier.live.is_none() {
+        said.push("live flows could not be read: what is cut cannot be said".to_owned());
+    }
     let cut = earlier.live.as_ref().map_or_else(Vec::new, |(flows, (monotonic, unix))| {
         let unix = i64::try_from(unix / 1_000_000_000).unwrap_or(i64::MAX);
         let before = before.map(|p| Before {

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use hydra_common::id::Container;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use crate::datapath::{Collector, Datapath, SyncReport};
+use crate::datapath::{Collector, Datapath, Settled, SyncReport};
 use crate::desired::Desired;
-use crate::published::{HookView, NotEnforced};
+use crate::published::NotEnforced;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -66,8 +66,8 @@ impl Kernel {
         looked.unwrap_or_else(|e| vec![NotEnforced { what: "tables".to_owned(), why: e.to_string() }])
     }
 
-    /// Puts links in the places of filters, if it is time to: what is attached then.
-    pub async fn settle(&self) -> Option<Vec<HookView>> {
+    /// Puts links in the places of filters, if it is time to.
+    pub async fn settle(&self) -> Option<Settled> {
         let datapath = self.datapath.clone();
         spawn_blocking(move || lock(&datapath).settle()).await.unwrap_or_default()
     }

@@ -71,13 +71,13 @@ fn a_new_port_has_filters_at_once_and_links_when_it_is_calm() {
             endpoint(bpffs, "10.1.0.3").unwrap().flags & tables::Endpoint::ATTACHED,
             tables::Endpoint::ATTACHED
         );
-        assert_eq!(datapath.settle(), None, "a port is new");
+        assert!(datapath.settle().is_none(), "a port is new");
         let hooks = settle(&mut datapath);
         assert_eq!(names(&hooks, c), [("port-in", "tcx", 0), ("port-out", "tcx", 0)]);
         assert_eq!((programs(), marks(bpffs), datapath.verify(&desired)), (LINKS, 0, vec![]));
         let report = datapath.sync(&desired).unwrap();
         assert_eq!((report.attached, report.mended, report.hooks), (vec![], vec![], hooks));
-        assert_eq!(datapath.settle(), None, "nothing waits any more");
+        assert!(datapath.settle().is_none(), "nothing waits any more");
 
         // What the kernel says of a port that has its programs makes it no newer.
         early.port(c, Some(bridge));
@@ -257,5 +257,50 @@ fn a_port_is_looked_at_once_as_long_as_it_is_one() {
         assert_eq!(again(None), NONE, "somebody else's hand is the passes' matter");
         assert_eq!(again(Some(None)), FILTERS, "it left the bridge, or its number is another's now");
         assert_eq!(again(Some(Some(bridge + 1))), FILTERS);
+    });
+}
+
+#[test]
+fn a_filter_that_lost_its_mark_does_not_stay_beside_the_link() {
+    apart(|bpffs| {
+        let (mut desired, ..) = two_containers();
+        let mut datapath = open(bpffs);
+        let bridge = bridge(&mut datapath, &mut desired);
+        let c = veth("hyc");
+        datapath.early().unwrap().port(c, Some(bridge));
+        for hook in ["port-in", "port-out"] {
+            std::fs::remove_file(root(bpffs).join("links").join(format!("{c}-{hook}-clsact"))).unwrap();
+        }
+        assert_eq!((programs(), marks(bpffs)), (FILTERS, 0));
+        container(&mut desired, c, 3, "10.1.0.3", APPS);
+        let report = datapath.sync(&desired).unwrap();
+        assert_eq!(report.attached, [(c, Hook::PortIn), (c, Hook::PortOut)]);
+        assert_eq!((programs(), datapath.verify(&desired)), (LINKS, vec![]), "a packet is judged once");
+    });
+}
+
+#[test]
+fn a_port_that_comes_with_the_number_of_one_that_is_gone_is_another() {
+    apart(|bpffs| {
+        let (mut desired, ..) = two_containers();
+        let mut datapath = open(bpffs);
+        let bridge = bridge(&mut datapath, &mut desired);
+        let early = datapath.early().unwrap();
+        let c = veth("hyc");
+        early.port(c, Some(bridge));
+        container(&mut desired, c, 3, "10.1.0.3", APPS);
+        datapath.sync(&desired).unwrap();
+        settle(&mut datapath);
+        assert_eq!(programs(), LINKS);
+        ip("link del hyc");
+        early.port(c, None);
+        ip(&format!("link add hyc index {c} type veth peer name hycp"));
+        early.port(c, Some(bridge));
+        let report = datapath.sync(&desired).unwrap();
+        let waiting = [("port-in", "clsact", 0), ("port-out", "clsact", 0)];
+        assert_eq!((names(&report.hooks, c), programs()), (waiting.to_vec(), FILTERS));
+        let hooks = settle(&mut datapath);
+        assert_eq!(names(&hooks, c), [("port-in", "tcx", 0), ("port-out", "tcx", 0)]);
+        assert_eq!((programs(), datapath.verify(&desired)), (LINKS, vec![]));
     });
 }

@@ -137,6 +137,24 @@ fn a_lost_map_gets_programs_of_its_own_again() {
 }
 
 #[test]
+fn flows_whose_counters_are_lost_are_always_looked_for() {
+    apart(|bpffs| {
+        let (desired, ..) = two_containers();
+        let mut first = open(bpffs);
+        first.sync(&desired).unwrap();
+        let before: BTreeSet<_> = ids(&first).into_iter().map(|(_, _, program, _)| program).collect();
+        drop(first);
+        std::fs::remove_file(root(bpffs).join("maps").join(names::MEETINGS)).unwrap();
+        let mut second = open(bpffs);
+        second.sync(&desired).unwrap();
+        let after: BTreeSet<_> = ids(&second).into_iter().map(|(_, _, program, _)| program).collect();
+        assert!(before.is_disjoint(&after), "programs that count where nobody reads went");
+        let meetings = Array::<_, u32>::try_from(map(bpffs, names::MEETINGS)).unwrap();
+        assert!((0..meetings.len()).all(|place| meetings.get(&place, 0).unwrap() > 1_000_000));
+    });
+}
+
+#[test]
 fn a_second_agent_is_kept_off_the_pins() {
     apart(|bpffs| {
         let first = open(bpffs);

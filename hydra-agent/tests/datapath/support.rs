@@ -207,8 +207,8 @@ pub fn foreign() -> aya::Ebpf {
 pub fn settle(datapath: &mut Datapath) -> Vec<hydra_agent::published::HookView> {
     let start = std::time::Instant::now();
     loop {
-        if let Some(hooks) = datapath.settle() {
-            return hooks;
+        if let Some(settled) = datapath.settle() {
+            return settled.hooks;
         }
         assert!(start.elapsed() < std::time::Duration::from_secs(20), "no links");
         std::thread::sleep(std::time::Duration::from_millis(50));
