@@ -42,7 +42,7 @@ pub const HOW: &str = "The agent and the compiler as they are released, optimise
     is written, then with the one that differs in that rule alone. Flows are read from two full tables by the agent's own reader, which shows one \
     after the other to whoever exports them; here its counters are added up. `One by one` is the same with two system calls for each. \
     CPU time is the thread's own; the time of single calls is measured in rounds of its own, by looking at two clocks between any two flows. \
-    At rest there are fifty containers in three tiers that say nothing; CPU time is that of the agent's process in spans of thirty seconds, each of which holds all that it does \
+    At rest there are fifty containers in three tiers that say nothing (namespaces, without Docker); CPU time is that of the agent's process in spans of thirty seconds, each of which holds all that it does \
     regularly, and its memory what is resident of it at the end of each, with the pages that it shares with others and, proportionally, without.";
 
 /// Measures; `folder` is on a disk.

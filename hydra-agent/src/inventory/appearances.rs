@@ -35,7 +35,8 @@ pub struct Appearances {
 }
 
 impl Appearances {
-    /// Begins to listen in the calling thread's namespace, for as long as the process lives. What every message says of an interface as a port is passed on.
+    /// Begins to listen in the calling thread's namespace, for as long as the process lives. What every message says of an interface as
+    /// a port is passed on.
     pub fn open(ports: Sender<Port>) -> Result<Self, NetlinkError> {
         let failed = |what: &'static str| move |source: io::Error| NetlinkError::Socket { what, source };
         let mut socket = Socket::new(NETLINK_ROUTE).map_err(failed("opened"))?;
