@@ -6,7 +6,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
@@ -245,8 +245,10 @@ impl Everything {
             Attempt::Group { from, source, by, index, to, place, at, at_index } => {
                 let receiver = world.enter(place, || joined(*to, *at, *at_index))??;
                 let port = receiver.local_addr()?.port();
-                world.enter(from, || send(*source, *by, *index, *to, port))??;
-                Ok(receiver.recv(&mut [0; 64]).is_ok())
+                // Everybody of the network hears it, and whose port is the same by chance would take it for what he waits for.
+                let words = attempt.to_string();
+                world.enter(from, || send(*source, *by, *index, *to, port, words.as_bytes()))??;
+                Ok(hears(&receiver, words.as_bytes()))
             }
         }
     }
@@ -388,8 +390,28 @@ fn joined(group: IpAddr, at: Ipv4Addr, index: u32) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
+/// Whether these words arrive; what others say is not waited for any longer.
+fn hears(socket: &UdpSocket, words: &[u8]) -> bool {
+    let (begun, mut buffer) = (Instant::now(), [0; 256]);
+    while begun.elapsed() < SILENCE {
+        match socket.recv(&mut buffer) {
+            Ok(length) if buffer[..length] == *words => return true,
+            Ok(_) => {}
+            Err(_) => return false,
+        }
+    }
+    false
+}
+
 /// Sends to a group by one interface.
-fn send(source: IpAddr, by: Ipv4Addr, index: u32, group: IpAddr, port: u16) -> io::Result<()> {
+fn send(
+    source: IpAddr,
+    by: Ipv4Addr,
+    index: u32,
+    group: IpAddr,
+    port: u16,
+    words: &[u8],
+) -> io::Result<()> {
     let link_local = matches!(source, IpAddr::V6(v6) if v6.is_unicast_link_local());
     let own = match source {
         IpAddr::V6(v6) => SocketAddr::V6(SocketAddrV6::new(v6, 0, 0, if link_local { index } else { 0 })),
@@ -411,7 +433,7 @@ fn send(source: IpAddr, by: Ipv4Addr, index: u32, group: IpAddr, port: u16) -> i
         }
     }
     for _ in 0..3 {
-        socket.send_to(b"to all", to)?;
+        socket.send_to(words, to)?;
     }
     Ok(())
 }
