@@ -6,7 +6,7 @@ use std::fmt;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -224,9 +224,7 @@ impl Scene {
     pub fn open(&self, name: &str, size: Size) -> Result<Live> {
         let pins = self.world.bpffs().join(name);
         let runner = Runner::open(&pins, &self.desired(size)?)?;
-        let pin = programs(&pins)?.join(PROGRAMS[Hook::PortIn as usize]);
-        let program = bpf::open_pin(&pin).with_context(|| format!("cannot open {}", pin.display()))?;
-        Ok(Live { program, pin, pins, runner: RefCell::new(runner) })
+        Live::of(pins, runner, PROGRAMS[Hook::PortIn as usize])
     }
 
     /// The same where the sender's port is an interface to the outside, and a port of the first bridge's address is published.
@@ -247,14 +245,8 @@ impl Scene {
         desired.hooks.retain(|(index, _)| *index != self.sender);
         desired.hooks.insert((self.sender, Hook::UplinkIn));
         let runner = Runner::open_predrop(&pins, &desired, want)?;
-        let directory = programs(&pins)?;
-        let pin = directory.join(if want == Predrop::Native {
-            PREDROP_PROGRAM
-        } else {
-            PROGRAMS[Hook::UplinkIn as usize]
-        });
-        let program = bpf::open_pin(&pin).with_context(|| format!("cannot open {}", pin.display()))?;
-        Ok(Live { program, pin, pins, runner: RefCell::new(runner) })
+        let native = want == Predrop::Native;
+        Live::of(pins, runner, if native { PREDROP_PROGRAM } else { PROGRAMS[Hook::UplinkIn as usize] })
     }
 
     fn desired(&self, size: Size) -> Result<Desired> {
@@ -320,11 +312,6 @@ impl Scene {
     }
 }
 
-fn programs(pins: &Path) -> Result<PathBuf> {
-    let programs = pins.join(format!("v{ABI}/programs"));
-    Ok(std::fs::read_dir(&programs)?.next().context("no program is pinned")??.path())
-}
-
 /// The object with its tables in the kernel; gone with this.
 pub struct Live {
     /// What sits on a container's port.
@@ -335,6 +322,15 @@ pub struct Live {
 }
 
 impl Live {
+    /// With this one of its programs.
+    fn of(pins: PathBuf, runner: Runner, program: &str) -> Result<Self> {
+        let programs = pins.join(format!("v{ABI}/programs"));
+        let directory = std::fs::read_dir(&programs)?.next().context("no program is pinned")??.path();
+        let pin = directory.join(program);
+        let program = bpf::open_pin(&pin).with_context(|| format!("cannot open {}", pin.display()))?;
+        Ok(Self { program, pin, pins, runner: RefCell::new(runner) })
+    }
+
     /// The program once more.
     pub fn again(&self) -> Result<OwnedFd> {
         Ok(bpf::open_pin(&self.pin)?)

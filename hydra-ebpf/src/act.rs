@@ -131,8 +131,7 @@ fn log(ctx: &TcContext, outcome: &Outcome, hook: Hook) {
 
 global!(
 /// Takes the flow that begins here from its limit, if it has not taken from it where it was sent: `carried` is what that hook wrote.
-/// Each packet that finds all limits used up counts for the first of them, of two
-/// that have to hold for the one that denied it.
+/// Each packet that finds all limits used up counts for the first of them, of two that have to hold for the one that denied it.
 pub fn limit = hydra_limit(packet: of Packet, outcome: into Outcome, at: of At, carried: plain u32) {
     outcome.taken = carried as u16;
     each(&Maps, at.seconds(), outcome, |outcome| draw(packet, outcome, at, carried));

@@ -14,7 +14,7 @@ use hydra_common::verdict::Reason;
 use crate::global::{BAD, coded_unit, decoded_unit, global};
 
 /// Offsets beyond this are not read: no header chain that the parser walks is longer.
-pub const FARTHEST: usize = 0x0fff;
+const FARTHEST: usize = 0x0fff;
 
 /// One frame, or, at the hooks on packets of processes, one packet from its IP header on.
 pub struct Frame<'a> {

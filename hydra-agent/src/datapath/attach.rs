@@ -372,10 +372,7 @@ impl Attacher {
 
     fn remove_filter(&self, ifindex: u32, hook: Hook) -> io::Result<()> {
         clsact::remove(ifindex, hook)?;
-        match fs::remove_file(self.pins.filter(ifindex, hook)) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result,
-        }
+        pins::remove(&self.pins.filter(ifindex, hook))
     }
 }
 
@@ -407,13 +404,22 @@ fn tcx_seat(link: &OwnedFd, ifindex: u32, hook: Hook) -> io::Result<Option<Seat>
 /// Attaches first in the chain. A link whose pin was removed by hand lives on until a kernel thread has put it away, and the kernel
 /// refuses the same program twice: a few milliseconds of patience.
 fn attach_first(program: &OwnedFd, ifindex: u32, hook: Hook) -> io::Result<OwnedFd> {
+    let attach = || raw::tcx_attach_first(program.as_fd(), ifindex, attach_type(hook));
+    patiently(attach, |e| e.raw_os_error() == Some(libc::EEXIST))
+}
+
+/// Tries for a tenth of a second, as long as what fails is `passing`.
+pub fn patiently<T>(
+    attempt: impl Fn() -> io::Result<T>,
+    passing: impl Fn(&io::Error) -> bool,
+) -> io::Result<T> {
     for _ in 0..20 {
-        match raw::tcx_attach_first(program.as_fd(), ifindex, attach_type(hook)) {
-            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => std::thread::sleep(Duration::from_millis(5)),
+        match attempt() {
+            Err(e) if passing(&e) => std::thread::sleep(Duration::from_millis(5)),
             result => return result,
         }
     }
-    raw::tcx_attach_first(program.as_fd(), ifindex, attach_type(hook))
+    attempt()
 }
 
 /// Detaches; a link whose interface is gone has nothing to detach.

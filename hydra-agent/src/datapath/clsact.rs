@@ -87,8 +87,8 @@ pub fn ensure(program: BorrowedFd<'_>, id: u32, ifindex: u32, hook: Hook) -> io:
     let before: Vec<u32> = filters.iter().take_while(|f| !f.ours()).map(|f| f.program).collect();
     if !before.is_empty() {
         let handle = HANDLES[usize::from(first.handle == HANDLES[0])];
-        match write(program, ifindex, hook, *PRIORITIES.start(), handle, CREATE | EXCLUSIVE) {
-            Ok(()) => return delete(ifindex, hook, first).map(|()| Done::MovedFirst(before)),
+        match filter_request(program, ifindex, hook, *PRIORITIES.start(), handle, CREATE | EXCLUSIVE).send() {
+            Ok(_) => return delete(ifindex, hook, first).map(|()| Done::MovedFirst(before)),
             // The first priority is that of somebody's filter of another kind: ours stays where it is, and that is reported.
             Err(e) if taken(&e) => {}
             Err(e) => return Err(e),
@@ -97,15 +97,16 @@ pub fn ensure(program: BorrowedFd<'_>, id: u32, ifindex: u32, hook: Hook) -> io:
     if first.program == id {
         return Ok(Done::Kept);
     }
-    write(program, ifindex, hook, first.priority, first.handle, 0).map(|()| Done::Replaced(first.program))
+    let done = filter_request(program, ifindex, hook, first.priority, first.handle, 0).send();
+    done.map(|_| Done::Replaced(first.program))
 }
 
 /// Adds filters of ours to an interface that has none, at once. Fails where anything is in their way; some may be there then.
 pub fn cover(programs: &[(Hook, BorrowedFd<'_>)], ifindex: u32) -> io::Result<()> {
     let filter = |(hook, program): &(Hook, BorrowedFd<'_>)| {
-        new_filter(*program, ifindex, *hook, *PRIORITIES.start(), HANDLES[0], CREATE | EXCLUSIVE)
+        filter_request(*program, ifindex, *hook, *PRIORITIES.start(), HANDLES[0], CREATE | EXCLUSIVE)
     };
-    let requests = [new_qdisc(ifindex)].into_iter().chain(programs.iter().map(filter)).collect();
+    let requests = [qdisc_request(ifindex)].into_iter().chain(programs.iter().map(filter)).collect();
     let mut outcomes = send_all(requests)?.into_iter();
     outcomes.next().map_or(Ok(()), there)?;
     outcomes.collect()
@@ -115,7 +116,8 @@ pub fn cover(programs: &[(Hook, BorrowedFd<'_>)], ifindex: u32) -> io::Result<()
 fn add(program: BorrowedFd<'_>, ifindex: u32, hook: Hook) -> io::Result<()> {
     let mut last = Ok(());
     for priority in PRIORITIES {
-        last = write(program, ifindex, hook, priority, HANDLES[0], CREATE | EXCLUSIVE);
+        last =
+            filter_request(program, ifindex, hook, priority, HANDLES[0], CREATE | EXCLUSIVE).send().map(drop);
         match &last {
             Err(e) if taken(e) => {}
             _ => return last,
@@ -129,18 +131,8 @@ fn taken(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EEXIST | libc::ENOENT))
 }
 
-fn write(
-    program: BorrowedFd<'_>,
-    ifindex: u32,
-    hook: Hook,
-    priority: u32,
-    handle: u32,
-    flags: u16,
-) -> io::Result<()> {
-    new_filter(program, ifindex, hook, priority, handle, flags).send().map(drop)
-}
-
-fn new_filter(
+/// The request to write a filter of ours.
+fn filter_request(
     program: BorrowedFd<'_>,
     ifindex: u32,
     hook: Hook,
@@ -180,10 +172,10 @@ pub fn remove_all(ifindex: u32, hook: Hook, filters: &[Filter]) -> io::Result<()
 }
 
 fn add_qdisc(ifindex: u32) -> io::Result<()> {
-    there(new_qdisc(ifindex).send().map(drop))
+    there(qdisc_request(ifindex).send().map(drop))
 }
 
-fn new_qdisc(ifindex: u32) -> Request {
+fn qdisc_request(ifindex: u32) -> Request {
     let head = head(ifindex, CLSACT_HANDLE, CLSACT, 0);
     let mut request = Request::new(NEW_QDISC, ACK | CREATE | EXCLUSIVE, &head);
     request.attribute(KIND, b"clsact\0");

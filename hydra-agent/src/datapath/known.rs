@@ -7,9 +7,6 @@ use std::os::fd::AsFd;
 
 use super::raw;
 
-/// `BPF_PROG_TYPE_XDP`.
-const XDP: u32 = 6;
-
 /// The XDP programs that are known, and how far the kernel's programs have been looked through: it numbers them upwards.
 #[derive(Debug, Default)]
 pub struct Known {
@@ -26,7 +23,7 @@ impl Known {
     fn look(&mut self) -> io::Result<()> {
         while let Some(id) = raw::next_program(self.last)? {
             if let Some(program) = raw::program(id)?
-                && raw::program_info(program.as_fd())?.0.kind == XDP
+                && raw::program_info(program.as_fd())?.0.kind == raw::PROG_XDP
             {
                 self.xdp.insert(id);
             }

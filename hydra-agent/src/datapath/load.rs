@@ -404,12 +404,7 @@ fn pin_all(ebpf: &Ebpf, names: &[&str], directory: &Path) -> Result<(), Datapath
     }
     for (name, program) in loaded {
         let path = directory.join(name);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(DatapathError::pin("remove", &path, e));
-            }
-            _ => {}
-        }
+        pins::remove(&path).map_err(|e| DatapathError::pin("remove", &path, e))?;
         raw::pin(program.as_fd(), &path).map_err(|e| DatapathError::pin("make", &path, e))?;
     }
     Ok(())

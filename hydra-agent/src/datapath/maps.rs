@@ -241,33 +241,42 @@ impl<V: Bytes> PerCpu<V> {
         Ok(Self { map: Table::<u32, V>::open(path)?.map, types: PhantomData })
     }
 
-    fn values(bytes: &[u8]) -> Vec<V> {
-        let each = bytes.chunks_exact(size_of::<V>().next_multiple_of(8));
-        each.filter_map(|value| V::read_from_prefix(value).ok().map(|(value, _)| value)).collect()
-    }
-
     /// Every CPU's value of one entry.
     pub fn get(&self, index: u32) -> io::Result<Vec<V>> {
         let mut values = vec![0u8; self.map.value_size()];
         self.map.get(index.as_bytes(), &mut values)?;
-        Ok(Self::values(&values))
+        Ok(parts(&values).collect())
     }
 
     /// Every CPU's values.
     pub fn all(&self) -> io::Result<Vec<V>> {
-        let (count, size) = (self.map.info().max_entries as usize, self.map.value_size());
-        let (mut keys, mut values) = (vec![0u32; count], vec![0u8; count * size]);
-        match self.map.get_batch(&mut Cursor::default(), keys.as_mut_bytes(), &mut values, count) {
-            Ok(got) => values.truncate(got.count * size),
-            Err(e) if raw::no_batches(&e) => {
-                for (n, value) in (0u32..).zip(values.chunks_exact_mut(size)) {
-                    self.map.get(n.as_bytes(), value)?;
+        Ok(parts(&array(&self.map, 0, self.map.info().max_entries as usize)?).collect())
+    }
+}
+
+/// What each CPU has, of one value or of several that follow each other.
+fn parts<V: Bytes>(values: &[u8]) -> impl Iterator<Item = V> {
+    let each = values.chunks_exact(size_of::<V>().next_multiple_of(8));
+    each.filter_map(|value| V::read_from_prefix(value).ok().map(|(value, _)| value))
+}
+
+/// The values of a range of an array, each with every CPU's part.
+fn array(map: &Map, from: u32, count: usize) -> io::Result<Vec<u8>> {
+    let size = map.value_size();
+    let mut cursor = if from == 0 { Cursor::default() } else { Cursor::after(from - 1) };
+    let (mut keys, mut values) = (vec![0u32; count], vec![0u8; count * size]);
+    match map.get_batch(&mut cursor, keys.as_mut_bytes(), &mut values, count) {
+        Ok(got) => values.truncate(got.count * size),
+        Err(e) if raw::no_batches(&e) => {
+            for (n, value) in (from..).zip(values.chunks_exact_mut(size)) {
+                if !map.get(n.as_bytes(), value)? {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
                 }
             }
-            Err(e) => return Err(e),
         }
-        Ok(Self::values(&values))
+        Err(e) => return Err(e),
     }
+    Ok(values)
 }
 
 /// A per-CPU map of counters, read as sums.
@@ -310,11 +319,7 @@ impl<K: Bytes, V: Sum> Sums<K, V> {
 
     fn sum(value: &[u8]) -> V {
         let mut total = V::new_zeroed();
-        for cpu in value.chunks_exact(size_of::<V>().next_multiple_of(8)) {
-            if let Ok(part) = V::read_from_bytes(&cpu[..size_of::<V>()]) {
-                total.add(&part);
-            }
-        }
+        parts(value).for_each(|part| total.add(&part));
         total
     }
 
@@ -363,15 +368,7 @@ impl<K: Bytes, V: Sum> Sums<K, V> {
 impl<V: Sum> Sums<u32, V> {
     /// The sums of a range of an array.
     pub fn range(&self, from: u32, count: usize) -> io::Result<Vec<V>> {
-        let size = self.map.value_size();
-        let mut cursor = if from == 0 { Cursor::default() } else { Cursor::after(from - 1) };
-        let (mut keys, mut values) = (vec![0u32; count], vec![0u8; count * size]);
-        match self.map.get_batch(&mut cursor, keys.as_mut_bytes(), &mut values, count) {
-            Ok(got) => Ok(values.chunks_exact(size).map(Self::sum).take(got.count).collect()),
-            Err(e) if raw::no_batches(&e) => (from..from + count as u32)
-                .map(|n| self.get(&n)?.ok_or(io::ErrorKind::UnexpectedEof.into()))
-                .collect(),
-            Err(e) => Err(e),
-        }
+        let values = array(&self.map, from, count)?;
+        Ok(values.chunks_exact(self.map.value_size()).map(Self::sum).collect())
     }
 }

@@ -124,6 +124,14 @@ pub fn entry(name: &str) -> Option<Entry> {
     Some(if filter { Entry::Filter(ifindex, hook) } else { Entry::Link(ifindex, hook) })
 }
 
+/// Takes a pin away; one that is gone is fine.
+pub fn remove(pin: &Path) -> io::Result<()> {
+    match fs::remove_file(pin) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
 /// The directories of all layouts.
 pub fn layouts(bpffs: &Path) -> io::Result<Vec<String>> {
     let is_layout = |name: &String| {

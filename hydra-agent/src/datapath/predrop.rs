@@ -7,7 +7,6 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
 
 use hydra_common::names::PREDROP_PROGRAM;
 use hydra_common::tables::LinkKind;
@@ -84,12 +83,7 @@ impl Predrops {
         let mut missing = None;
         if want == Predrop::Off {
             let path = programs.directory.join(PREDROP_PROGRAM);
-            match fs::remove_file(&path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    return Err(DatapathError::pin("remove", &path, e));
-                }
-                _ => {}
-            }
+            pins::remove(&path).map_err(|e| DatapathError::pin("remove", &path, e))?;
         } else {
             missing = load::predrop(pins, object, programs)?;
         }
@@ -142,8 +136,8 @@ impl Predrops {
         mended
     }
 
-    /// What is not as [`Self::ensure`] left it and the next one can mend. `again`: look for programs of others that have gone, too.
-    pub fn complaints(&self, pins: &Pins, programs: &Programs, again: bool) -> Vec<NotEnforced> {
+    /// What is not as [`Self::ensure`] left it and the next one can mend, programs of others that have gone included.
+    pub fn complaints(&self, pins: &Pins, programs: &Programs) -> Vec<NotEnforced> {
         let Some((_, id)) = programs.predrop.as_ref().filter(|_| self.want != Predrop::Off) else {
             return Vec::new();
         };
@@ -156,7 +150,7 @@ impl Predrops {
         let mut wrong: Vec<_> = self.seated.iter().filter(gone).map(|index| complaint(*index)).collect();
         let taken = |(index, left): (&u32, &Left)| matches!(left, Left::Taken(_)).then_some(*index);
         let taken: Vec<u32> = self.left.iter().filter_map(taken).collect();
-        if again && !taken.is_empty() {
+        if !taken.is_empty() {
             let interfaces = xdp::interfaces().unwrap_or_default();
             let free = |index: &u32| interfaces.get(index).is_some_and(|i| i.program.is_none());
             wrong.extend(taken.into_iter().filter(free).map(complaint));
@@ -289,15 +283,10 @@ fn ensure_one(
 
 /// A link whose pin was removed by hand lives on until a kernel thread has put it away: a few milliseconds of patience.
 fn attach(program: &OwnedFd, id: u32, index: u32, mode: Mode) -> io::Result<OwnedFd> {
-    for _ in 0..20 {
-        match raw::xdp_attach(program.as_fd(), index, mode.flag()) {
-            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && program_at(index) == Some(id) => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            result => return result,
-        }
-    }
-    raw::xdp_attach(program.as_fd(), index, mode.flag())
+    attach::patiently(
+        || raw::xdp_attach(program.as_fd(), index, mode.flag()),
+        |e| e.raw_os_error() == Some(libc::EBUSY) && program_at(index) == Some(id),
+    )
 }
 
 fn program_at(index: u32) -> Option<u32> {

@@ -54,8 +54,7 @@ impl Datapath {
         }
         let done = self.attacher.settle(&self.programs, port, hook);
         let view = done.and_then(|done| {
-            let what = || attach::interface(port);
-            repaired.extend(done.cured(hook).map(|why| NotEnforced { what: what(), why }));
+            repaired.extend(done.cured(hook).map(|why| NotEnforced { what: attach::interface(port), why }));
             self.attacher.view(port, hook)
         });
         match view {

@@ -227,10 +227,7 @@ impl Datapath {
 
     /// What is really attached.
     pub fn hooks(&self) -> Vec<HookView> {
-        let mut views: Vec<_> = self.attacher.views().unwrap_or_default().into_values().collect();
-        views.extend(sockets::views(&self.pins, &self.seat));
-        views.extend(predrop::views(&self.pins));
-        views
+        self.with_others(self.attacher.views().unwrap_or_default().into_values().collect())
     }
 
     /// Makes the kernel hold `desired`. After an error the tables enforce what they did before. A hook that could not be attached
@@ -244,13 +241,13 @@ impl Datapath {
         let taken = self.ground.take(&self.attacher, &bridges);
         let (pinned, covered) = taken.map_err(|e| DatapathError::pin("list", &self.pins.links, e))?;
         report.covered = covered;
-        // What came since may be newer than what this pass has seen.
+        // These may be newer than what this pass has seen, and have the number of one that is gone.
         let new: BTreeSet<u32> = report.covered.iter().map(|(port, _)| *port).collect();
         if self.held.generation == 0 {
             // Nothing is enforced yet. Programs without a policy deny everything: they come after it.
             self.write_tables(desired, (&BTreeSet::new(), false), &mut report)?;
         }
-        let attached = self.attach(desired, &pinned, &mut report);
+        let attached = self.attach(desired, (&pinned, &new), &mut report);
         let (sockets, wrong) = sockets::ensure(&self.pins, &self.seat, &self.programs, desired);
         for (hook, done) in &sockets {
             if *done != Done::Kept {
@@ -287,7 +284,10 @@ impl Datapath {
 
     /// What is attached, as it was last seen.
     pub(super) fn views(&self) -> Vec<HookView> {
-        let mut views: Vec<_> = self.seated.values().cloned().collect();
+        self.with_others(self.seated.values().cloned().collect())
+    }
+
+    fn with_others(&self, mut views: Vec<HookView>) -> Vec<HookView> {
         views.extend(sockets::views(&self.pins, &self.seat));
         views.extend(predrop::views(&self.pins));
         views
@@ -297,12 +297,10 @@ impl Datapath {
     fn attach(
         &mut self,
         desired: &Desired,
-        pinned: &BTreeSet<(u32, Hook)>,
+        (pinned, new): (&BTreeSet<(u32, Hook)>, &BTreeSet<u32>),
         report: &mut SyncReport,
     ) -> BTreeSet<u32> {
         let (mut live, mut seated) = (BTreeSet::new(), BTreeMap::new());
-        // One of these may have come with the number of one that is gone.
-        let new: BTreeSet<u32> = report.covered.iter().map(|(port, _)| *port).collect();
         for (ifindex, hook) in &desired.hooks {
             let at = (*ifindex, *hook);
             if let Some(view) = self.seated.get(&at)

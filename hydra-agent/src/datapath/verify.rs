@@ -58,7 +58,7 @@ impl Datapath {
     fn look_at_hooks(&mut self, desired: &Desired) {
         let mut wrong = self.hooks_wrong(desired);
         wrong.extend(sockets::complaints(&self.pins, &self.seat, &self.programs, desired));
-        wrong.extend(self.predrops.complaints(&self.pins, &self.programs, true));
+        wrong.extend(self.predrops.complaints(&self.pins, &self.programs));
         self.looked.hooks = wrong;
     }
 

@@ -42,23 +42,19 @@ impl Bits {
     /// The numbers, ascending.
     pub fn iter(&self) -> impl Iterator<Item = usize> + Clone + '_ {
         let words = ones(self.some.iter().copied());
-        words.flat_map(|word| ones_of(self.words[word]).map(move |bit| word * 64 + bit))
+        words.flat_map(|word| Ones(self.words[word]).map(move |bit| word * 64 + bit))
     }
 
     /// The numbers that are in both, ascending.
     pub fn common<'b>(&'b self, other: &'b Self) -> impl Iterator<Item = usize> + 'b {
         let words = ones(self.some.iter().zip(&other.some).map(|(a, b)| a & b));
-        words.flat_map(|word| ones_of(self.words[word] & other.words[word]).map(move |bit| word * 64 + bit))
+        words.flat_map(|word| Ones(self.words[word] & other.words[word]).map(move |bit| word * 64 + bit))
     }
 }
 
 /// The places of ones in words that follow each other.
 fn ones(words: impl Iterator<Item = u64> + Clone) -> impl Iterator<Item = usize> + Clone {
-    words.enumerate().flat_map(|(index, word)| ones_of(word).map(move |bit| index * 64 + bit))
-}
-
-fn ones_of(word: u64) -> Ones {
-    Ones(word)
+    words.enumerate().flat_map(|(index, word)| Ones(word).map(move |bit| index * 64 + bit))
 }
 
 /// The places of ones in a word.

@@ -119,13 +119,13 @@ impl Agent {
         });
         let offline = match tested {
             Ok((offline, failures)) if failures.is_empty() => offline,
-            Ok((offline, failures)) => {
-                warnings.extend(policy::remarks(&model, &offline, now).into_iter().chain(failures));
-                warnings.sort();
-                return Err(warnings);
-            }
-            Err(problem) => {
-                warnings.push(problem);
+            refused => {
+                match refused {
+                    Ok((offline, failures)) => {
+                        warnings.extend(policy::remarks(&model, &offline, now).into_iter().chain(failures));
+                    }
+                    Err(problem) => warnings.push(problem),
+                }
                 warnings.sort();
                 return Err(warnings);
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hydra_common::id::Container;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use crate::datapath::{Collector, Datapath, Settled, SyncReport};
 use crate::desired::Desired;
@@ -30,9 +30,7 @@ impl Kernel {
 
     /// Makes the kernel hold it. The error is a whole sentence with what to do about it.
     pub async fn sync(&self, desired: Arc<Desired>) -> Result<SyncReport, String> {
-        let datapath = self.datapath.clone();
-        let done = spawn_blocking(move || lock(&datapath).sync(&desired)).await;
-        match done {
+        match self.ask(move |datapath| datapath.sync(&desired)).await {
             Ok(Ok(report)) => {
                 if !report.gone.is_empty() {
                     self.forget(report.gone.clone());
@@ -49,27 +47,34 @@ impl Kernel {
 
     /// What is not as the last sync left it, by halves: [`Datapath::look`].
     pub async fn look(&self, desired: Arc<Desired>) -> Vec<NotEnforced> {
-        self.ask(move |datapath| datapath.look(&desired)).await
+        self.wrong(move |datapath| datapath.look(&desired)).await
     }
 
     /// What is not as the last sync left it.
     pub async fn verify(&self, desired: Arc<Desired>) -> Vec<NotEnforced> {
-        self.ask(move |datapath| datapath.verify(&desired)).await
+        self.wrong(move |datapath| datapath.verify(&desired)).await
     }
 
-    async fn ask(
+    async fn wrong(
         &self,
-        question: impl FnOnce(&mut Datapath) -> Vec<NotEnforced> + Send + 'static,
+        look: impl FnOnce(&mut Datapath) -> Vec<NotEnforced> + Send + 'static,
     ) -> Vec<NotEnforced> {
-        let datapath = self.datapath.clone();
-        let looked = spawn_blocking(move || question(&mut lock(&datapath))).await;
+        let looked = self.ask(look).await;
         looked.unwrap_or_else(|e| vec![NotEnforced { what: "tables".to_owned(), why: e.to_string() }])
+    }
+
+    /// On a thread that may block.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Datapath) -> T + Send + 'static,
+    ) -> Result<T, JoinError> {
+        let datapath = self.datapath.clone();
+        spawn_blocking(move || question(&mut lock(&datapath))).await
     }
 
     /// Puts links in the places of filters, if it is time to.
     pub async fn settle(&self) -> Option<Settled> {
-        let datapath = self.datapath.clone();
-        spawn_blocking(move || lock(&datapath).settle()).await.unwrap_or_default()
+        self.ask(Datapath::settle).await.unwrap_or_default()
     }
 
     /// Takes the flows of containers that are gone out of the table, while the loop goes on.

@@ -7,6 +7,7 @@ use hydra_agent::published::HookView;
 use hydra_common::tables;
 use hydra_common::verdict::Hook;
 use std::path::Path;
+use std::process::Command;
 
 use crate::support::*;
 
@@ -19,11 +20,25 @@ fn bridge(datapath: &mut Datapath, desired: &mut Desired) -> u32 {
     bridge
 }
 
+/// Such a bridge, and a port that came to it since.
+fn bridge_with_a_port(datapath: &mut Datapath, desired: &mut Desired) -> u32 {
+    let bridge = bridge(datapath, desired);
+    let port = veth("hyc");
+    datapath.early().unwrap().port(port, Some(bridge));
+    port
+}
+
 /// Filters on both sides of the new port, and links.
 fn programs() -> ([usize; 2], [usize; 2]) {
     let links = |side| SchedClassifier::query_tcx("hyc", side).unwrap().1.len();
     let filters = [filters("hyc", "ingress"), filters("hyc", "egress")];
     (filters, [links(TcAttachType::Ingress), links(TcAttachType::Egress)])
+}
+
+/// The port's filters go, by somebody else's hand.
+fn remove_qdisc() {
+    let removed = Command::new("tc").args(["qdisc", "del", "dev", "hyc", "clsact"]).status();
+    assert!(removed.unwrap().success());
 }
 
 const NONE: ([usize; 2], [usize; 2]) = ([0, 0], [0, 0]);
@@ -114,9 +129,8 @@ fn filters_that_an_agent_left_when_it_died_are_found_by_the_next_and_by_purge() 
     apart(|bpffs| {
         let (mut desired, ..) = two_containers();
         let mut datapath = open(bpffs);
-        let bridge = bridge(&mut datapath, &mut desired);
-        let c = veth("hyc");
-        datapath.early().unwrap().port(c, Some(bridge));
+        let c = bridge_with_a_port(&mut datapath, &mut desired);
+        let bridge = index("hybr");
         drop(datapath);
         assert_eq!(programs(), FILTERS);
         container(&mut desired, c, 3, "10.1.0.3", APPS);
@@ -157,9 +171,7 @@ fn where_filters_are_what_is_used_the_pass_keeps_them() {
     apart(|bpffs| {
         let (mut desired, ..) = two_containers();
         let mut datapath = Datapath::open(bpffs, Mechanism::Clsact).unwrap();
-        let bridge = bridge(&mut datapath, &mut desired);
-        let c = veth("hyc");
-        datapath.early().unwrap().port(c, Some(bridge));
+        let c = bridge_with_a_port(&mut datapath, &mut desired);
         container(&mut desired, c, 3, "10.1.0.3", APPS);
         let report = datapath.sync(&desired).unwrap();
         assert_eq!((report.attached, report.mended), (vec![], vec![]));
@@ -172,10 +184,7 @@ fn a_filter_that_waits_for_its_link_lets_nobody_in_front_and_is_not_missed() {
     apart(|bpffs| {
         let (mut desired, ..) = two_containers();
         let mut datapath = open(bpffs);
-        let bridge = bridge(&mut datapath, &mut desired);
-        let early = datapath.early().unwrap();
-        let c = veth("hyc");
-        early.port(c, Some(bridge));
+        let c = bridge_with_a_port(&mut datapath, &mut desired);
         container(&mut desired, c, 3, "10.1.0.3", APPS);
         datapath.sync(&desired).unwrap();
         assert_eq!(datapath.verify(&desired), vec![]);
@@ -195,9 +204,7 @@ fn a_filter_that_waits_for_its_link_lets_nobody_in_front_and_is_not_missed() {
         assert_eq!(names(&report.hooks, c), [("port-in", "tcx", 0), ("port-out", "clsact", 0)]);
 
         // Somebody takes the other filter away.
-        let removed =
-            std::process::Command::new("tc").args(["qdisc", "del", "dev", "hyc", "clsact"]).status();
-        assert!(removed.unwrap().success());
+        remove_qdisc();
         let wrong = datapath.verify(&desired);
         assert_eq!(wrong.iter().map(|w| w.why.as_str()).collect::<Vec<_>>(), ["no program at port-out"]);
         let report = datapath.sync(&desired).unwrap();
@@ -211,9 +218,7 @@ fn another_object_takes_the_place_of_filters_that_wait() {
     apart(|bpffs| {
         let (mut desired, ..) = two_containers();
         let mut datapath = open(bpffs);
-        let bridge = bridge(&mut datapath, &mut desired);
-        let c = veth("hyc");
-        datapath.early().unwrap().port(c, Some(bridge));
+        let c = bridge_with_a_port(&mut datapath, &mut desired);
         container(&mut desired, c, 3, "10.1.0.3", APPS);
         datapath.sync(&desired).unwrap();
         drop(datapath);
@@ -243,9 +248,7 @@ fn a_port_is_looked_at_once_as_long_as_it_is_one() {
         let c = veth("hyc");
         let again = |between: Option<Option<u32>>| {
             early.port(c, Some(bridge));
-            let removed =
-                std::process::Command::new("tc").args(["qdisc", "del", "dev", "hyc", "clsact"]).status();
-            assert!(removed.unwrap().success());
+            remove_qdisc();
             if let Some(master) = between {
                 early.port(c, master);
             }
@@ -265,9 +268,7 @@ fn a_filter_that_lost_its_mark_does_not_stay_beside_the_link() {
     apart(|bpffs| {
         let (mut desired, ..) = two_containers();
         let mut datapath = open(bpffs);
-        let bridge = bridge(&mut datapath, &mut desired);
-        let c = veth("hyc");
-        datapath.early().unwrap().port(c, Some(bridge));
+        let c = bridge_with_a_port(&mut datapath, &mut desired);
         for hook in ["port-in", "port-out"] {
             std::fs::remove_file(root(bpffs).join("links").join(format!("{c}-{hook}-clsact"))).unwrap();
         }
@@ -284,10 +285,9 @@ fn a_port_that_comes_with_the_number_of_one_that_is_gone_is_another() {
     apart(|bpffs| {
         let (mut desired, ..) = two_containers();
         let mut datapath = open(bpffs);
-        let bridge = bridge(&mut datapath, &mut desired);
+        let c = bridge_with_a_port(&mut datapath, &mut desired);
+        let bridge = index("hybr");
         let early = datapath.early().unwrap();
-        let c = veth("hyc");
-        early.port(c, Some(bridge));
         container(&mut desired, c, 3, "10.1.0.3", APPS);
         datapath.sync(&desired).unwrap();
         settle(&mut datapath);

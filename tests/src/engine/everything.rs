@@ -404,14 +404,7 @@ fn hears(socket: &UdpSocket, words: &[u8]) -> bool {
 }
 
 /// Sends to a group by one interface.
-fn send(
-    source: IpAddr,
-    by: Ipv4Addr,
-    index: u32,
-    group: IpAddr,
-    port: u16,
-    words: &[u8],
-) -> io::Result<()> {
+fn send(source: IpAddr, by: Ipv4Addr, index: u32, group: IpAddr, port: u16, words: &[u8]) -> io::Result<()> {
     let link_local = matches!(source, IpAddr::V6(v6) if v6.is_unicast_link_local());
     let own = match source {
         IpAddr::V6(v6) => SocketAddr::V6(SocketAddrV6::new(v6, 0, 0, if link_local { index } else { 0 })),

@@ -113,18 +113,20 @@ pub fn room(flows: u32, share: u8) -> Room {
 
 /// The first table, as whoever is no part of hydra would write it.
 pub fn first(stage: &Stage) -> HashMap<MapData, FlowKey, Flow> {
-    let pin = stage.world.bpffs().join(format!("hydra/v{ABI}/maps/{}", names::FLOWS));
-    Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap().try_into().unwrap()
+    pinned(stage, names::FLOWS).try_into().unwrap()
 }
 
 /// The words that kernel and agent share, likewise.
 pub fn words(stage: &Stage) -> Array<MapData, u64> {
-    let pin = stage.world.bpffs().join(format!("hydra/v{ABI}/maps/{}", names::TABLE));
-    Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap().try_into().unwrap()
+    pinned(stage, names::TABLE).try_into().unwrap()
 }
 
 /// What says where there are entries at all, likewise.
 pub fn meetings(stage: &Stage) -> Array<MapData, u32> {
-    let pin = stage.world.bpffs().join(format!("hydra/v{ABI}/maps/{}", names::MEETINGS));
-    Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap().try_into().unwrap()
+    pinned(stage, names::MEETINGS).try_into().unwrap()
+}
+
+fn pinned(stage: &Stage, name: &str) -> Map {
+    let pin = stage.world.bpffs().join(format!("hydra/v{ABI}/maps/{name}"));
+    Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap()
 }
