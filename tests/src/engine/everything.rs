@@ -246,7 +246,7 @@ impl Everything {
                 let receiver = world.enter(place, || joined(*to, *at, *at_index))??;
                 let port = receiver.local_addr()?.port();
                 // Everybody of the network hears it, and whose port is the same by chance would take it for what he waits for.
-                let words = attempt.to_string();
+                let words = format!("{attempt:?}");
                 world.enter(from, || send(*source, *by, *index, *to, port, words.as_bytes()))??;
                 Ok(hears(&receiver, words.as_bytes()))
             }
@@ -392,7 +392,7 @@ fn joined(group: IpAddr, at: Ipv4Addr, index: u32) -> io::Result<UdpSocket> {
 
 /// Whether these words arrive; what others say is not waited for any longer.
 fn hears(socket: &UdpSocket, words: &[u8]) -> bool {
-    let (begun, mut buffer) = (Instant::now(), [0; 256]);
+    let (begun, mut buffer) = (Instant::now(), [0; 1_024]);
     while begun.elapsed() < SILENCE {
         match socket.recv(&mut buffer) {
             Ok(length) if buffer[..length] == *words => return true,
