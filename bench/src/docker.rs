@@ -12,6 +12,15 @@ pub enum Form {
     Raw,
 }
 
+/// The port that containers serve, and the first of the host's that lead there.
+pub const SERVED: u16 = 80;
+const FIRST: u16 = 20_000;
+
+/// The host's port that leads to the receiver, the last of so many containers.
+pub fn published(containers: u16) -> u16 {
+    FIRST + containers - 1
+}
+
 /// What `iptables-restore` takes. The receiver is the last of the containers on its bridge; where it is `open`, an operator has allowed
 /// calls from the other network, and its own rule in raw is away.
 pub fn rules(form: Form, containers: u32, receiver: &str, open: bool) -> String {
@@ -33,8 +42,8 @@ pub fn rules(form: Form, containers: u32, receiver: &str, open: bool) -> String 
     for (n, address) in all().enumerate() {
         let _ = writeln!(
             text,
-            "-A DOCKER ! -i hybr1 -p tcp --dport {} -j DNAT --to-destination {address}:80",
-            20_000 + n
+            "-A DOCKER ! -i hybr1 -p tcp --dport {} -j DNAT --to-destination {address}:{SERVED}",
+            usize::from(FIRST) + n
         );
     }
     text += "COMMIT\n*filter\n:INPUT ACCEPT\n:FORWARD DROP\n:OUTPUT ACCEPT\n:DOCKER -\n:DOCKER-USER -\n:DOCKER-ISOLATION-STAGE-1 -\n\
@@ -77,7 +86,7 @@ pub fn rules(form: Form, containers: u32, receiver: &str, open: bool) -> String 
     for address in all() {
         let _ = writeln!(
             text,
-            "-A DOCKER -d {address}/32 ! -i hybr1 -o hybr1 -p tcp -m tcp --dport 80 -j ACCEPT"
+            "-A DOCKER -d {address}/32 ! -i hybr1 -o hybr1 -p tcp -m tcp --dport {SERVED} -j ACCEPT"
         );
     }
     text += "-A DOCKER ! -i hybr0 -o hybr0 -j DROP\n-A DOCKER ! -i hybr1 -o hybr1 -j DROP\n";
@@ -104,6 +113,8 @@ mod tests {
         let count = |text: &str, word: &str| text.lines().filter(|line| line.contains(word)).count();
         let closed = rules(Form::Raw, 100, "10.81.0.11", false);
         assert_eq!((count(&closed, "! -i hybr1 -j DROP"), count(&closed, "DNAT")), (100, 100));
+        let led = format!("--dport {} -j DNAT --to-destination 10.81.0.11:80", published(100));
+        assert_eq!(count(&closed, &led), 1, "the receiver is the last");
         let open = rules(Form::Raw, 100, "10.81.0.11", true);
         assert_eq!(count(&open, "! -i hybr1 -j DROP"), 99);
         assert!(!open.contains("-d 10.81.0.11/32 ! -i hybr1 -j DROP"));

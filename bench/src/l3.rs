@@ -1,5 +1,5 @@
 //! `L3`: what an application gets: bytes in bulk, questions and answers on one connection, and connections that are made, used once and
-//! closed; between two networks and inside one, with Docker's rules alone and with hydra beside them.
+//! closed; between two networks, inside one, and from outside to a published port, with Docker's rules alone and with hydra beside them.
 //!
 //! Between networks Docker's own way is that of an operator who has allowed it (`DOCKER-USER`); hydra's is that of a host where nobody
 //! has. What goes on in the two processes and the kernel's TCP is in the figures, as in life.
@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::docker::Form::Raw;
+use crate::docker::{SERVED, published};
 use crate::guard::{Guard, RECEIVER};
 use crate::progress::Progress;
 use crate::report::{Goal, Report};
-use crate::scene::{ALLOWED, Live, NAMES, Scene, Size};
+use crate::scene::{ALLOWED, CLIENT, Live, NAMES, Scene, Size};
 use crate::stats::interleave;
 
 /// How much is measured.
@@ -30,9 +31,9 @@ pub struct Form {
 }
 
 impl Form {
-    /// Half a minute.
+    /// Three quarters of a minute.
     pub const SHORT: Self = Self { rounds: 20, time: Duration::from_millis(100), long: false };
-    /// Two minutes.
+    /// Three minutes.
     pub const LONG: Self = Self { rounds: 30, time: Duration::from_millis(300), long: true };
 }
 
@@ -50,11 +51,6 @@ impl Work {
     fn unit(self) -> &'static str {
         if self == Self::Bulk { "Gbit/s" } else { "thousand/s" }
     }
-
-    /// What it must be worth between networks.
-    fn goal(self) -> f64 {
-        if self == Self::Ask { 1.3 } else { 1.2 }
-    }
 }
 
 impl fmt::Display for Work {
@@ -67,8 +63,44 @@ impl fmt::Display for Work {
     }
 }
 
+/// Who calls whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Between,
+    Inside,
+    Published,
+}
+
+impl Way {
+    const ALL: [Self; 3] = [Self::Between, Self::Inside, Self::Published];
+
+    /// The numbers of the hosts without and with hydra.
+    fn hosts(self) -> [usize; 2] {
+        if self == Self::Published { [2, 3] } else { [0, 1] }
+    }
+
+    /// What work must be worth, by what it is without hydra.
+    fn goal(self, work: Work) -> f64 {
+        match (self, work) {
+            (Self::Between, Work::Ask) => 1.3,
+            (Self::Between, Work::Bulk | Work::Connect) => 1.2,
+            (Self::Inside | Self::Published, _) => 0.98,
+        }
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Between => "between networks",
+            Self::Inside => "inside a network",
+            Self::Published => "to a published port",
+        })
+    }
+}
+
 /// Containers on the host beside those that talk.
-const CONTAINERS: u32 = 10;
+const CONTAINERS: u16 = 10;
 /// Bytes of one write, and of a question.
 const CHUNK: usize = 128 << 10;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -81,54 +113,57 @@ struct Host {
     hydra: Option<Live>,
 }
 
-/// One thing to measure: the number of the host, from where to where, what.
+/// One thing to measure.
 struct Case {
     host: usize,
-    near: bool,
+    way: Way,
     work: Work,
 }
 
 /// Measures.
 pub fn run(form: &Form, progress: &mut Progress) -> Result<Report> {
     let mut report = Report::new("L3", form.long)?;
-    progress.at("two hosts");
+    progress.at("four hosts");
+    let docker = Guard::Docker(Raw, u32::from(CONTAINERS));
+    let hydra = Guard::Hydra(Size::SMALL);
+    let port = published(CONTAINERS);
     let hosts = [
-        Host::build("without hydra", &[Guard::Docker(Raw, CONTAINERS)], true, false)?,
-        Host::build("with hydra", &[Guard::Docker(Raw, CONTAINERS), Guard::Hydra(Size::SMALL)], false, true)?,
+        // Between networks Docker has to be asked; what it publishes it lets pass by itself.
+        Host::build("without hydra", Scene::build(false)?, &[docker], true)?,
+        Host::build("with hydra", Scene::build(true)?, &[docker, hydra], false)?,
+        Host::build("without hydra", Scene::build_published(true, port)?, &[docker], false)?,
+        Host::build("with hydra", Scene::build_published(true, port)?, &[docker, hydra], false)?,
     ];
     let mut cases = Vec::new();
-    for near in [false, true] {
+    for way in Way::ALL {
         for work in Work::ALL {
-            cases.extend([0, 1].map(|host| Case { host, near, work }));
+            cases.extend(way.hosts().map(|host| Case { host, way, work }));
         }
     }
     let samples = interleave(
         &mut cases,
         form.rounds,
-        |case| hosts[case.host].work(case.near, case.work, form.time),
+        |case| hosts[case.host].work(case.way, case.work, form.time),
         |done| progress.at(&format!("round {done} of {}", form.rounds)),
     )?;
     for live in hosts.iter().filter_map(|host| host.hydra.as_ref()) {
         ensure!(live.flows()? > 0, "what was measured did not go by hydra");
     }
-    let name = |case: &Case, host: &Host| {
-        let place = if case.near { "inside a network" } else { "between networks" };
-        format!("{}, {place}, {}", case.work, host.what)
-    };
+    let name = |case: &Case| format!("{}, {}, {}", case.work, case.way, hosts[case.host].what);
     for (case, samples) in cases.iter().zip(samples) {
-        report.add(&name(case, &hosts[case.host]), case.work.unit(), samples)?;
+        report.add(&name(case), case.work.unit(), samples)?;
     }
-    for case in cases.iter().filter(|case| case.host == 1) {
-        let goal = Goal::Least(6, if case.near { 0.98 } else { case.work.goal() });
-        report.compare(&name(case, &hosts[1]), &name(case, &hosts[0]), Some(goal))?;
+    for pair in cases.chunks_exact(2) {
+        let goal = Goal::Least(6, pair[1].way.goal(pair[1].work));
+        report.compare(&name(&pair[1]), &name(&pair[0]), Some(goal))?;
     }
     Ok(report)
 }
 
 impl Host {
-    fn build(what: &'static str, guards: &[Guard], open: bool, beside: bool) -> Result<Self> {
-        let scene = Scene::build(beside)?;
-        for place in [NAMES[0].0, NAMES[1].0] {
+    fn build(what: &'static str, scene: Scene, guards: &[Guard], open: bool) -> Result<Self> {
+        let client = scene.published().is_ok().then_some(CLIENT);
+        for place in [NAMES[0].0, NAMES[1].0].into_iter().chain(client) {
             // A port serves again one second after its connection, not after sixty.
             scene.world.sysctl(place, "net.ipv4.tcp_tw_reuse", "1")?;
             scene.world.sysctl(place, "net.ipv4.ip_local_port_range", "10000 65000")?;
@@ -138,8 +173,8 @@ impl Host {
         for guard in guards {
             hydra = guard.stand(&scene, open, &mut links)?;
         }
-        for place in [NAMES[1].0, NAMES[3].0] {
-            let listener = scene.world.enter(place, || TcpListener::bind(("0.0.0.0", ALLOWED)))??;
+        for (place, port) in [(NAMES[1].0, ALLOWED), (NAMES[3].0, ALLOWED), (NAMES[1].0, SERVED)] {
+            let listener = scene.world.enter(place, || TcpListener::bind(("0.0.0.0", port)))??;
             thread::spawn(move || {
                 listener.incoming().map_while(Result::ok).for_each(|stream| {
                     // A caller that goes away in the middle says so itself.
@@ -150,10 +185,13 @@ impl Host {
         Ok(Self { what, scene, _links: links, hydra })
     }
 
-    /// Works for so long, between networks or inside one; thousands, or gigabits, a second.
-    fn work(&self, near: bool, work: Work, time: Duration) -> Result<f64> {
-        let (from, to) = if near { (NAMES[1].0, "10.81.0.13") } else { (NAMES[0].0, RECEIVER) };
-        let to = SocketAddr::new(to.parse()?, ALLOWED);
+    /// Works for so long; thousands, or gigabits, a second.
+    fn work(&self, way: Way, work: Work, time: Duration) -> Result<f64> {
+        let (from, to) = match way {
+            Way::Between => (NAMES[0].0, SocketAddr::new(RECEIVER.parse()?, ALLOWED)),
+            Way::Inside => (NAMES[1].0, SocketAddr::new("10.81.0.13".parse()?, ALLOWED)),
+            Way::Published => (CLIENT, self.scene.published()?),
+        };
         let done = self.scene.world.enter(from, || match work {
             Work::Bulk => bulk(to, time),
             Work::Ask => ask(to, time),

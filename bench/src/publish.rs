@@ -42,8 +42,10 @@ const LEVELS: [(&str, &str, &str); 4] = [
         "L3",
         "applications",
         "A client and a server in two containers, on all CPUs. Between networks `without hydra` is a host where an operator has allowed \
-         it in `DOCKER-USER`, `with hydra` one where Docker would drop it and hydra's policy allows it. Published ports are not \
-         measured yet.",
+         it in `DOCKER-USER`, `with hydra` one where Docker would drop it and hydra's policy allows it. `To a published port` a client \
+         behind an interface to the outside calls an address of the host, whose port Docker's rules lead to the container (DNAT in `nat`, \
+         let pass in `DOCKER`): the same rules on both hosts, and with hydra its programs at that interface, at the bridges and at the \
+         container's port, whose policy lets the outside call it.",
     ),
     ("L4", "the agent", l4::HOW),
 ];

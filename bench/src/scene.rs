@@ -1,6 +1,8 @@
 //! A host with four ports, and tables of any size: what a packet meets in the kernel's tables is made from a policy by the agent's own
 //! compiler, and only the ports that packets come from are there.
 
+mod outside;
+
 use std::cell::RefCell;
 use std::fmt;
 use std::fmt::Write as _;
@@ -11,7 +13,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use hydra_agent::datapath::Predrop;
-use hydra_agent::desired::{Desired, Endpoint, Link, Publish};
+use hydra_agent::desired::{Desired, Endpoint, Link};
 use hydra_agent::policy;
 use hydra_agent::policy::compile::{World as Known, compile};
 use hydra_agent::policy::rows::{Numbers, Owner};
@@ -19,7 +21,7 @@ use hydra_common::ABI;
 use hydra_common::address::{Address, Mac};
 use hydra_common::id::{Container as Number, Identity};
 use hydra_common::names::{PREDROP_PROGRAM, PROGRAMS};
-use hydra_common::tables::{Endpoint as Row, LinkKind, PublishKey};
+use hydra_common::tables::{Endpoint as Row, LinkKind};
 use hydra_common::track::protocol;
 use hydra_common::verdict::{Hook, Reason};
 use hydra_tests::kernel::{Runner, Shot};
@@ -27,7 +29,9 @@ use hydra_tests::packets::{Frame, Packet, Transport, flags};
 use hydra_tests::topology::{Bridge, Container, HOST, Port, Topology};
 use hydra_tests::world::World;
 
-use crate::bpf;
+pub use self::outside::CLIENT;
+use self::outside::Outside;
+use crate::{bpf, docker};
 
 /// A port of TCP and UDP that a rule allows from the first tier to the second.
 pub const ALLOWED: u16 = 5432;
@@ -81,7 +85,8 @@ impl Size {
         Self { containers: 1_000, ..Self::SMALL },
     ];
 
-    fn policy(self) -> String {
+    /// Its text; `outside` may call what the receiver publishes.
+    fn policy(self, outside: bool) -> String {
         let mut text = "version: 1\nname: bench\nnetworks:\n".to_owned();
         for n in 0..2 {
             let _ = writeln!(
@@ -97,6 +102,13 @@ impl Size {
             text,
             "rules:\n  - {{ name: allowed, from: t0, to: t1, ports: [tcp/{ALLOWED}, udp/{ALLOWED}] }}"
         );
+        if outside {
+            let _ = writeln!(
+                text,
+                "  - {{ name: users, from: external, to: t1, ports: [tcp/{}] }}",
+                docker::SERVED
+            );
+        }
         for n in 1..self.rules {
             let (from, to) = (n % self.tiers, (n / self.tiers + n + 1) % self.tiers);
             let port = 10_000 + n;
@@ -131,6 +143,7 @@ pub struct Scene {
     pub sender: u32,
     places: Vec<Place>,
     bridges: Vec<(u32, [u8; 6])>,
+    outside: Option<Outside>,
 }
 
 /// One port of it.
@@ -147,7 +160,19 @@ pub const NAMES: [(&str, usize); 4] = [("caller", 0), ("near", 1), ("plain", 1),
 impl Scene {
     /// Builds it, when it is this process's turn to measure; another one beside that.
     pub fn build(beside: bool) -> Result<Self> {
+        Self::build_with(beside, None)
+    }
+
+    /// The same with [`CLIENT`] behind an interface to the outside, to whom this port of the host is the receiver's.
+    pub fn build_published(beside: bool, port: u16) -> Result<Self> {
+        Self::build_with(beside, Some(port))
+    }
+
+    fn build_with(beside: bool, published: Option<u16>) -> Result<Self> {
         let mut topology = Topology::default();
+        if published.is_some() {
+            outside::add(&mut topology)?;
+        }
         for n in 0..2 {
             let addresses = vec![format!("10.8{n}.0.1/16").parse()?, format!("fd8{n}::1/64").parse()?];
             topology.bridges.push(Bridge { name: format!("hybr{n}"), addresses });
@@ -172,7 +197,8 @@ impl Scene {
         for bridge in &topology.bridges {
             bridges.push((world.ifindex(HOST, &bridge.name)?, world.mac(HOST, &bridge.name)?));
         }
-        Ok(Self { sender: places[0].port, world, places, bridges })
+        let outside = published.map(|port| Outside::of(&world, port)).transpose()?;
+        Ok(Self { sender: places[0].port, world, places, bridges, outside })
     }
 
     /// A segment of an established connection to whoever is reached that way.
@@ -231,15 +257,8 @@ impl Scene {
     pub fn open_uplink(&self, want: Predrop) -> Result<Live> {
         let pins = self.world.bpffs().join("hydra");
         let mut desired = self.desired(Size::SMALL)?;
-        let called = self.places[1].addresses[0];
-        let to = desired.endpoints.get(&called.into()).copied().context("no receiver")?;
+        self.publish(&mut desired, GATEWAY, (protocol::UDP, CLOSED, CLOSED))?;
         desired.endpoints.retain(|_, row| row.port != self.sender);
-        let host = Endpoint { identity: Identity::HOST, flags: Row::HOST, ..Endpoint::default() };
-        desired.endpoints.insert(GATEWAY.into(), host);
-        let (address, port) = (Address::UNSPECIFIED4, CLOSED.to_be_bytes());
-        let key = PublishKey { address, port, protocol: protocol::UDP, ..PublishKey::default() };
-        let row = Publish { identity: to.identity, container: to.container, port: CLOSED, flags: 0 };
-        desired.published.insert(key, row);
         let link = desired.links.get_mut(&self.sender).context("no sender")?;
         (link.kind, link.identity, link.container) = (LinkKind::Uplink, Identity::EXTERNAL, Number::NONE);
         desired.hooks.retain(|(index, _)| *index != self.sender);
@@ -250,7 +269,7 @@ impl Scene {
     }
 
     fn desired(&self, size: Size) -> Result<Desired> {
-        let text = size.policy();
+        let text = size.policy(self.outside.is_some());
         let (model, _) = policy::parse(&text, "policy.yaml").map_err(|problems| {
             anyhow::anyhow!("the agent refuses the policy:\n{}", problems.render(false))
         })?;
@@ -301,13 +320,17 @@ impl Scene {
                 desired.endpoints.insert(Address::from(address), row);
             }
         }
-        for (index, mac) in &self.bridges {
-            let (identity, container, mac) = (Identity::UNKNOWN, Number::NONE, Mac(*mac));
+        for (bridge, (index, mac)) in self.bridges.iter().enumerate() {
+            let identity = compiled.identity(&tier(bridge), None).context("a tier without an identity")?;
+            let (container, mac) = (Number::NONE, Mac(*mac));
             let kind = LinkKind::Bridge;
             let link = Link { identity, container, bridge: *index, kind, flags: 0, mac, gateway_mac: mac };
             desired.links.insert(*index, link);
         }
         desired.compiled = Arc::new(compiled);
+        if let Some(outside) = &self.outside {
+            self.open_outside(&mut desired, outside)?;
+        }
         Ok(desired)
     }
 }
