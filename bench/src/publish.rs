@@ -225,10 +225,9 @@ fn page(found: Option<&Found>, reports: &[(Report, &str, &str)]) -> String {
             if let Some(goal) = m.goal.filter(|goal| goal.row() == row) {
                 let e = m.estimate;
                 lines.push(format!(
-                    "{}: {} {} ({} to {}, largest {}, N = {}), {}: {}",
+                    "{}: {} ({} to {}, largest {}, N = {}), {}: {}",
                     m.what,
-                    number(e.median),
-                    m.unit,
+                    m.figure(),
                     number(e.low),
                     number(e.high),
                     number(m.most()),
@@ -299,10 +298,9 @@ fn page(found: Option<&Found>, reports: &[(Report, &str, &str)]) -> String {
             let interval = format!("{} to {}", number(e.low), number(e.high));
             let _ = writeln!(
                 text,
-                "| {} | {} {} | {interval} | {} | {} | {} |",
+                "| {} | {} | {interval} | {} | {} | {} |",
                 m.what,
-                number(e.median),
-                m.unit,
+                m.figure(),
                 number(m.most()),
                 e.n,
                 target(m.goal, &e)

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::environment::Environment;
 use crate::kept;
-use crate::stats::Estimate;
+use crate::stats::{Estimate, Statistic};
 
 /// A level's figures with where they are from.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -33,7 +33,10 @@ pub struct Measured {
     pub what: String,
     /// `ns`, `Mpps`, `Gbit/s` …
     pub unit: String,
-    /// Its median.
+    /// What is said of the samples.
+    #[serde(default, skip_serializing_if = "Statistic::is_median")]
+    pub statistic: Statistic,
+    /// That, with its interval.
     pub estimate: Estimate,
     /// One value a round, in order.
     pub samples: Vec<f64>,
@@ -43,6 +46,11 @@ pub struct Measured {
 }
 
 impl Measured {
+    /// What is said of it, with its unit: `3.14 ms`.
+    pub fn figure(&self) -> String {
+        format!("{} {}", number(self.estimate.median), self.unit)
+    }
+
     /// The largest of all.
     pub fn most(&self) -> f64 {
         self.samples.iter().copied().fold(f64::NEG_INFINITY, f64::max)
@@ -106,13 +114,19 @@ impl Report {
     pub fn add(&mut self, what: &str, unit: &str, mut samples: Vec<f64>) -> Result<()> {
         if let Some(before) = self.measured.iter_mut().find(|m| m.what == what) {
             before.samples.append(&mut samples);
-            before.estimate = Estimate::of(&before.samples)?;
+            before.estimate = Estimate::of_as(&before.samples, before.statistic)?;
             return Ok(());
         }
-        let estimate = Estimate::of(&samples)?;
+        self.add_as(what, unit, samples, Statistic::Median)
+    }
+
+    /// Adds what was measured and of which something else than the median is said.
+    pub fn add_as(&mut self, what: &str, unit: &str, samples: Vec<f64>, statistic: Statistic) -> Result<()> {
+        let estimate = Estimate::of_as(&samples, statistic)?;
         self.measured.push(Measured {
             what: what.to_owned(),
             unit: unit.to_owned(),
+            statistic,
             estimate,
             samples,
             goal: None,
@@ -169,13 +183,13 @@ impl Report {
             "measured", "median", "95 % interval", "largest", "N"
         );
         for m in &self.measured {
-            let Estimate { median, low, high, n } = m.estimate;
+            let Estimate { low, high, n, .. } = m.estimate;
             let interval = format!("{} to {}", number(low), number(high));
             let _ = writeln!(
                 text,
                 "{:<58} {:>10} {interval:>21} {:>10} {n:>4}  {}",
                 m.what,
-                format!("{} {}", number(median), m.unit),
+                m.figure(),
                 number(m.most()),
                 target(m.goal, &m.estimate)
             );

@@ -12,10 +12,40 @@ use serde::{Deserialize, Serialize};
 const RESAMPLES: usize = 4_000;
 const SEED: u64 = 20;
 
-/// A median with its 95 % interval.
+/// What is said of values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Statistic {
+    /// The one in the middle.
+    #[default]
+    Median,
+    /// The one that 99 of 100 do not exceed.
+    P99,
+    /// Their mean: of values that are 0 or 100 the share in hundredths.
+    Mean,
+}
+
+impl Statistic {
+    /// Whether it is what goes without saying.
+    pub fn is_median(&self) -> bool {
+        *self == Self::Median
+    }
+
+    fn of(self, values: &mut [f64]) -> f64 {
+        match self {
+            Self::Median => median(values),
+            Self::P99 => {
+                values.sort_by(f64::total_cmp);
+                values[(values.len() * 99).div_ceil(100) - 1]
+            }
+            Self::Mean => values.iter().sum::<f64>() / values.len() as f64,
+        }
+    }
+}
+
+/// A median, or what else is said of values, with its 95 % interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
-    /// The median.
+    /// The median, if nothing else is said.
     pub median: f64,
     /// Lower end of the interval.
     pub low: f64,
@@ -26,20 +56,25 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// Of values, at least one.
+    /// The median of values, at least one.
     pub fn of(values: &[f64]) -> Result<Self> {
+        Self::of_as(values, Statistic::Median)
+    }
+
+    /// Something else of them.
+    pub fn of_as(values: &[f64], statistic: Statistic) -> Result<Self> {
         ensure!(!values.is_empty(), "no values");
         let mut random = Random::new(SEED);
-        let mut medians: Vec<f64> = (0..RESAMPLES)
+        let mut figures: Vec<f64> = (0..RESAMPLES)
             .map(|_| {
                 let mut again: Vec<f64> =
                     (0..values.len()).map(|_| values[random.below(values.len())]).collect();
-                median(&mut again)
+                statistic.of(&mut again)
             })
             .collect();
-        medians.sort_by(f64::total_cmp);
-        let (low, high) = (medians[RESAMPLES / 40], medians[RESAMPLES - 1 - RESAMPLES / 40]);
-        Ok(Self { median: median(&mut values.to_vec()), low, high, n: values.len() })
+        figures.sort_by(f64::total_cmp);
+        let (low, high) = (figures[RESAMPLES / 40], figures[RESAMPLES - 1 - RESAMPLES / 40]);
+        Ok(Self { median: statistic.of(&mut values.to_vec()), low, high, n: values.len() })
     }
 
     /// Of the ratios of values that were measured in the same rounds.
@@ -89,6 +124,18 @@ mod tests {
         assert!((first.median - 51.0).abs() < 1e-9);
         assert!(first.low > 35.0 && first.low < 51.0 && first.high > 51.0 && first.high < 67.0, "{first:?}");
         assert_eq!(first, Estimate::of(&values).unwrap());
+    }
+
+    #[test]
+    fn a_tail_and_a_share_have_intervals_too() {
+        let values: Vec<f64> = (1..=1_000).rev().map(f64::from).collect();
+        let tail = Estimate::of_as(&values, Statistic::P99).unwrap();
+        assert!((tail.median - 990.0).abs() < 1e-9 && tail.low < 990.0 && tail.high > 990.0, "{tail:?}");
+        let all = |n: usize| Estimate::of_as(&values[..n], Statistic::P99).unwrap().median;
+        assert_eq!((all(1), all(99), all(100), all(101)), (1_000.0, 1_000.0, 999.0, 999.0));
+        let shares: Vec<f64> = (0..200).map(|n| if n < 198 { 100.0 } else { 0.0 }).collect();
+        let share = Estimate::of_as(&shares, Statistic::Mean).unwrap();
+        assert!((share.median - 99.0).abs() < 1e-9 && share.low > 96.0 && share.high <= 100.0, "{share:?}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::report::{Measured, Report, number};
+use crate::stats::Statistic;
 
 const WIDTH: f64 = 980.0;
 /// Where bars begin, and how much room they have.
@@ -11,10 +12,11 @@ const ROOM: f64 = 400.0;
 const ROW: f64 = 26.0;
 const TOP: f64 = 44.0;
 
-/// A picture for each unit of a report: the name of its file, and what is in it.
+/// A picture for each unit of a report: the name of its file, and what is in it. Shares, which are all or nearly, have none.
 pub fn pictures(report: &Report) -> Vec<(String, String)> {
+    let shown = || report.measured.iter().filter(|m| m.statistic != Statistic::Mean);
     let mut units: Vec<&str> = Vec::new();
-    for measured in &report.measured {
+    for measured in shown() {
         if !units.contains(&measured.unit.as_str()) {
             units.push(&measured.unit);
         }
@@ -23,7 +25,7 @@ pub fn pictures(report: &Report) -> Vec<(String, String)> {
         .iter()
         .enumerate()
         .map(|(index, unit)| {
-            let rows: Vec<&Measured> = report.measured.iter().filter(|m| m.unit == *unit).collect();
+            let rows: Vec<&Measured> = shown().filter(|m| m.unit == *unit).collect();
             let name =
                 if index == 0 { report.level.clone() } else { format!("{}-{}", report.level, index + 1) };
             (format!("{name}.svg"), bars(&format!("{}, {unit}", report.level), &rows))
@@ -84,6 +86,7 @@ mod tests {
         let measured = |what: &str, median| Measured {
             what: what.to_owned(),
             unit: "ns".to_owned(),
+            statistic: Statistic::Median,
             estimate: Estimate { median, low: median - 1.0, high: median + 1.0, n: 1 },
             samples: Vec::new(),
             goal: None,

@@ -25,17 +25,18 @@ const PROGRAM: &str = "hydra-bench";
       do next to nothing
   L2  live frames: a denied flood, and 64-byte packets forwarded, in turns with netfilter as Docker
       writes it, with one rule of nftables at the port, and with the kernel alone
-  L3  applications in two containers: TCP in bulk, questions and answers, connect and close, in
-      turns with Docker's rules alone
+  L3  applications: TCP in bulk, questions and answers, connect and close, between two networks,
+      inside one, and from outside to a published port, in turns with Docker's rules alone
   L4  the agent as it is released (this level builds it so): a policy's text to the rows of the
-      tables, and from `hydractl policy apply` to the first packet that it lets through; a million
-      flows read for export; the agent at rest among fifty containers
+      tables, and from `hydractl policy apply` to the first packet that it lets through; from a
+      veth that becomes a port to its programs, with the agent idle and applying policies; a
+      million flows read for export; the agent at rest among fifty containers
 
 Examples:
   cargo xtask bench                   L0 and the short form of L1: half a minute
   cargo xtask bench L0 --update       write the committed figures, after a change that is worth it
   cargo xtask bench L1 L2 L3 L4 --long
-                                      the figures of a release: a quarter of an hour
+                                      the figures of a release: half an hour
   cargo xtask bench --publish         write docs/benchmarks.md from what was measured last
 
 What was measured is kept in `target/bench/`, one file of JSON a level, with every sample and where

@@ -171,7 +171,7 @@ impl Host {
 }
 
 /// Sends a request and reads its answer to the end.
-fn request(stream: &mut UnixStream, body: &[u8]) -> Result<()> {
+pub fn request(stream: &mut UnixStream, body: &[u8]) -> Result<()> {
     let head = format!(
         "POST /v1/policy/apply HTTP/1.1\r\nhost: agent\r\n{ABI_HEADER}: {}\r\ncontent-type: application/json\r\n\
          content-length: {}\r\nconnection: close\r\n\r\n",

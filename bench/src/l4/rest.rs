@@ -22,6 +22,8 @@ use crate::report::{Goal, Report};
 const CONTAINERS: usize = 50;
 /// A span must hold what the agent does seldom: it looks at everything every thirty seconds.
 pub const SPAN: Duration = Duration::from_secs(30);
+/// From the beginning of one to that of the next in the short form, whose spans overlap.
+const STEP: Duration = Duration::from_secs(10);
 /// How long it may take until all of them are covered.
 const PATIENCE: Duration = Duration::from_mins(1);
 /// Neighbour discovery, and what the agent does at its start, take a few seconds.
@@ -33,7 +35,6 @@ const OWN: &str = "its memory, shared pages by their parts";
 
 /// Adds what it takes.
 pub fn measure(form: &Form, report: &mut Report, progress: &mut Progress) -> Result<()> {
-    let spans = if form.long { 4 } else { 1 };
     progress.at("fifty containers");
     let world = World::build(&topology()?)?;
     let agent = Agent::start(&world, &policy())?;
@@ -43,17 +44,22 @@ pub fn measure(form: &Form, report: &mut Report, progress: &mut Progress) -> Res
         thread::sleep(Duration::from_millis(100));
     }
     thread::sleep(CALM);
-    let (mut share, mut memory, mut own) = (Vec::new(), Vec::new(), Vec::new());
-    for span in 1..=spans {
-        progress.at(&format!("at rest, span {span} of {spans}"));
-        let (before, begun) = (cpu::of_process(agent.pid())?, Instant::now());
-        thread::sleep(SPAN);
-        let spent = cpu::of_process(agent.pid())?.saturating_sub(before);
-        share.push(spent.as_secs_f64() / begun.elapsed().as_secs_f64() * 100.0);
+    // Moments, and what the agent had taken until each.
+    let (steps, apart) = if form.long { (4, 1) } else { (5, (SPAN.as_secs() / STEP.as_secs()) as usize) };
+    let step = SPAN / apart as u32;
+    let (mut taken, mut memory, mut own) = (vec![moment(&agent)?], Vec::new(), Vec::new());
+    for number in 1..=steps {
+        progress.at(&format!("at rest, {number} of {steps} times {} s", step.as_secs()));
+        thread::sleep(step);
+        taken.push(moment(&agent)?);
         let pages = fs::read_to_string(format!("/proc/{}/smaps_rollup", agent.pid()))?;
         memory.push(mebibytes(&pages, "Rss:")?);
         own.push(mebibytes(&pages, "Pss:")?);
     }
+    let share = taken.iter().zip(&taken[apart..]).map(|((from, before), (to, after))| {
+        after.saturating_sub(*before).as_secs_f64() / to.duration_since(*from).as_secs_f64() * 100.0
+    });
+    let share = share.collect();
     // The control: it was there, and did its work.
     ensure!(covered(&agent, &world)? == CONTAINERS, "containers were lost meanwhile");
     report.add(SHARE, "% of a core", share)?;
@@ -61,6 +67,11 @@ pub fn measure(form: &Form, report: &mut Report, progress: &mut Progress) -> Res
     report.add(OWN, "MiB", own)?;
     report.aim(SHARE, Goal::Most(13, 0.2))?;
     report.aim(MEMORY, Goal::Most(13, 30.0))
+}
+
+/// Now, and the CPU time that the agent has taken until now.
+fn moment(agent: &Agent) -> Result<(Instant, Duration)> {
+    Ok((Instant::now(), cpu::of_process(agent.pid())?))
 }
 
 /// Containers whose port carries the programs.
