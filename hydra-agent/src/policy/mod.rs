@@ -12,6 +12,7 @@ pub mod explain;
 pub mod file;
 pub mod limit;
 pub mod model;
+mod plain;
 pub mod ports;
 mod precedence;
 mod regions;

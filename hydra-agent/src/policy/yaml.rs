@@ -9,14 +9,15 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy};
 use serde_saphyr::{Location, Spanned};
 
+use super::plain;
 use crate::diagnostic::{Diagnostic, Place};
 
 /// The longest text that is read, in bytes.
 pub const MAX_TEXT: usize = 4 << 20;
 /// How deep lists and mappings may lie in each other.
-const MAX_DEPTH: usize = 32;
+pub(super) const MAX_DEPTH: usize = 32;
 /// Nodes, so that a text of nothing but commas ends early.
-const MAX_NODES: usize = 1 << 20;
+pub(super) const MAX_NODES: usize = 1 << 20;
 /// Nodes that aliases may repeat.
 const MAX_REPEATED: usize = 20_000;
 
@@ -100,6 +101,11 @@ pub fn read(text: &str) -> Result<Node<'_>, Diagnostic> {
     if marks > MAX_NODES {
         return Err(over_budget("Nodes"));
     }
+    plain::read(text).map_or_else(|| by_library(text), Ok)
+}
+
+/// Any text, at least to say what is wrong with it.
+pub(super) fn by_library(text: &str) -> Result<Node<'_>, Diagnostic> {
     let options = |duplicate_keys| {
         serde_saphyr::options! {
             budget: serde_saphyr::budget! {

@@ -1,0 +1,466 @@
+//! A tree of nodes from the parser's events: of a text that is plain YAML, without anchors, aliases, tags, and without anything that is
+//! wrong. Of every other text it says nothing, and `yaml` asks the library above the same parser, whose words refusals have.
+//!
+//! The parser takes more time than all else that is done to a policy: a long list of rules is read in pieces, side by side.
+
+use std::borrow::Cow;
+use std::thread;
+
+use granit_parser::{Event, Options, Parser, ScalarStyle, Span, StrInput, StructureStyle};
+
+use super::yaml::{MAX_DEPTH, MAX_NODES, Node, Value};
+use crate::diagnostic::Place;
+
+/// The section whose entries are read in pieces.
+const SECTION: &str = "\nrules:\n";
+/// Bytes from which on a text is worth a second thread.
+const LONG: usize = 64 << 10;
+/// More threads than this gain nothing: what follows the reading does not share itself.
+const MOST_PIECES: usize = 4;
+
+/// Reads a text, if it is plain and nothing is wrong with it.
+pub(super) fn read(text: &str) -> Option<Node<'_>> {
+    let pieces = if text.len() < LONG {
+        1
+    } else {
+        thread::available_parallelism().map_or(1, usize::from).min(MOST_PIECES)
+    };
+    read_in(text, pieces)
+}
+
+/// The same in so many pieces, if it can be taken apart.
+fn read_in(text: &str, pieces: usize) -> Option<Node<'_>> {
+    match Pieces::of(text, pieces) {
+        Some(pieces) => pieces.read(),
+        None => Piece::of(text, 0).map(|piece| piece.node),
+    }
+}
+
+/// A text that is taken apart where entries of its list of rules begin.
+///
+/// At such a line the parser has nothing open but the document's mapping and the list, if the piece before it, read for itself, is
+/// whole and ends in an entry in braces: then it goes on as it would begin with a text of entries alone. That the lines are
+/// what they look like is not assumed, each piece is asked: an entry that lies in a quoted text, in another list or at another
+/// column than that of the list lets the piece before it end otherwise.
+struct Pieces<'t> {
+    /// From the text's beginning to some entry of the list.
+    head: &'t str,
+    /// Entries.
+    middle: Vec<&'t str>,
+    /// The sections behind the list, nothing for none.
+    tail: &'t str,
+    /// The column of the list.
+    column: u32,
+}
+
+impl<'t> Pieces<'t> {
+    fn of(text: &'t str, pieces: usize) -> Option<Self> {
+        if pieces < 2 {
+            return None;
+        }
+        let begin = text.find(SECTION)? + SECTION.len();
+        let indent = text[begin..].bytes().take_while(|b| *b == b' ').count();
+        let dash = format!("\n{}- ", " ".repeat(indent));
+        let end = after(text, begin);
+        if indent == 0 || end - begin < pieces {
+            return None;
+        }
+        let mut cuts = vec![0];
+        for n in 1..pieces {
+            // The first piece has the rest of the text to read as well, and no thread to wait for.
+            let about = (begin + (end - begin) / pieces * n).max(cuts.last().copied().unwrap_or_default());
+            let about = (about..end).find(|at| text.is_char_boundary(*at))?;
+            match text[about..end].find(&dash) {
+                Some(at) => cuts.push(about + at + 1),
+                None => break,
+            }
+        }
+        cuts.push(end);
+        let mut parts = cuts.windows(2).map(|cut| &text[cut[0]..cut[1]]);
+        let head = parts.next()?;
+        Some(Self { head, middle: parts.collect(), tail: &text[end..], column: indent as u32 + 1 })
+    }
+
+    fn read(self) -> Option<Node<'t>> {
+        let Self { head, middle, tail, column } = self;
+        let mut line = lines(head);
+        let later: Vec<(&str, u32)> = middle
+            .into_iter()
+            .map(|text| {
+                let first = line;
+                line += lines(text);
+                (text, first)
+            })
+            .collect();
+        let (first, others) = thread::scope(|scope| {
+            let read = |(text, line): (&'t str, u32)| move || Piece::of(text, line);
+            let threads: Vec<_> = later
+                .iter()
+                .map(|of| {
+                    let beside = thread::Builder::new().name("hydra-reader".to_owned());
+                    beside.spawn_scoped(scope, read(*of)).map_err(|_| *of)
+                })
+                .collect();
+            let first = Piece::of(head, 0);
+            let joined = threads.into_iter().map(|beside| match beside {
+                Ok(beside) => beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                // No thread is to be had: one after the other.
+                Err(of) => read(of)(),
+            });
+            (first, joined.collect::<Option<Vec<_>>>())
+        });
+        let (first, others) = (first?, others?);
+        let rest = if tail.is_empty() { None } else { Some(Piece::of(tail, line)?) };
+        let nodes = others.iter().chain(&rest).map(|piece| piece.nodes).sum::<usize>() + first.nodes;
+        if nodes > MAX_NODES || first.ends != Some(End { depth: 1, column }) {
+            return None;
+        }
+        let Node { value: Value::Map(mut pairs), place } = first.node else { return None };
+        if !first.block || place.column != 1 {
+            return None;
+        }
+        let Some((_, Node { value: Value::List(list), .. })) = pairs.last_mut() else { return None };
+        for piece in others {
+            let Value::List(entries) = piece.node.value else { return None };
+            if piece.ends != (Some(End { depth: 0, column })) {
+                return None;
+            }
+            list.extend(entries);
+        }
+        if let Some(piece) = rest {
+            let Value::Map(sections) = piece.node.value else { return None };
+            if !piece.block || piece.node.place.column != 1 {
+                return None;
+            }
+            pairs.extend(sections);
+        }
+        Some(Node { value: Value::Map(pairs), place })
+    }
+}
+
+/// Where the first line behind `begin` begins that has a key in its first column; the end of the text, if none has.
+fn after(text: &str, begin: usize) -> usize {
+    let mut at = begin;
+    for line in text[begin..].split_inclusive('\n') {
+        if line.starts_with(|c: char| c.is_ascii_lowercase()) {
+            return at;
+        }
+        at += line.len();
+    }
+    at
+}
+
+fn lines(text: &str) -> u32 {
+    text.bytes().filter(|b| *b == b'\n').count() as u32
+}
+
+/// A text that was read for itself.
+struct Piece<'t> {
+    node: Node<'t>,
+    nodes: usize,
+    /// It is a mapping or list without braces and brackets.
+    block: bool,
+    /// What it ends in, if that is a list of lines the last of which is an entry in braces.
+    ends: Option<End>,
+}
+
+/// A list of lines that ended with its text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct End {
+    /// In how many others it lies.
+    depth: usize,
+    column: u32,
+}
+
+impl<'t> Piece<'t> {
+    /// Reads a text that `line` lines are before.
+    fn of(text: &'t str, line: u32) -> Option<Self> {
+        let mut options = Options::default();
+        options.emit_comments = false;
+        let parser = Parser::new_from_str_with_options(text, options);
+        let mut events = Events { parser, line, nodes: 0, brace: false, ends: None };
+        let (Event::StreamStart, _) = events.next()? else { return None };
+        let (Event::DocumentStart(_, None), _) = events.next()? else { return None };
+        let (event, span) = events.next()?;
+        let block = matches!(
+            event,
+            Event::MappingStart(StructureStyle::Block, ..) | Event::SequenceStart(StructureStyle::Block, ..)
+        );
+        let node = events.node(event, span, 0)?;
+        let (Event::DocumentEnd, _) = events.next()? else { return None };
+        let (Event::StreamEnd, _) = events.next()? else { return None };
+        (node.value != Value::Null).then_some(Self { node, nodes: events.nodes, block, ends: events.ends })
+    }
+}
+
+struct Events<'t> {
+    parser: Parser<'t, StrInput<'t>>,
+    line: u32,
+    nodes: usize,
+    /// What ended last is a mapping in braces.
+    brace: bool,
+    ends: Option<End>,
+}
+
+impl<'t> Events<'t> {
+    fn next(&mut self) -> Option<(Event<'t>, Span)> {
+        self.parser.next()?.ok()
+    }
+
+    /// The node that begins with an event.
+    fn node(&mut self, event: Event<'t>, span: Span, depth: usize) -> Option<Node<'t>> {
+        self.nodes += 1;
+        if self.nodes > MAX_NODES || depth > MAX_DEPTH {
+            return None;
+        }
+        let place = self.place(span);
+        let value = match event {
+            Event::Scalar(text, style, 0, None) => {
+                (self.brace, self.ends) = (false, None);
+                scalar(text, style)?
+            }
+            Event::SequenceStart(style, 0, None) => {
+                let mut list = Vec::new();
+                loop {
+                    match self.next()? {
+                        (Event::SequenceEnd, _) => break,
+                        (event, span) => list.push(self.node(event, span, depth + 1)?),
+                    }
+                }
+                let ends = style == StructureStyle::Block && self.brace && !list.is_empty();
+                self.ends = ends.then_some(End { depth, column: place.column });
+                self.brace = false;
+                Value::List(list)
+            }
+            Event::MappingStart(style, 0, None) => {
+                let mut pairs = Vec::new();
+                loop {
+                    match self.next()? {
+                        (Event::MappingEnd, _) => break,
+                        (event, span) => {
+                            let key = self.key(event, span, depth + 1)?;
+                            let (event, span) = self.next()?;
+                            pairs.push((key, self.node(event, span, depth + 1)?));
+                        }
+                    }
+                }
+                self.brace = style == StructureStyle::Flow;
+                if self.brace || pairs.is_empty() {
+                    self.ends = None;
+                }
+                Value::Map(pairs)
+            }
+            // Anchors, aliases and tags, and what a newer parser may say.
+            _ => return None,
+        };
+        Some(Node { value, place })
+    }
+
+    /// A key that is a name: no number, which the library compares by its value, and nothing that is no text.
+    fn key(&mut self, event: Event<'t>, span: Span, depth: usize) -> Option<Node<'t>> {
+        let key = self.node(event, span, depth)?;
+        match &key.value {
+            Value::Text(name) if name.starts_with(|c: char| c.is_ascii_alphabetic()) => Some(key),
+            Value::Null | Value::Bool(_) | Value::Text(_) | Value::List(_) | Value::Map(_) => None,
+        }
+    }
+
+    fn place(&self, span: Span) -> Place {
+        Place {
+            line: self.line + span.start.line() as u32,
+            column: span.start.col() as u32 + 1,
+            length: u32::try_from(span.len()).unwrap_or(1).max(1),
+        }
+    }
+}
+
+/// What a scalar is; nothing said of one that may be a number other than digits and points, not all of which are accepted.
+fn scalar(text: Cow<'_, str>, style: ScalarStyle) -> Option<Value<'_>> {
+    /// The longest address.
+    const LONGEST: usize = 39;
+    let is = |word: &str| text.eq_ignore_ascii_case(word);
+    if style != ScalarStyle::Plain {
+        return Some(Value::Text(text));
+    }
+    if text.is_empty() || &*text == "~" || is("null") {
+        return Some(Value::Null);
+    }
+    if is("true") {
+        return Some(Value::Bool(true));
+    }
+    if is("false") {
+        return Some(Value::Bool(false));
+    }
+    let digit = |b: u8| b.is_ascii_digit() || b == b'.';
+    // Of which numbers are written, in any base, and the words for those that are none.
+    let odd = |b: u8| digit(b) || b.is_ascii_hexdigit() || b"xXoO_+-iInNfFtTyY".contains(&b);
+    let first = text.as_bytes().first().copied().unwrap_or_default();
+    let word = first.is_ascii_alphabetic() && !["nan", "inf", "infinity"].into_iter().any(is);
+    let plain = word || text.bytes().any(|b| !odd(b)) || (text.len() <= LONGEST && text.bytes().all(digit));
+    plain.then_some(Value::Text(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use proptest::prelude::*;
+
+    use super::super::yaml::by_library;
+    use super::*;
+
+    /// What is read as the library reads it, in any number of pieces; whether in one.
+    fn agrees(text: &str) -> bool {
+        let whole = read_in(text, 1);
+        for pieces in 1..5 {
+            if let Some(node) = read_in(text, pieces) {
+                assert_eq!(by_library(text).as_ref(), Ok(&node), "{pieces} pieces of {text:?}");
+            } else {
+                assert!(pieces > 1 || whole.is_none());
+            }
+        }
+        whole.is_some()
+    }
+
+    fn taken_apart(text: &str) -> bool {
+        let pieces = Pieces::of(text, 3).filter(|pieces| !pieces.middle.is_empty());
+        agrees(text);
+        pieces.is_some_and(|pieces| pieces.read().is_some())
+    }
+
+    fn rules(n: usize) -> String {
+        (0..n).fold(String::new(), |mut text, n| {
+            let _ = writeln!(text, "  - {{ name: rule-{n}, from: [a, 'b c'], to: \"d\", ports: tcp/{n} }}");
+            text
+        })
+    }
+
+    const HEAD: &str = "version: 1\nname: ü\ntiers:\n  a: { addresses: [10.0.0.1, 2001:db8::/32] }\nrules:\n";
+    const TAIL: &str = "# and then\nexpect:\n  - { from: a, to: d, port: tcp/1 }\n";
+
+    #[test]
+    fn plain_texts_are_read_as_the_library_reads_them() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../policies");
+        let mut read = 0;
+        for file in std::fs::read_dir(folder).unwrap() {
+            let path = file.unwrap().path();
+            if path.extension().is_some_and(|e| e == "yaml") {
+                read += usize::from(agrees(&std::fs::read_to_string(&path).unwrap()));
+            }
+        }
+        // One names an alias.
+        assert!(read >= 3, "{read} policies are plain");
+        for seed in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/seeds/policy")).unwrap() {
+            if let Ok(text) = std::str::from_utf8(&std::fs::read(seed.unwrap().path()).unwrap())
+                && !text.contains('\0')
+            {
+                agrees(text);
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_list_is_read_in_pieces() {
+        assert!(taken_apart(&format!("{HEAD}{}", rules(9))));
+        assert!(taken_apart(&format!("{HEAD}{}{TAIL}", rules(9))));
+        assert!(taken_apart(&format!("{HEAD}{}\n  # a word\n\n{}{TAIL}", rules(5), rules(5))));
+        assert!(taken_apart(&format!("{HEAD}{}", rules(9)).replace("\n  - ", "\n     - ")));
+    }
+
+    #[test]
+    fn what_only_looks_like_entries_is_not_taken_apart() {
+        // In quotes, in braces, behind a `|`, as a plain text of several lines, one list deeper, in another section's list.
+        for (before, after) in [
+            ("  - { name: x, to: 'a\n", "' }\n"),
+            ("  - { name: x, to: \"a\n", "\" }\n"),
+            ("  - [\n", "  ]\n"),
+            ("  - { x: {\n", "  } }\n"),
+            ("  |\n", ""),
+            ("  >-\n", ""),
+            ("  a plain text\n", ""),
+            ("  x:\n", ""),
+            ("  &a\n", ""),
+            ("", "  - *a\n"),
+            ("", "  ]\n"),
+            ("", "  - !!str x\n"),
+            ("", " - { name: less }\n"),
+            ("", "   - { name: more }\n"),
+            ("", "  - { name: block,\n"),
+            ("", "Expect: x\n'quoted': y\n"),
+            ("", "--- \nversion: 1\n"),
+        ] {
+            let text = format!("{HEAD}{before}{}{after}", rules(9));
+            assert!(!taken_apart(&text), "{text}");
+        }
+        for text in [
+            format!("version: 1\nname: \"x\nrules:\n{}\"\n", rules(9)),
+            format!("version: 1\nname: |\n x\nrules:\n{}", rules(9).replace("  - ", "- ")),
+            format!("{{ version: 1, name: x\nrules:\n{}}}\n", rules(9)),
+        ] {
+            assert!(!taken_apart(&text), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_plain_is_left_to_the_library() {
+        for text in [
+            "a: &x 1\nb: *x\n",
+            "a: !!str 1\n",
+            "<<: { a: b }\n",
+            "1: a\n1: b\n",
+            "? [a]\n: b\n",
+            "a: .nan\n",
+            "a: 1e999\n",
+            "a: -1\n",
+            "a: 0x10\n",
+            "~: a\n",
+            "null: a\n",
+            "true: a\n",
+            "a: [b\n",
+            "a: b\n---\nc: d\n",
+            "",
+            "# nothing\n",
+            "%YAML 1.2\n---\na: b\n",
+            "inf: a\n",
+        ] {
+            assert!(!agrees(text), "{text:?}");
+        }
+        for text in [
+            "a: 1\n",
+            "a: 1.5\n",
+            "a: 10.1.0.0/16\n",
+            "a: ~\nb:\nc: NULL\nd: 'null'\n",
+            "a: True\nb: \"true\"\n",
+            "a: 2026-01-01T00:00:00Z\n",
+            "a: 60/min\n",
+            "--- \na: b\n",
+            "a: yes\nb: off\n",
+            "a: |\n  b\n  c\nd: >\n  e\n  f\n",
+            "a: \"\\u00e9\\n\"\n",
+            "- a\n- - b\n  - c\n",
+            "[a: b, c]\n",
+            "a: 'it''s'\n",
+        ] {
+            assert!(agrees(text), "{text:?}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_text_of_such_lines_is_read_as_the_library_reads_it(
+            lines in prop::collection::vec(prop::sample::select(vec![
+                "rules:", "rules:", "version: 1", "expect:", "a:", "x: 'y", "'", "\"", "x: |", "x: >2", "# c", "", "  x: y",
+                "  - { a: b }", "  - { a: b }", "  - { a: b }", "  - { a: b }", "  - { a: 'b }", "  - { a: b,", "    c: d }", "  - a: b",
+                "    c: |", "      e", "  - [a, b]", "  - { a: { b: c } }", "  - - { a: b }", "- { a: b }", "   - { a: b }", " - { a: b }",
+                "  - { a: b } # c", "  - { a: b }: c", "  : d", "---", "...", "  - |", "    - { a: b }", "  - plain", "  text", "  - ? a",
+                "\t- { a: b }", "  - { a: b }x", "  -", "rules: |", "rules: 'x", "  - &a { a: b }", "  - *a", "}", "  }", "  ]", "  - [", "%A",
+                "  - { 1: b }", "  - { ü: \u{2028} }", "  - { a: 1e5, b: .5, c: 0x1, d: 1.2.3, e: ff, f: -, g: infx }",
+            ]), 0..24)
+        ) {
+            agrees(&format!("version: 1\nrules:\n{}\n", lines.join("\n")));
+            agrees(&format!("{}\n", lines.join("\n")));
+        }
+    }
+}
