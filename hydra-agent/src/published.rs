@@ -60,7 +60,7 @@ pub struct Applied {
     /// Its text as it was given.
     pub text: String,
     /// Its meaning.
-    pub model: Model,
+    pub model: Arc<Model>,
     /// Its rows.
     pub compiled: Arc<Compiled>,
 }

@@ -81,7 +81,13 @@ fn applied() -> Applied {
         ..Known::default()
     };
     let compiled = compile(&model, &known, &mut Numbers::default()).unwrap();
-    Applied { revision: 3, generation: 7, text: POLICY.into(), model, compiled: compiled.into() }
+    Applied {
+        revision: 3,
+        generation: 7,
+        text: POLICY.into(),
+        model: model.into(),
+        compiled: compiled.into(),
+    }
 }
 
 fn published() -> Published {

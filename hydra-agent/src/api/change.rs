@@ -41,7 +41,7 @@ pub(super) async fn diff(
     let revision = applied.as_ref().map_or(0, |a| a.revision);
     let changes = off_the_loop(move || {
         let (model, _) = policy::parse(&asked.text, &asked.source).map_err(Refusal::policy)?;
-        let diff = policy::diff::diff(applied.as_deref().map(|a| &a.model), &model, policy::unix_now());
+        let diff = policy::diff::diff(applied.as_deref().map(|a| &*a.model), &model, policy::unix_now());
         diff.map(|d| d.to_lines()).map_err(|e| Refusal::bad(e.to_string(), ""))
     })
     .await??;

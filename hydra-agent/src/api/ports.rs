@@ -214,7 +214,13 @@ rules:
             ..World::default()
         };
         let compiled = compile(&model, &world, &mut Numbers::default()).unwrap();
-        Applied { revision: 1, generation: 1, text: text.into(), model, compiled: compiled.into() }
+        Applied {
+            revision: 1,
+            generation: 1,
+            text: text.into(),
+            model: model.into(),
+            compiled: compiled.into(),
+        }
     }
 
     fn row(applied: &Applied, address: &str, owner: Option<Owner>, target_port: u16) -> PortRow {

@@ -1,14 +1,16 @@
 //! What changes from one policy to another: lines for people, and the cells of the matrix whose verdict differs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::thread;
 
-use hydra_common::decide::ruling;
+use hydra_common::decide::{Ruling, ruling};
+use hydra_common::id::Identity;
 use hydra_common::tables::Cell;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::compile::{CompileError, World, compile};
-use super::model::Model;
+use super::model::{Index, Model, Rule};
 use super::ports;
 use super::rfc3339;
 use super::rows::{Compiled, Numbers, Owner};
@@ -66,7 +68,7 @@ pub fn diff(old: Option<&Model>, new: &Model, now: i64) -> Result<Diff, CompileE
         lines.extend(new.rules.iter().map(|r| format!("+ rule `{}`", r.name)));
         return Ok(Diff { lines, cells: Vec::new() });
     };
-    let (before, after) = (json(old), json(new));
+    let (before, after) = (json(&without_rules(old)), json(&without_rules(new)));
     for key in ["name", "audit", "multihome", "shared-stack", "defaults"] {
         changed("policy", key, &before[key], &after[key], &mut lines);
     }
@@ -79,21 +81,69 @@ pub fn diff(old: Option<&Model>, new: &Model, now: i64) -> Result<Diff, CompileE
             .collect()
     };
     named("service", &services(&before), &services(&after), &mut lines);
-    named("rule", &of_list(&before["rules"], ""), &of_list(&after["rules"], ""), &mut lines);
-    let names = |m: &Model| -> BTreeSet<String> { m.rules.iter().map(|r| r.name.clone()).collect() };
+    let (gone, came) = changed_rules(old, new);
+    named("rule", &of_list(&json(&gone), ""), &of_list(&json(&came), ""), &mut lines);
+    let names = |m| -> HashSet<&str> { names_of(m).collect() };
     let (of_old, of_new) = (names(old), names(new));
-    let kept = |m: &Model| -> Vec<String> {
-        let both = m.rules.iter().filter(|r| of_old.contains(&r.name) && of_new.contains(&r.name));
-        both.map(|r| r.name.clone()).collect()
-    };
-    if kept(old) != kept(new) {
+    let kept =
+        |m, other: &HashSet<&str>| -> Vec<&str> { names_of(m).filter(|n| other.contains(n)).collect() };
+    if kept(old, &of_new) != kept(new, &of_old) {
         lines.push("~ rules are in another order".to_owned());
     }
     Ok(Diff { lines, cells: cells(old, new, now)? })
 }
 
-fn json(model: &Model) -> Value {
-    serde_json::to_value(model).unwrap_or_default()
+fn json(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).unwrap_or_default()
+}
+
+/// What is compared but for the rules, of which there can be very many.
+fn without_rules(model: &Model) -> Model {
+    let Model {
+        name,
+        audit,
+        multihome,
+        shared_stack,
+        defaults,
+        networks,
+        tiers,
+        rules: _,
+        expect: _,
+        index: _,
+    } = model;
+    Model {
+        name: name.clone(),
+        audit: *audit,
+        multihome: *multihome,
+        shared_stack: *shared_stack,
+        defaults: *defaults,
+        networks: networks.clone(),
+        tiers: tiers.clone(),
+        rules: Vec::new(),
+        expect: Vec::new(),
+        index: Index::default(),
+    }
+}
+
+fn names_of(model: &Model) -> impl Iterator<Item = &str> {
+    model.rules.iter().map(|rule| rule.name.as_str())
+}
+
+/// The rules of each policy that the other one has not, or has otherwise.
+fn changed_rules<'m>(old: &'m Model, new: &'m Model) -> (Vec<&'m Rule>, Vec<&'m Rule>) {
+    let by_name =
+        |m: &'m Model| -> HashMap<&str, &Rule> { m.rules.iter().map(|r| (r.name.as_str(), r)).collect() };
+    let (of_old, of_new) = (by_name(old), by_name(new));
+    let without = |m: &'m Model, other: &HashMap<&str, &Rule>| -> Vec<&'m Rule> {
+        m.rules.iter().filter(|r| other.get(r.name.as_str()).is_none_or(|o| said(o) != said(r))).collect()
+    };
+    (without(old, &of_new), without(new, &of_old))
+}
+
+/// What a policy's text says of a rule under its name.
+fn said(rule: &Rule) -> impl PartialEq + '_ {
+    let Rule { name: _, from, to, ports: _, port_texts, action, limit, expires, place: _ } = rule;
+    (from, to, port_texts, *action, *limit, *expires)
 }
 
 fn of_map(value: &Value) -> BTreeMap<String, Value> {
@@ -167,30 +217,43 @@ fn shown(value: &Value) -> String {
 }
 
 fn cells(old: &Model, new: &Model, now: i64) -> Result<Vec<CellChange>, CompileError> {
-    let (a, b) = (offline(old)?, offline(new)?);
+    let (a, b) = thread::scope(|scope| {
+        let beside = thread::Builder::new().name("hydra-diff".to_owned());
+        let a = beside.spawn_scoped(scope, || offline(old));
+        let b = offline(new);
+        let a = match a {
+            Ok(a) => a.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            // No thread is to be had: one after the other.
+            Err(_) => offline(old),
+        };
+        (a, b)
+    });
+    let (a, b) = (a?, b?);
     let (before, after) = (PolicyTables::new(&a), PolicyTables::new(&b));
     let common: Vec<Owner> = new.owners().into_iter().filter(|o| a.names.contains_key(o)).collect();
+    let numbers = |compiled: &Compiled| -> Vec<Identity> {
+        common.iter().map(|o| compiled.identity(o, None).unwrap_or_default()).collect()
+    };
+    let (of_a, of_b) = (numbers(&a), numbers(&b));
     let mut pairs = BTreeMap::new();
-    for (i, from) in common.iter().enumerate() {
-        for (j, to) in common.iter().enumerate() {
-            let says = |compiled: &Compiled, tables: &PolicyTables<'_>, selector: u32| {
-                let id = |o: &Owner| compiled.identity(o, None).unwrap_or_default();
-                let r = ruling(tables, 1, id(from), id(to), selector, seconds(now));
-                let why = compiled.rule(r.rule).unwrap_or(r.reason.as_str()).to_owned();
-                (r.verdict, why)
-            };
+    for (i, (from_a, from_b)) in of_a.iter().zip(&of_b).enumerate() {
+        for (j, (to_a, to_b)) in of_a.iter().zip(&of_b).enumerate() {
             let mut ranges: Vec<(u32, u32, Turn)> = Vec::new();
-            let edges: BTreeSet<u32> = edges(&a, from, to).into_iter().chain(edges(&b, from, to)).collect();
+            let edges = edges(&a, *from_a, *to_a).into_iter().chain(edges(&b, *from_b, *to_b));
+            let edges: BTreeSet<u32> = edges.collect();
             let ends = edges.iter().skip(1).map(|e| e - 1).chain([ports::LAST]);
             for (first, last) in edges.iter().copied().zip(ends) {
-                let (was, is) = (says(&a, &before, first), says(&b, &after, first));
-                if was.0 == is.0 {
+                let was = ruling(&before, 1, *from_a, *to_a, first, seconds(now));
+                let is = ruling(&after, 1, *from_b, *to_b, first, seconds(now));
+                if was.verdict == is.verdict {
                     continue;
                 }
-                let text = |(verdict, why): (hydra_common::verdict::Verdict, String)| {
-                    format!("{} ({why})", verdict.as_str())
+                let text = |compiled: &Compiled, ruling: Ruling| {
+                    let why = compiled.rule(ruling.rule).unwrap_or(ruling.reason.as_str());
+                    format!("{} ({why})", ruling.verdict.as_str())
                 };
-                ranges.push((first, last, Turn { ports: String::new(), before: text(was), after: text(is) }));
+                let turn = Turn { ports: String::new(), before: text(&a, was), after: text(&b, is) };
+                ranges.push((first, last, turn));
             }
             if !ranges.is_empty() {
                 pairs.insert((i, j), merged(ranges));
@@ -267,10 +330,8 @@ fn offline(model: &Model) -> Result<Compiled, CompileError> {
 }
 
 /// Where the answer of a cell may change.
-fn edges(compiled: &Compiled, from: &Owner, to: &Owner) -> Vec<u32> {
-    let pair = (compiled.names.get(from), compiled.names.get(to));
-    let (Some(from), Some(to)) = pair else { return vec![0] };
-    let (index, is_set) = compiled.cells.get(&(*from, *to)).copied().map_or((0, false), Cell::index);
+fn edges(compiled: &Compiled, from: Identity, to: Identity) -> Vec<u32> {
+    let (index, is_set) = compiled.cells.get(&(from, to)).copied().map_or((0, false), Cell::index);
     if !is_set {
         return vec![0];
     }

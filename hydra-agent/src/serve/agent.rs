@@ -31,7 +31,7 @@ use crate::state::{Containers, State};
 pub(super) struct Policy {
     pub revision: u32,
     pub text: String,
-    pub model: Model,
+    pub model: Arc<Model>,
     pub claims: Claims,
     pub compiled: Arc<Compiled>,
     /// What it was compiled for.
@@ -470,8 +470,14 @@ mod tests {
         let placed = |scene: &Scene| place(&claims, &scene.snapshot, false, &mut Containers::default());
         let world = world(&placed(&scene));
         let compiled = Arc::new(compile(&model, &world, &mut Numbers::default()).unwrap());
-        let policy =
-            Policy { revision: 1, text: POLICY.to_owned(), model, claims: claims.clone(), compiled, world };
+        let policy = Policy {
+            revision: 1,
+            text: POLICY.to_owned(),
+            model: model.into(),
+            claims: claims.clone(),
+            compiled,
+            world,
+        };
         let again = |scene: &Scene| recompile(&policy, &placed(scene), &Numbers::default()).unwrap();
         assert!(again(&scene).is_none());
         scene.link(2, "eth0", LinkType::Other, None, ["198.51.100.5/24"]);

@@ -6,6 +6,7 @@ use std::thread;
 use hydra_common::flow::{Flow, FlowKey};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::task::spawn_blocking;
 
 use super::agent::{Agent, Placed, Policy, world};
 use super::cut::{Before, Live, cut};
@@ -52,13 +53,28 @@ type Flows = (Vec<(FlowKey, Flow)>, (u64, i128));
 impl Agent {
     /// Applies a text over a fresh look at the world, or only says what it would do. What there is to say of it, but for what refuses
     /// it, is found out when it is in force.
-    pub async fn apply(&mut self, asked: Asked, snapshot: Snapshot) -> Result<ApplyReport, ApplyError> {
-        self.look(snapshot);
+    pub async fn apply(
+        &mut self,
+        asked: Asked,
+        look: impl Future<Output = Snapshot>,
+    ) -> Result<ApplyReport, ApplyError> {
+        let (text, source, now) = (asked.text.clone(), asked.source.clone(), policy::unix_now());
+        // Neither the text nor the flows know of the world that is looked at meanwhile.
+        let read = spawn_blocking(move || policy::read(&text, &source, now));
         let reader = self.reader.clone();
         // What the policy cuts is what was live before it.
-        let live = tokio::task::spawn_blocking(move || live(&*reader));
+        let live = spawn_blocking(move || live(&*reader));
+        self.look(look.await);
+        let (model, warnings) = match read.await {
+            Ok(read) => read,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(error) => return Err(ApplyError::Kernel(error.to_string())),
+            },
+        };
+        let Some(model) = model else { return Err(ApplyError::Refused(warnings)) };
         let Ready { policy, numbers, placed, offline, warnings } =
-            self.prepare(&asked).map_err(ApplyError::Refused)?;
+            self.prepare(&asked, model, warnings, now).map_err(ApplyError::Refused)?;
         let live = live.await.ok().flatten();
         let (revision, previous) = (policy.revision, self.state.current());
         if asked.dry_run {
@@ -96,11 +112,14 @@ impl Agent {
         Ok(report)
     }
 
-    /// Everything that can refuse a policy, all of it at once where it can be said at once.
-    fn prepare(&self, asked: &Asked) -> Result<Ready, Diagnostics> {
-        let now = policy::unix_now();
-        let (model, mut warnings) = policy::read(&asked.text, &asked.source, now);
-        let Some(model) = model else { return Err(warnings) };
+    /// Everything that can refuse a policy that could be read, all of it at once where it can be said at once.
+    fn prepare(
+        &self,
+        asked: &Asked,
+        model: Model,
+        mut warnings: Diagnostics,
+        now: i64,
+    ) -> Result<Ready, Diagnostics> {
         let claims = Claims::of(&model);
         let mut numbers = self.state.numbers().clone();
         // Rows for no host, which the policy is tested by, and rows for this one: neither needs the other.
@@ -137,7 +156,7 @@ impl Agent {
         let policy = Policy {
             revision: self.state.next_revision(),
             text: asked.text.clone(),
-            model,
+            model: model.into(),
             claims,
             compiled: compiled?.into(),
             world,
@@ -170,7 +189,8 @@ impl Agent {
             }
         };
         self.note_numbers(numbers);
-        self.policy = Some(Policy { revision, text, model, claims, compiled: compiled.into(), world });
+        self.policy =
+            Some(Policy { revision, text, model: model.into(), claims, compiled: compiled.into(), world });
         Ok(())
     }
 }
@@ -188,7 +208,7 @@ fn report(
     warnings.sort();
     let before = earlier.policy.as_ref();
     let mut said = rendered(&warnings, asked);
-    let changes = match diff::diff(before.map(|p| &p.model), &policy.model, now) {
+    let changes = match diff::diff(before.map(|p| &*p.model), &policy.model, now) {
         Ok(changes) => changes.to_lines(),
         // The one before, which an older agent took: this one's tables do not hold it.
         Err(error) => vec![format!("what changes cannot be said: {error}")],

@@ -188,8 +188,7 @@ impl Loop {
 
     async fn apply(&mut self, asked: Asked) -> Result<ApplyReport, ApplyError> {
         let dry_run = asked.dry_run;
-        let snapshot = self.inventory.observe().await;
-        let done = self.agent.apply(asked, snapshot).await;
+        let done = self.agent.apply(asked, self.inventory.observe()).await;
         if matches!(done, Err(ApplyError::Kernel(_))) {
             // The tables may be half written in the bank that nothing reads: the next pass puts them in order.
             self.retry = Some(Instant::now() + self.wait);

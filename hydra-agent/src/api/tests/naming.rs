@@ -12,7 +12,13 @@ fn applied(revision: u32, rules: &str, numbers: &mut Numbers) -> Arc<Applied> {
     );
     let (model, _) = parse(&text, "p.yaml").unwrap();
     let compiled = compile(&model, &Known::default(), numbers).unwrap();
-    Arc::new(Applied { revision, generation: revision, text, model, compiled: Arc::new(compiled) })
+    Arc::new(Applied {
+        revision,
+        generation: revision,
+        text,
+        model: model.into(),
+        compiled: Arc::new(compiled),
+    })
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Checks of `rules:` and `expect:`: names, selectors, ports, and rules that can match nothing.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use hydra_common::tables::MAX_RULES;
 use ipnet::IpNet;
@@ -44,7 +44,7 @@ impl Families {
 
 impl Checker {
     pub(super) fn rules(&mut self, rules: Option<&Entries<file::Rule>>, model: &mut Model, now: i64) {
-        let mut names: BTreeMap<String, Place> = BTreeMap::new();
+        let mut names: HashMap<&str, Place> = HashMap::new();
         let rules = rules.map_or(&[][..], |r| &r.0);
         if let Some(over) = rules.get(MAX_RULES as usize) {
             let message = format!("the policy has {} rules, the tables hold {MAX_RULES}", rules.len());
@@ -59,12 +59,12 @@ impl Checker {
             let file::Rule { place, name, from, to, ports, action, limit, expires } = rule;
             if let Some(name) = name {
                 self.name("rule", name);
-                match names.get(&name.value) {
+                match names.get(name.value.as_str()) {
                     Some(first) => {
                         let hint = format!("the first one is in line {}", first.line);
                         self.error(name.place, format!("two rules are named `{}`", name.value), Some(hint));
                     }
-                    None => _ = names.insert(name.value.clone(), name.place),
+                    None => _ = names.insert(&name.value, name.place),
                 }
             }
             let errors = self.problems.len();
