@@ -4,6 +4,7 @@
 //! touching anything, `serve` observes, reconciles, executes and publishes; `api` and `ctl` are the two ends of the socket.
 
 pub mod api;
+mod beside;
 pub mod cgroup;
 pub mod ctl;
 pub mod datapath;

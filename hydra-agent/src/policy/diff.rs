@@ -1,7 +1,6 @@
 //! What changes from one policy to another: lines for people, and the cells of the matrix whose verdict differs.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::thread;
 
 use hydra_common::decide::{Ruling, ruling};
 use hydra_common::id::Identity;
@@ -15,6 +14,7 @@ use super::ports;
 use super::rfc3339;
 use super::rows::{Compiled, Numbers, Owner};
 use super::tables::{PolicyTables, seconds};
+use crate::beside::both;
 
 /// The difference between two policies.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -217,17 +217,7 @@ fn shown(value: &Value) -> String {
 }
 
 fn cells(old: &Model, new: &Model, now: i64) -> Result<Vec<CellChange>, CompileError> {
-    let (a, b) = thread::scope(|scope| {
-        let beside = thread::Builder::new().name("hydra-diff".to_owned());
-        let a = beside.spawn_scoped(scope, || offline(old));
-        let b = offline(new);
-        let a = match a {
-            Ok(a) => a.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            // No thread is to be had: one after the other.
-            Err(_) => offline(old),
-        };
-        (a, b)
-    });
+    let (a, b) = both("hydra-diff", || offline(old), || offline(new));
     let (a, b) = (a?, b?);
     let (before, after) = (PolicyTables::new(&a), PolicyTables::new(&b));
     let common: Vec<Owner> = new.owners().into_iter().filter(|o| a.names.contains_key(o)).collect();

@@ -9,6 +9,7 @@ use std::thread;
 use granit_parser::{Event, Options, Parser, ScalarStyle, Span, StrInput, StructureStyle};
 
 use super::yaml::{MAX_DEPTH, MAX_NODES, Node, Value};
+use crate::beside::both;
 use crate::diagnostic::Place;
 
 /// The section whose entries are read in pieces.
@@ -92,23 +93,7 @@ impl<'t> Pieces<'t> {
                 (text, first)
             })
             .collect();
-        let (first, others) = thread::scope(|scope| {
-            let read = |(text, line): (&'t str, u32)| move || Piece::of(text, line);
-            let threads: Vec<_> = later
-                .iter()
-                .map(|of| {
-                    let beside = thread::Builder::new().name("hydra-reader".to_owned());
-                    beside.spawn_scoped(scope, read(*of)).map_err(|_| *of)
-                })
-                .collect();
-            let first = Piece::of(head, 0);
-            let joined = threads.into_iter().map(|beside| match beside {
-                Ok(beside) => beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-                // No thread is to be had: one after the other.
-                Err(of) => read(of)(),
-            });
-            (first, joined.collect::<Option<Vec<_>>>())
-        });
+        let (others, first) = both("hydra-reader", || side_by_side(&later), || Piece::of(head, 0));
         let (first, others) = (first?, others?);
         let rest = if tail.is_empty() { None } else { Some(Piece::of(tail, line)?) };
         let nodes = others.iter().chain(&rest).map(|piece| piece.nodes).sum::<usize>() + first.nodes;
@@ -136,6 +121,19 @@ impl<'t> Pieces<'t> {
         }
         Some(Node { value: Value::Map(pairs), place })
     }
+}
+
+/// Reads entries, each text on a thread of its own.
+fn side_by_side<'t>(texts: &[(&'t str, u32)]) -> Option<Vec<Piece<'t>>> {
+    let Some(((text, line), rest)) = texts.split_first() else { return Some(Vec::new()) };
+    let (others, first) = if rest.is_empty() {
+        (Some(Vec::new()), Piece::of(text, *line))
+    } else {
+        both("hydra-reader", || side_by_side(rest), || Piece::of(text, *line))
+    };
+    let mut all = vec![first?];
+    all.extend(others?);
+    Some(all)
 }
 
 /// Where the first line behind `begin` begins that has a key in its first column; the end of the text, if none has.

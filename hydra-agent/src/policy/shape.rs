@@ -8,6 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::suggest::nearest;
 use super::yaml::{Node, Value};
+use crate::beside::both;
 use crate::diagnostic::{Diagnostic, Place};
 
 /// A value with its place in the text.
@@ -116,10 +117,34 @@ impl<T: JsonSchema> JsonSchema for List<T> {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Entries<T>(pub Vec<T>);
 
-impl<T: Read> Read for Entries<T> {
+/// Entries from which on a second thread is worth its while.
+const MANY: usize = 1_000;
+
+/// What can be read of these, in their order.
+fn read_all<T: Read + Send>(nodes: &[Node], problems: &mut Vec<Diagnostic>) -> Vec<T> {
+    let each = |nodes: &[Node], problems: &mut Vec<Diagnostic>| -> Vec<T> {
+        nodes.iter().filter_map(|node| T::read(node, problems)).collect()
+    };
+    if nodes.len() < MANY {
+        return each(nodes, problems);
+    }
+    let (first, second) = nodes.split_at(nodes.len() / 2);
+    let later = || {
+        let mut told = Vec::new();
+        (each(second, &mut told), told)
+    };
+    let ((others, told), mut all) = both("hydra-reader", later, || each(first, problems));
+    for problem in told {
+        tell(problems, problem);
+    }
+    all.extend(others);
+    all
+}
+
+impl<T: Read + Send> Read for Entries<T> {
     fn read(node: &Node, problems: &mut Vec<Diagnostic>) -> Option<Self> {
         match &node.value {
-            Value::List(nodes) => Some(Self(nodes.iter().filter_map(|n| T::read(n, problems)).collect())),
+            Value::List(nodes) => Some(Self(read_all(nodes, problems))),
             Value::Null | Value::Bool(_) | Value::Text(_) | Value::Map(_) => {
                 let message = format!("expected a list, found {}", node.kind());
                 let hint = "begin each entry with `- `, or write `[]` for none";

@@ -1,8 +1,6 @@
 //! Applying a policy: whole or not at all. Nothing is touched before everything that can refuse it has spoken; what the kernel or
 //! the disk refuses leaves the one before in force.
 
-use std::thread;
-
 use hydra_common::flow::{Flow, FlowKey};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -10,6 +8,7 @@ use tokio::task::spawn_blocking;
 
 use super::agent::{Agent, Placed, Policy, world};
 use super::cut::{Before, Live, cut};
+use crate::beside::both;
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::inventory::snapshot::Snapshot;
 use crate::placement::{Claims, Placement};
@@ -123,18 +122,12 @@ impl Agent {
         let claims = Claims::of(&model);
         let mut numbers = self.state.numbers().clone();
         // Rows for no host, which the policy is tested by, and rows for this one: neither needs the other.
-        let (tested, placed, world, compiled) = thread::scope(|scope| {
-            let test = || policy::tested(&model, &asked.source, now);
-            let beside = thread::Builder::new().name("hydra-tested".to_owned()).spawn_scoped(scope, test);
+        let test = || policy::tested(&model, &asked.source, now);
+        let (tested, (placed, world, compiled)) = both("hydra-tested", test, || {
             let placed = self.place(&claims);
             let world = world(&placed.placement);
             let compiled = compiled(&model, &world, &mut numbers, asked);
-            let tested = match beside {
-                Ok(beside) => beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-                // No thread is to be had: one after the other.
-                Err(_) => test(),
-            };
-            (tested, placed, world, compiled)
+            (placed, world, compiled)
         });
         let offline = match tested {
             Ok((offline, failures)) if failures.is_empty() => offline,
