@@ -68,7 +68,6 @@ impl<'t> Pieces<'t> {
         }
         let mut cuts = vec![0];
         for n in 1..pieces {
-            // The first piece has the rest of the text to read as well, and no thread to wait for.
             let about = (begin + (end - begin) / pieces * n).max(cuts.last().copied().unwrap_or_default());
             let about = (about..end).find(|at| text.is_char_boundary(*at))?;
             match text[about..end].find(&dash) {
@@ -212,6 +211,7 @@ impl<'t> Events<'t> {
             return None;
         }
         let place = self.place(span);
+        #[expect(clippy::wildcard_enum_match_arm, reason = "a foreign enum that may grow")]
         let value = match event {
             Event::Scalar(text, style, 0, None) => {
                 (self.brace, self.ends) = (false, None);
