@@ -31,6 +31,8 @@ const AT_ONCE: u64 = 100_000_000;
 pub const TRIES: u32 = 8;
 /// `PACKET_HOST`: for this machine.
 const PACKET_HOST: u32 = 0;
+/// `PACKET_LOOPBACK`: see [`own_copy`].
+const PACKET_LOOPBACK: u32 = 5;
 
 /// One frame at one hook.
 #[inline(always)]
@@ -39,7 +41,7 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     // SAFETY: the context is valid while the program runs.
     let (ifindex, ingress, mark) =
         unsafe { ((*frame.raw()).ifindex, (*frame.raw()).ingress_ifindex, (*frame.raw()).mark) };
-    if judged_before(hook, mark) {
+    if judged_before(hook, mark) || own_copy(&frame, hook, mark) {
         return NEXT;
     }
     let Some(Scratch { tick, at, packet, outcome, flow: fresh }) = maps::scratch() else {
@@ -118,6 +120,22 @@ fn judged_before(hook: Hook, mark: u32) -> bool {
         Hook::BridgeIn | Hook::UplinkIn => matches!(mark & MARK_MASK, MARK_JUDGED | MARK_CARRIED | MARK_LEFT),
         Hook::PortOut | Hook::BridgeOut => mark & MARK_MASK == MARK_JUDGED,
     }
+}
+
+/// Whether this is the kernel's copy, for this host alone, of what this host sends to a group or to all of a network: egress judges what
+/// leaves, and of host to host nothing is judged. It comes without an Ethernet header, at the ingress of the interface that it goes out
+/// by (`dev_loopback_xmit`; the interface of a VRF has what its own host sends to itself of that type, `vrf_local_xmit`).
+///
+/// Neither programs nor netfilter can set the type (`skb_pkt_type_ok`). What a container sends has lost it when it arrives
+/// (`skb_scrub_packet`; by `bpf_redirect_peer`, which leads to a port's hook, only since Linux 6.15), and what has it is never bridged
+/// (`br_handle_frame`). What a container has sent to a group, and this host routes on, was judged for this host and goes `carried`;
+/// [`MARK_CHECKED`], it was not.
+#[inline(always)]
+fn own_copy(frame: &Frame<'_>, hook: Hook, mark: u32) -> bool {
+    matches!(hook, Hook::BridgeIn | Hook::UplinkIn)
+        && mark & MARK_MASK != MARK_CHECKED
+        // SAFETY: the context is valid while the program runs.
+        && unsafe { (*frame.raw()).pkt_type } == PACKET_LOOPBACK
 }
 
 /// One line for each frame. Few words: a message is put together on the stack.

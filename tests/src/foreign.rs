@@ -24,6 +24,8 @@ const CLASSIFIER: u32 = 3;
 const XDP: u32 = 6;
 const BEFORE: u32 = 1 << 3;
 const XDP_PASS: i32 = 2;
+/// `PACKET_LOOPBACK` (linux/if_packet.h).
+const LOOPBACK: i32 = 5;
 
 /// What a program does with every packet, beside counting it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +42,17 @@ pub enum Does {
     MarkAndAccept(u32),
     /// An XDP program that passes everything.
     Xdp,
+    /// Counts only the kernel's own copies of what this namespace sends to a group, and leaves everything to the next program.
+    CountCopies,
+    /// The same, and sends each of them away by an interface as a frame.
+    SendCopies {
+        /// The interface's number.
+        by: u32,
+        /// The Ethernet header.
+        header: [u8; 14],
+        /// To the other end's namespace, without that interface's own egress (`bpf_redirect_peer`).
+        peer: bool,
+    },
 }
 
 /// The side of an interface.
@@ -87,11 +100,23 @@ impl Foreign {
 
     /// Attaches it as TCX link to an interface of the host, first or last. It goes with the descriptor.
     pub fn tcx(&self, world: &World, interface: &str, side: Side, first: bool) -> Result<OwnedFd> {
-        let index = world.ifindex(HOST, interface)?;
+        self.tcx_in(world, HOST, interface, side, first)
+    }
+
+    /// The same to an interface of any place.
+    pub fn tcx_in(
+        &self,
+        world: &World,
+        place: &str,
+        interface: &str,
+        side: Side,
+        first: bool,
+    ) -> Result<OwnedFd> {
+        let index = world.ifindex(place, interface)?;
         let flags = if first { BEFORE } else { 0 };
         let attr = [self.program.as_raw_fd().cast_unsigned(), index, attach_type(side), flags, 0, 0, 0, 0];
         world
-            .enter(HOST, || bpf(LINK_CREATE, &attr))?
+            .enter(place, || bpf(LINK_CREATE, &attr))?
             .with_context(|| format!("cannot attach to {interface}"))
     }
 
@@ -182,9 +207,18 @@ fn code(does: Does, count: i32) -> Vec<[u8; 8]> {
         Does::Mark(mark) => (Some(mark), -1),
         Does::MarkAndAccept(mark) => (Some(mark), 0),
         Does::Xdp => (None, XDP_PASS),
+        Does::CountCopies | Does::SendCopies { .. } => (None, -1),
     };
-    let mut code = vec![
-        instruction(0xbf, 6, 1, 0, 0),     // r6 = context
+    let mut code = vec![instruction(0xbf, 6, 1, 0, 0)]; // r6 = context
+    if matches!(does, Does::CountCopies | Does::SendCopies { .. }) {
+        code.extend([
+            instruction(0x61, 1, 6, 4, 0),        // r1 = context->pkt_type
+            instruction(0x15, 1, 0, 2, LOOPBACK), // a copy: over the next two
+            instruction(0xb7, 0, 0, 0, verdict),
+            instruction(0x95, 0, 0, 0, 0),
+        ]);
+    }
+    code.extend([
         instruction(0x62, 10, 0, -4, 0),   // key 0 on the stack
         instruction(0xbf, 2, 10, 0, 0),    // r2 = r10
         instruction(0x07, 2, 0, 0, -4),    // r2 -= 4
@@ -194,12 +228,39 @@ fn code(does: Does, count: i32) -> Vec<[u8; 8]> {
         instruction(0x15, 0, 0, 2, 0), // none: over the next two
         instruction(0xb7, 1, 0, 0, 1), // r1 = 1
         instruction(0xdb, 0, 1, 0, 0), // lock *(u64 *)r0 += r1
-    ];
+    ]);
     if let Some(mark) = mark {
         code.push(instruction(0xb7, 1, 0, 0, mark.cast_signed()));
         code.push(instruction(0x63, 6, 1, 8, 0)); // context->mark = r1
     }
-    code.extend([instruction(0xb7, 0, 0, 0, verdict), instruction(0x95, 0, 0, 0, 0)]);
+    if let Does::SendCopies { by, header, peer } = does {
+        let word =
+            |at: usize| i32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let last = i32::from(i16::from_ne_bytes([header[12], header[13]]));
+        code.extend([
+            instruction(0xbf, 1, 6, 0, 0),
+            instruction(0xb7, 2, 0, 0, 14),
+            instruction(0xb7, 3, 0, 0, 0),
+            instruction(0x85, 0, 0, 0, 43), // bpf_skb_change_head: room for the header
+            instruction(0x62, 10, 0, -16, word(0)),
+            instruction(0x62, 10, 0, -12, word(4)),
+            instruction(0x62, 10, 0, -8, word(8)),
+            instruction(0x6a, 10, 0, -4, last),
+            instruction(0xbf, 1, 6, 0, 0),
+            instruction(0xb7, 2, 0, 0, 0),
+            instruction(0xbf, 3, 10, 0, 0),
+            instruction(0x07, 3, 0, 0, -16),
+            instruction(0xb7, 4, 0, 0, 14),
+            instruction(0xb7, 5, 0, 0, 0),
+            instruction(0x85, 0, 0, 0, 9), // bpf_skb_store_bytes
+            instruction(0xb7, 1, 0, 0, by.cast_signed()),
+            instruction(0xb7, 2, 0, 0, 0),
+            instruction(0x85, 0, 0, 0, if peer { 155 } else { 23 }), // bpf_redirect_peer, bpf_redirect
+        ]);
+    } else {
+        code.push(instruction(0xb7, 0, 0, 0, verdict));
+    }
+    code.push(instruction(0x95, 0, 0, 0, 0));
     code
 }
 

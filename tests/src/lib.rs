@@ -15,6 +15,7 @@ pub mod engine;
 pub mod foreign;
 pub mod frames;
 pub mod fuzz;
+pub mod group;
 pub mod judge;
 pub mod kernel;
 pub mod lab;

@@ -4,9 +4,8 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
@@ -14,6 +13,7 @@ use nix::sys::socket::{SockaddrIn, SockaddrIn6};
 
 use super::container::{Container, Network};
 use super::{Engine, Options, Version};
+use crate::group::{hears, joined, send};
 use crate::probe::{Echo, Kind, Outcome, Probe, probe};
 use crate::topology::{Bridge, HOST, Machine, Topology};
 use crate::world::World;
@@ -247,8 +247,10 @@ impl Everything {
                 let port = receiver.local_addr()?.port();
                 // Everybody of the network hears it, and whose port is the same by chance would take it for what he waits for.
                 let words = format!("{attempt:?}");
-                world.enter(from, || send(*source, *by, *index, *to, port, words.as_bytes()))??;
-                Ok(hears(&receiver, words.as_bytes()))
+                world.enter(from, || {
+                    send(*source, *by, *index, SocketAddr::new(*to, port), words.as_bytes())
+                })??;
+                Ok(hears(&receiver, words.as_bytes(), SILENCE))
             }
         }
     }
@@ -327,7 +329,8 @@ fn on_one_network(world: &World, bridge: &Bridge, members: &[OnNetwork]) -> Resu
     let groups6: [IpAddr; 2] = ["ff02::fb".parse()?, "ff05::1:3".parse()?];
     for from in members {
         let own = world.topology().addresses(&from.place);
-        for to in members.iter().filter(|to| to.place != from.place) {
+        // This host hears itself, too: the kernel gives it a copy of what it sends to a group.
+        for to in members.iter().filter(|to| to.place != from.place || to.place == HOST) {
             let address = SocketAddrV6::new(to.local, LOCAL_PORT, 0, from.index);
             attempts.extend([false, true].map(|datagram| Attempt::Local {
                 from: from.place.clone(),
@@ -374,59 +377,4 @@ fn echoed(server: &UdpSocket, to: SocketAddrV6) -> io::Result<bool> {
     let (_, from) = server.recv_from(&mut buffer)?;
     server.send_to(b"local", from)?;
     Ok(client.recv_from(&mut buffer).is_ok())
-}
-
-/// A socket that hears a group, or what is sent to all, on one interface.
-fn joined(group: IpAddr, at: Ipv4Addr, index: u32) -> io::Result<UdpSocket> {
-    let any: IpAddr =
-        if group.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0))?;
-    socket.set_read_timeout(Some(SILENCE))?;
-    match group {
-        IpAddr::V4(v4) if v4.is_multicast() => socket.join_multicast_v4(&v4, &at)?,
-        IpAddr::V4(_) => {}
-        IpAddr::V6(v6) => socket.join_multicast_v6(&v6, index)?,
-    }
-    Ok(socket)
-}
-
-/// Whether these words arrive; what others say is not waited for any longer.
-fn hears(socket: &UdpSocket, words: &[u8]) -> bool {
-    let (begun, mut buffer) = (Instant::now(), [0; 1_024]);
-    while begun.elapsed() < SILENCE {
-        match socket.recv(&mut buffer) {
-            Ok(length) if buffer[..length] == *words => return true,
-            Ok(_) => {}
-            Err(_) => return false,
-        }
-    }
-    false
-}
-
-/// Sends to a group by one interface.
-fn send(source: IpAddr, by: Ipv4Addr, index: u32, group: IpAddr, port: u16, words: &[u8]) -> io::Result<()> {
-    let link_local = matches!(source, IpAddr::V6(v6) if v6.is_unicast_link_local());
-    let own = match source {
-        IpAddr::V6(v6) => SocketAddr::V6(SocketAddrV6::new(v6, 0, 0, if link_local { index } else { 0 })),
-        IpAddr::V4(_) => SocketAddr::new(source, 0),
-    };
-    let socket = UdpSocket::bind(own)?;
-    socket.set_broadcast(true)?;
-    let to = match group {
-        IpAddr::V6(v6) => SocketAddr::V6(SocketAddrV6::new(v6, port, 0, index)),
-        IpAddr::V4(_) => SocketAddr::new(group, port),
-    };
-    if group.is_ipv4() {
-        let device = libc::in_addr { s_addr: u32::from(by).to_be() };
-        let size = size_of::<libc::in_addr>() as libc::socklen_t;
-        let (fd, level, option) = (socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_MULTICAST_IF);
-        // SAFETY: pointer and size are those of one struct that outlives the call.
-        if unsafe { libc::setsockopt(fd, level, option, (&raw const device).cast(), size) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    for _ in 0..3 {
-        socket.send_to(words, to)?;
-    }
-    Ok(())
 }
