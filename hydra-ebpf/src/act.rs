@@ -28,7 +28,7 @@ const NEXT: i32 = -1;
 /// Two CPUs that make the same entry do so within this many nanoseconds, two ticks of the coarse clock included.
 const AT_ONCE: u64 = 100_000_000;
 /// How often this one tries while another CPU replaces the entry.
-pub const TRIES: u32 = 8;
+const TRIES: u32 = 8;
 /// `PACKET_HOST`: for this machine.
 const PACKET_HOST: u32 = 0;
 /// `PACKET_LOOPBACK`: see [`own_copy`].
@@ -190,12 +190,38 @@ fn create = hydra_create(
     fresh.packets[side] = count.packets;
     fresh.bytes[side] = count.bytes;
     fresh.counted = share::counted(fresh, outcome);
+    match make(packet, fresh, now) {
+        Made::Fresh if outcome.elsewhere => {}
+        Made::Fresh => report::add(maps::traffic(traffic), count),
+        Made::Twin(twin) => {
+            tally(packet, outcome, twin.pointer(), count, now);
+            advance(packet, twin.pointer());
+        }
+        Made::No => {
+            report::count(Gauge::FlowsRefused, 1);
+            no_room(outcome);
+        }
+    }
+});
+
+/// What became of a new entry.
+pub enum Made {
+    /// It is there, with what it counts.
+    Fresh,
+    /// Another CPU was first with the same flow: its entry counts this packet too.
+    Twin(LiveFlow),
+    /// There is no room.
+    No,
+}
+
+/// Puts a new entry in the place of none, or of an old one that counts no more.
+#[inline(always)]
+pub fn make(packet: &Packet, fresh: &mut Flow, now: u64) -> Made {
     let mut made = flows::begin(&packet.key, fresh);
     for _ in 0..TRIES {
         if made != flows::THERE {
             break;
         }
-        // Another CPU was first with the same flow: its entry counts this packet too. An old one that counts no more is replaced.
         if let Some(twin) = Maps.flow(&packet.key)
             && twin.created != 0
             && twin.generation == fresh.generation
@@ -204,21 +230,12 @@ fn create = hydra_create(
             && track::State::of(&twin, packet.protocol) != track::State::Closing
             && (!opens(packet) || track::repeats(&twin, packet))
         {
-            tally(packet, outcome, twin.pointer(), count, now);
-            advance(packet, twin.pointer());
-            return 0;
+            return Made::Twin(twin);
         }
         made = flows::replace(&packet.key, fresh);
     }
-    if made != flows::MADE {
-        report::count(Gauge::FlowsRefused, 1);
-        no_room(outcome);
-        return 0;
-    }
-    if !outcome.elsewhere {
-        report::add(maps::traffic(traffic), count);
-    }
-});
+    if made == flows::MADE { Made::Fresh } else { Made::No }
+}
 
 /// What becomes of a packet whose flow cannot be written.
 #[inline(always)]

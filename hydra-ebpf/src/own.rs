@@ -22,8 +22,7 @@ use hydra_common::share;
 use hydra_common::tables::{Cgroup, CgroupKey, Count, Gauge, Tables as _};
 use hydra_common::verdict::{Hook, Verdict};
 
-use crate::act::{TRIES, add_atomic, end, limit, no_room, renew, touch};
-use crate::flows;
+use crate::act::{Made, add_atomic, end, limit, make, no_room, renew, touch};
 use crate::global::{decoded_unit, global};
 use crate::maps::{self, LiveFlow, Maps, Scratch};
 use crate::report::{drop_key, event, noteworthy};
@@ -214,18 +213,14 @@ fn create = hydra_own_create(
         fresh.bytes[side] = count.bytes;
     }
     fresh.counted = share::counted(fresh, outcome);
-    let mut made = flows::begin(&packet.key, fresh);
-    for _ in 0..TRIES {
-        if made != flows::THERE {
-            break;
+    match make(packet, fresh, at.now) {
+        Made::Fresh if counted => {}
+        Made::Fresh => add(maps::traffic(traffic), count),
+        Made::Twin(twin) => tally(packet, outcome, twin, count, at.now),
+        Made::No => {
+            gauge(Gauge::FlowsRefused);
+            no_room(outcome);
         }
-        made = flows::replace(&packet.key, fresh);
-    }
-    if made != flows::MADE {
-        gauge(Gauge::FlowsRefused);
-        no_room(outcome);
-    } else if !counted {
-        add(maps::traffic(traffic), count);
     }
 });
 

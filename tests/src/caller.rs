@@ -5,10 +5,11 @@ mod ring;
 
 use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::socket::{SockaddrLike, SockaddrStorage};
@@ -118,6 +119,11 @@ impl Caller {
         Ok(())
     }
 
+    /// Opens so many flows of UDP, each by two threads that send a byte at the same moment.
+    pub fn race(&mut self, to: SocketAddr, flows: usize) -> Result<Said> {
+        self.ask(&format!("race {to} {flows}"))
+    }
+
     /// Sends a packet of IPv4 as it is, from its header on, by a raw socket.
     pub fn send(&mut self, packet: &[u8]) -> Result<Said> {
         let mut line = "raw ".to_owned();
@@ -154,6 +160,10 @@ pub fn serve() -> Result<()> {
             ("again", Some(last)) => again(last),
             ("listen", _) => listen(to.parse()?),
             ("raw", _) => raw(to),
+            ("race", _) => {
+                let (to, flows) = to.split_once(' ').context("no number")?;
+                race(to.parse()?, flows.parse()?).map(|sockets| open.extend(sockets))
+            }
             (way, _) => match How::ALL.get(way.parse::<usize>()?) {
                 // What goes on must not be cut off by closing it.
                 Some(how) => call(*how, to.parse()?).map(|socket| open.push(socket)),
@@ -198,6 +208,34 @@ fn raw(digits: &str) -> io::Result<()> {
         )
     };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn race(to: SocketAddr, flows: usize) -> io::Result<Vec<OwnedFd>> {
+    let socket = |_| {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect(to)?;
+        Ok(socket)
+    };
+    let sockets: Vec<UdpSocket> = (0..flows).map(socket).collect::<io::Result<_>>()?;
+    let ready = [AtomicUsize::new(0), AtomicUsize::new(0)];
+    // Both go to the end, whatever becomes of a send: the other one waits for them.
+    let run = |me: usize| -> io::Result<()> {
+        let mut done = Ok(());
+        for (n, socket) in sockets.iter().enumerate() {
+            ready[me].store(n + 1, Ordering::Release);
+            while ready[1 - me].load(Ordering::Acquire) <= n {
+                std::hint::spin_loop();
+            }
+            done = done.and(socket.send(b"x").map(|_| ()));
+        }
+        done
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| run(1));
+        let done = run(0);
+        done.and(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })?;
+    Ok(sockets.into_iter().map(OwnedFd::from).collect())
 }
 
 /// Greets on TCP, sends back on UDP.

@@ -82,9 +82,8 @@ fn a_process_of_this_host_hears_what_another_one_sends_to_a_group() {
     let _link = copies.tcx(&scene.lab.world, &scene.bridge, Side::Ingress, false).unwrap();
     let unheard = scene.unheard("with hydra");
     assert!(unheard.is_empty(), "{unheard:?}: {:#}", scene.dropped(&agent));
-    assert_eq!(copies.runs().unwrap(), 15, "three of each, and each a copy");
+    assert_eq!(copies.runs().unwrap(), 15, "three of each, and each a copy that hydra has let go on");
     assert_eq!(others.with(b"with hydra").len(), 15, "containers hear it once");
-    assert_eq!(scene.dropped(&agent), serde_json::json!([]));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use hydra_tests::cgroup::Cgroup;
 use hydra_tests::lab::{Lab, SILENCE, eventually};
 use hydra_tests::probe::{Echo, Kind, Outcome, Probe, probe};
 use hydra_tests::sample;
+use hydra_tests::sniffer::Sniffer;
 use hydra_tests::topology::HOST;
 
 const CALLER: &str = env!("CARGO_BIN_EXE_hydra-caller");
@@ -368,4 +369,34 @@ fn a_process_of_a_unit_in_a_namespace_of_its_own_has_not_this_hosts_stack() {
         assert!(caller.again().unwrap().went_out(), "{how:?}");
     }
     assert_eq!(known(7001), (false, false), "neither judged nor kept");
+}
+
+#[test]
+fn a_flow_that_two_processors_begin_at_once_counts_both_packets() {
+    const ROUNDS: usize = 16;
+    const FLOWS: usize = 50;
+    // A datagram of UDP for this port.
+    let ours = |frame: &[u8]| frame.len() >= 43 && frame[23] == 17 && frame[36..38] == 9000_u16.to_be_bytes();
+    let scene = Scene::new();
+    let mut proxy = scene.unit("proxy.service");
+    let _other = scene.unit("other.service");
+    let partner = scene.outside(true);
+    let to = SocketAddr::new(scene.lab.address(&partner, false).unwrap(), 9000);
+    let agent = scene.agent(&policy(RULES));
+    // A port that nobody has is an error at the next send.
+    let _echo = Echo::start(&scene.lab.world, &[(partner.clone(), Kind::Udp(9000))]).unwrap();
+    let arrive = Sniffer::start(&scene.lab.world, &partner).unwrap();
+    // Its link-layer address is known from here on: what waits for that is kept in a short queue.
+    assert_eq!(proxy.call(How::SendTo, to).unwrap(), Said::Begun);
+    assert!(eventually(|| !arrive.frames(ours).is_empty()));
+    for round in 1..=ROUNDS {
+        assert_eq!(proxy.race(to, FLOWS).unwrap(), Said::Begun);
+        let all = || arrive.frames(ours).len() > 2 * FLOWS * round;
+        assert!(eventually(all), "{round}: {}", arrive.frames(ours).len());
+    }
+    let flows = agent.json(&scene.lab.world, &["flows", "--to", "partner", "--limit", "10000"]).unwrap();
+    let flows = flows.as_array().unwrap();
+    assert_eq!(flows.len(), ROUNDS * FLOWS + 1);
+    let counted: u64 = flows.iter().filter_map(|f| f["packets"].as_u64()).sum();
+    assert_eq!(counted, (2 * ROUNDS * FLOWS + 1) as u64, "each of them has arrived");
 }
