@@ -407,9 +407,14 @@ fn hooks(lab: &Lab, agent: &Agent, hook: &str) -> Vec<Value> {
 }
 
 fn begin(lab: &Lab, want: &str) -> Agent {
+    begin_at(lab, want, "auto")
+}
+
+fn begin_at(lab: &Lab, want: &str, uplinks: &str) -> Agent {
     write(&lab.world, "policy.yaml", &policy()).unwrap();
     let policy = lab.world.scratch("policy.yaml").to_string_lossy().into_owned();
-    Agent::start_with(&lab.world, &["--predrop", want, "--policy", &policy]).unwrap()
+    let arguments = ["--predrop", want, "--uplinks", uplinks, "--policy", &policy];
+    Agent::start_with(&lab.world, &arguments).unwrap()
 }
 
 fn places(rows: &[Value]) -> Vec<(String, String)> {
@@ -480,6 +485,33 @@ fn it_comes_and_goes_with_the_setting_and_a_restart_adopts_it() {
     assert_eq!(xdp(&lab), "");
     let there = lab.world.enter(HOST, || lab.world.bpffs().join("hydra").exists()).unwrap();
     assert!(!there, "something of hydra is pinned");
+}
+
+#[test]
+fn where_frames_of_an_uplink_come_in_unseen_below_it_is_said() {
+    let lab = Lab::of(&policy()).unwrap();
+    let lines = ["link add link hyup0 name hyv5 type macvlan", "link set hyv5 up"];
+    lab.world.ip(HOST, &lines.map(str::to_owned)).unwrap();
+    let rows = |agent: &Agent| {
+        let status = agent.json(&lab.world, &["status"]).unwrap();
+        assert_eq!(status["healthy"], true, "the classifiers enforce the same: {status:#}");
+        let rows = status["warnings"].as_array().unwrap().clone();
+        rows.iter()
+            .map(|r| [&r["what"], &r["why"]].map(|t| t.as_str().unwrap().to_owned()))
+            .collect::<Vec<_>>()
+    };
+    let agent = begin_at(&lab, "auto", "hyv5");
+    let why = "no pre-drop: its frames come in by hyup0 first, and none is there".to_owned();
+    assert_eq!(rows(&agent), [["hyv5".to_owned(), why]]);
+    assert_eq!((hooks(&lab, &agent, "uplink-in").len(), hooks(&lab, &agent, "predrop").len()), (1, 0));
+    agent.stop().unwrap();
+    // The control: with the interface below.
+    let agent = begin_at(&lab, "auto", "hyup0,hyv5");
+    assert_eq!(places(&hooks(&lab, &agent, "predrop")), at("xdp-native"));
+    assert_eq!(rows(&agent), Vec::<[String; 2]>::new());
+    agent.stop().unwrap();
+    let agent = begin_at(&lab, "off", "hyv5");
+    assert_eq!(rows(&agent), Vec::<[String; 2]>::new(), "nobody has asked for one");
 }
 
 #[test]

@@ -58,6 +58,10 @@ enum Left {
     Taken(u32),
     /// What the kernel said.
     Refused(String),
+    /// Its frames come in on others first, of which this one has none.
+    Below(u32),
+    /// The one on this interface below sees its frames with their tags, and leaves them to the classifier.
+    Tagged(u32),
 }
 
 /// The programs of one set of pins.
@@ -106,6 +110,8 @@ impl Predrops {
             }
         };
         let wanted = if programs.predrop.is_some() { wanted(desired, &interfaces) } else { BTreeSet::new() };
+        let late =
+            if programs.predrop.is_some() { late(desired, &interfaces, &wanted) } else { BTreeMap::new() };
         let before = std::mem::take(&mut self.seated);
         let old = std::mem::take(&mut self.left);
         for (index, interface) in interfaces.iter().filter(|(index, _)| wanted.contains(index)) {
@@ -127,6 +133,12 @@ impl Predrops {
                     self.left.insert(*index, left);
                 }
             }
+        }
+        for (index, left) in late {
+            if old.get(&index) != Some(&left) {
+                warn!(interface = attach::interface(index), ?left, "no pre-drop of what comes in there");
+            }
+            self.left.insert(index, left);
         }
         for index in there.difference(&wanted) {
             if let Err(error) = remove(&pins.predrop(*index)) {
@@ -170,6 +182,13 @@ impl Predrops {
                 Left::Taken(0) => ("XDP programs of others are there".to_owned(), TAKEN),
                 Left::Taken(program) => (format!("XDP program {program} is there"), TAKEN),
                 Left::Refused(why) => (format!("the kernel refuses it: {why}"), REFUSED),
+                Left::Below(below) => (
+                    format!("its frames come in by {} first, and none is there", attach::interface(*below)),
+                    BELOW,
+                ),
+                Left::Tagged(below) => {
+                    (format!("that of {} sees its frames with their tags", attach::interface(*below)), TAGGED)
+                }
             };
             remark(attach::interface(*index), format!("no pre-drop: {why}"), hint)
         });
@@ -206,6 +225,11 @@ const TAKEN: &str =
 const REFUSED: &str =
     "the classifier there denies the same; `predrop: auto` or `generic` takes the kernel's generic way";
 
+const BELOW: &str =
+    "the classifier denies the same; add the interface below to `uplinks`, or set `predrop: off`";
+const TAGGED: &str =
+    "the classifier denies the same; where the card can take tags off, `ethtool -K` with `rxvlan on` lets it";
+
 /// Takes a link away; one that is gone is fine.
 pub fn remove(pin: &Path) -> io::Result<()> {
     let Some(link) = open(pin)? else { return Ok(()) };
@@ -232,13 +256,61 @@ fn pinned(pins: &Pins) -> io::Result<BTreeSet<u32>> {
 /// Interfaces to the outside that carry the classifier, where frames come in: not those above others (VLANs, bonds), whose frames the
 /// ones below have seen.
 fn wanted(desired: &Desired, interfaces: &BTreeMap<u32, Interface>) -> BTreeSet<u32> {
-    let masters: BTreeSet<u32> = interfaces.values().filter_map(|i| i.master).collect();
-    let uplink = |index: &u32| desired.links.get(index).is_some_and(|link| link.kind == LinkKind::Uplink);
     let first = |index: &u32| {
-        interfaces.get(index).is_some_and(|i| i.ethernet && !i.above) && !masters.contains(index)
+        interfaces.get(index).is_some_and(|i| i.ethernet && below(*index, i, interfaces).is_empty())
     };
+    uplinks(desired).filter(first).collect()
+}
+
+fn uplinks(desired: &Desired) -> impl Iterator<Item = u32> {
+    let uplink = |index: &u32| desired.links.get(index).is_some_and(|link| link.kind == LinkKind::Uplink);
     let hooks = desired.hooks.iter().filter(|(_, hook)| *hook == Hook::UplinkIn);
-    hooks.map(|(index, _)| *index).filter(|index| uplink(index) && first(index)).collect()
+    hooks.map(|(index, _)| *index).filter(uplink)
+}
+
+/// The interfaces that an interface's frames come in on first.
+fn below(index: u32, interface: &Interface, interfaces: &BTreeMap<u32, Interface>) -> Vec<u32> {
+    let ports = interfaces.iter().filter(|(_, i)| i.master == Some(index)).map(|(port, _)| *port);
+    interface.below.into_iter().chain(ports).collect()
+}
+
+/// Interfaces above others of which not all see in time what comes in.
+fn late(
+    desired: &Desired,
+    interfaces: &BTreeMap<u32, Interface>,
+    wanted: &BTreeSet<u32>,
+) -> BTreeMap<u32, Left> {
+    let tags_off = |index| xdp::takes_tags_off(&attach::interface(index));
+    let above = uplinks(desired).filter(|index| !wanted.contains(index));
+    above.filter_map(|index| Some((index, unseen(index, interfaces, wanted, tags_off)?))).collect()
+}
+
+/// Why the pre-drops below an interface miss frames of it. Devices are stacked eight deep at most (`MAX_NEST_DEV`).
+fn unseen(
+    index: u32,
+    interfaces: &BTreeMap<u32, Interface>,
+    wanted: &BTreeSet<u32>,
+    tags_off: impl Fn(u32) -> bool,
+) -> Option<Left> {
+    let mut tagged = false;
+    let mut level = vec![index];
+    for _ in 0..8 {
+        let mut next = Vec::new();
+        for index in level {
+            let interface = interfaces.get(&index);
+            let lower = interface.map(|i| below(index, i, interfaces)).unwrap_or_default();
+            tagged |= interface.is_some_and(|i| i.tagged);
+            if !lower.is_empty() {
+                next.extend(lower);
+            } else if !wanted.contains(&index) {
+                return Some(Left::Below(index));
+            } else if tagged && !tags_off(index) {
+                return Some(Left::Tagged(index));
+            }
+        }
+        level = next;
+    }
+    None
 }
 
 fn ensure_one(
@@ -307,4 +379,41 @@ fn take_over(pins: &Pins, index: u32) -> io::Result<()> {
         return fs::remove_file(other);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ETHERNET: Interface =
+        Interface { program: None, master: None, below: None, tagged: false, ethernet: true };
+
+    #[test]
+    fn frames_that_no_pre_drop_below_sees_or_only_with_their_tags_are_known() {
+        let vlan = |below| Interface { below: Some(below), tagged: true, ..ETHERNET };
+        let port = Interface { master: Some(3), ..ETHERNET };
+        let macvlan = Interface { below: Some(1), ..ETHERNET };
+        // A bond (3) of two cards with a VLAN; a VLAN on one of these, a macvlan on that, and one on what is in another namespace.
+        let all =
+            [(1, port), (2, port), (3, ETHERNET), (4, vlan(3)), (5, vlan(1)), (6, macvlan), (7, vlan(99))];
+        let all = BTreeMap::from(all);
+        let said = |index: u32, wanted: &[u32], tags_off: bool| {
+            unseen(index, &all, &wanted.iter().copied().collect(), |_| tags_off)
+        };
+        for (index, tagged) in [(3, false), (4, true), (6, false)] {
+            assert_eq!(said(index, &[1, 2], true), None);
+            assert_eq!(said(index, &[], true), Some(Left::Below(1)), "{index}");
+            assert_eq!(said(index, &[1, 2], false), tagged.then_some(Left::Tagged(1)), "{index}");
+        }
+        assert_eq!(said(3, &[1], true), Some(Left::Below(2)), "one of two cards");
+        assert_eq!(said(5, &[1], false), Some(Left::Tagged(1)));
+        assert_eq!(said(7, &[1, 2], true), Some(Left::Below(99)));
+    }
+
+    #[test]
+    fn what_lies_in_a_circle_is_nobodys() {
+        let on = |below| Interface { below: Some(below), ..ETHERNET };
+        let all = BTreeMap::from([(1, on(2)), (2, on(1))]);
+        assert_eq!(unseen(1, &all, &BTreeSet::new(), |_| true), None);
+    }
 }

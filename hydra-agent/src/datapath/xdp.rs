@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::AsRawFd;
 
 use super::rtnetlink::{ACK, DUMP, Request, attributes, word};
 
@@ -71,8 +72,10 @@ pub struct Interface {
     pub program: Option<(u32, Mode)>,
     /// What it is a port of.
     pub master: Option<u32>,
-    /// Its frames come in on another interface first (VLAN, macvlan …).
-    pub above: bool,
+    /// The interface that its frames come in on first (of a VLAN, macvlan …); it may be in another namespace.
+    pub below: Option<u32>,
+    /// It has what carries its VLAN's tag there.
+    pub tagged: bool,
     /// It carries Ethernet frames.
     pub ethernet: bool,
 }
@@ -89,22 +92,49 @@ fn interface(message: &[u8]) -> Option<(u32, Interface)> {
     let mut found = Interface {
         program: None,
         master: None,
-        above: false,
+        below: None,
+        tagged: false,
         ethernet: word(message, 0).is_some_and(|word| (word >> 16) as u16 == ETHERNET),
     };
     let mut veth = false;
     for (kind, value) in attributes(message.get(INFO..)?) {
         match kind {
             // Of a veth the other end.
-            LINK => found.above = word(value, 0).is_some_and(|lower| lower != 0),
+            LINK => found.below = word(value, 0).filter(|lower| *lower != 0),
             MASTER => found.master = word(value, 0).filter(|master| *master != 0),
-            LINK_INFO => veth = attributes(value).contains(&(INFO_KIND, b"veth\0")),
+            LINK_INFO => {
+                let info = attributes(value);
+                veth = info.contains(&(INFO_KIND, b"veth\0"));
+                found.tagged = info.contains(&(INFO_KIND, b"vlan\0"));
+            }
             XDP => found.program = program(value),
             _ => {}
         }
     }
-    found.above &= !veth;
+    if veth {
+        found.below = None;
+    }
     Some((index, found))
+}
+
+/// Whether the driver of an interface takes VLAN tags off frames, before XDP sees these (`rx-vlan-offload` of `ethtool -k`; where there is no
+/// such setting it does not).
+pub fn takes_tags_off(name: &str) -> bool {
+    // `ETHTOOL_GFLAGS` and `ETH_FLAG_RXVLAN` of linux/ethtool.h.
+    const GET_FLAGS: u32 = 0x25;
+    const RX_VLAN: u32 = 1 << 8;
+    const ETHTOOL: libc::c_ulong = 0x8946;
+    let Ok(socket) = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0)) else { return false };
+    let mut value = [GET_FLAGS, 0];
+    // SAFETY: all zero is a value of this plain struct.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
+    // SAFETY: the request, and the two words that it points to, live through the call; the kernel writes the second.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), ETHTOOL as _, &raw mut request) };
+    done == 0 && value[1] & RX_VLAN != 0
 }
 
 fn program(value: &[u8]) -> Option<(u32, Mode)> {
@@ -162,9 +192,12 @@ mod tests {
         let five = 5u32.to_ne_bytes();
         let of = |kind, more: &[(u16, &[u8])]| interface(&message(kind, more, &[])).unwrap();
         let (index, veth) = of(b"veth\0", &[(LINK, &five), (MASTER, &five)]);
-        assert_eq!((index, veth.above, veth.master, veth.ethernet), (7, false, Some(5), true));
-        assert!(of(b"vlan\0", &[(LINK, &five)]).1.above);
-        assert!(!of(b"dummy\0", &[]).1.above);
+        assert_eq!((index, veth.below, veth.master, veth.ethernet), (7, None, Some(5), true));
+        let vlan = of(b"vlan\0", &[(LINK, &five)]).1;
+        assert_eq!((vlan.below, vlan.tagged), (Some(5), true));
+        let macvlan = of(b"macvlan\0", &[(LINK, &five)]).1;
+        assert_eq!((macvlan.below, macvlan.tagged), (Some(5), false));
+        assert_eq!(of(b"dummy\0", &[]).1.below, None);
         let mut tunnel = message(b"wireguard\0", &[], &[]);
         tunnel[2..4].copy_from_slice(&65534u16.to_ne_bytes());
         assert!(!interface(&tunnel).unwrap().1.ethernet);
