@@ -106,6 +106,13 @@ impl FlowKey {
         Side::B
     }
 
+    /// Ports and protocol as a number, in one word as they were written.
+    #[inline(always)]
+    pub(crate) fn last(&self) -> u64 {
+        let [.., last]: [u64; 5] = zerocopy::transmute!(*self);
+        last
+    }
+
     /// The address of one end.
     #[inline(always)]
     pub const fn address(&self, side: Side) -> Address {

@@ -30,4 +30,4 @@ pub mod verdict;
 
 /// The layout's number: part of the pin path, so that an agent never reads another layout's tables. Raised with every
 /// change of a row, a key or the meaning of either.
-pub const ABI: u32 = 4;
+pub const ABI: u32 = 5;

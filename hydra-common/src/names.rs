@@ -42,7 +42,7 @@ pub const SPILL: &str = "HYDRA_SPILL";
 pub const SHARES: &str = "HYDRA_SHARES";
 /// `Array<u64>` by [`crate::share::Word`].
 pub const TABLE: &str = "HYDRA_TABLE";
-/// `Array<u32>` by [`crate::share::meeting`]: entries of the first table.
+/// `Array<u64>` by [`crate::share::Meetings`]: where there may be entries. User space maps it into its memory.
 pub const MEETINGS: &str = "HYDRA_MEETINGS";
 /// `PerCpuArray<Count>`, see [`crate::tables::traffic_index`].
 pub const TRAFFIC: &str = "HYDRA_TRAFFIC";

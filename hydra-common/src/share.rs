@@ -29,41 +29,110 @@ pub enum Word {
     /// Changes with the rows of interfaces and endpoints, after they were written: what a program has kept near of them counts no more.
     /// 0: nothing is kept. The agent writes it.
     Rows = 5,
+    /// Which rows of bits say where there may be entries: [`Meetings`]. 0: nothing does. The agent writes it.
+    Meetings = 6,
 }
 
 /// Number of [`Word`]s.
-pub const WORDS: u32 = 6;
+pub const WORDS: u32 = 7;
 
-/// Counters of entries by [`meeting`].
-pub const MEETINGS: u32 = 1 << MEETING_BITS;
-const MEETING_BITS: u32 = 15;
+/// What [`Word::Meetings`] says of the rows of bits that tell where there may be entries, in either table: 64 bits a row, a place for each
+/// bit, and of each key one place ([`Place`]). While that is 0 there is no entry: known from a small table, where the flow table's own answer
+/// comes from memory that is cold, another place for each tuple that a flood tries.
+///
+/// The rows are two banks. Whoever writes an entry has set its bits in both before. Only one is read; the other is cleared and filled
+/// anew with what is in the tables, and takes its place: bits of what has ended, or was evicted, go so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Meetings(u64);
 
-/// What the places of a key's entries have in common: its two addresses.
-#[inline(always)]
-fn pair(key: &FlowKey) -> u64 {
-    // Odd numbers with as many ones as zeros (the golden ratio, and two of SplitMix64): what counts is the product's high bits.
-    let mixed = key.a.low().wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ key.b.low().rotate_left(32);
-    mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9)
+impl Meetings {
+    /// Places of a bank for each entry of the first table.
+    const PLACES: u32 = 16;
+
+    /// Rows of both banks for a first table of so many entries: a power of two.
+    #[must_use]
+    pub const fn rows(flows: u32) -> u32 {
+        2 * (flows * Self::PLACES / u64::BITS).next_power_of_two()
+    }
+
+    /// Of so many rows, as [`Self::rows`] gives them. `bank`: the one that is read; none: it is not known where entries are, and each
+    /// key is looked for.
+    #[must_use]
+    pub const fn new(rows: u32, bank: Option<u32>) -> Self {
+        let (each, none) = (rows / 2, 0);
+        let end = match bank {
+            Some(bank) => each * (1 + (bank & 1)),
+            None => none,
+        };
+        Self((end as u64) << 32 | each.wrapping_sub(1) as u64)
+    }
+
+    /// From [`Word::Meetings`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+
+    /// For [`Word::Meetings`].
+    #[must_use]
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+
+    /// The bank that is read.
+    #[must_use]
+    pub const fn bank(self) -> Option<u32> {
+        match self.0 >> 32 {
+            0 => None,
+            end => Some((end > self.each() as u64) as u32),
+        }
+    }
+
+    /// Rows of each bank.
+    #[must_use]
+    #[inline(always)]
+    pub const fn each(self) -> u32 {
+        (self.0 as u32).wrapping_add(1)
+    }
+
+    /// The row that says whether there may be an entry. Beyond all rows where it is not known: what is not written says that too.
+    #[must_use]
+    #[inline(always)]
+    pub const fn read(self, place: Place) -> u32 {
+        // From the bank's end: without one that wraps.
+        ((self.0 >> 32) as u32).wrapping_sub(1).wrapping_sub(place.row & self.0 as u32)
+    }
+
+    /// The row of a bank.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(self, bank: u32, place: Place) -> u32 {
+        let each = self.each();
+        each.wrapping_mul(1 + bank).wrapping_sub(1).wrapping_sub(place.row & self.0 as u32)
+    }
 }
 
-#[inline(always)]
-const fn at(pair: u64, port: u16) -> u32 {
-    (pair.wrapping_add((port as u64).wrapping_mul(0x94d0_49bb_1331_11eb)) >> (u64::BITS - MEETING_BITS))
-        as u32
+/// The place of a key among [`Meetings`]. Others may have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    row: u32,
+    /// The bit in its row.
+    pub bit: u64,
 }
 
-/// Where an entry is counted: by both addresses and the port that was called. Others may have the same place.
-#[inline(always)]
-pub fn meeting(key: &FlowKey, opener: u8) -> u32 {
-    at(pair(key), key.port(Side::from_row(opener).other()))
-}
-
-/// Where a key's entry can have been counted, whoever opened it. While both are 0 there is none: that is known from a small table, where
-/// the flow table's own answer comes from memory that is cold, another place for each tuple that a flood tries.
-#[inline(always)]
-pub fn meetings(key: &FlowKey) -> [u32; 2] {
-    let pair = pair(key);
-    [at(pair, key.port(Side::A)), at(pair, key.port(Side::B))]
+impl Place {
+    /// Of a key.
+    #[must_use]
+    #[inline(always)]
+    pub fn of(key: &FlowKey) -> Self {
+        // Odd numbers with as many ones as zeros (the golden ratio, and two of SplitMix64). Of a product the high bits count; two of them and
+        // a sum without carries, or what differs in its ports alone would meet what does so too everywhere or nowhere.
+        let ends = key.a.low().wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ key.b.low().rotate_left(32);
+        let mixed = ends ^ key.last().wrapping_mul(0x94d0_49bb_1331_11eb);
+        let mixed = mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        Self { row: (mixed >> 38) as u32, bit: 1 << (mixed >> 32 & 63) }
+    }
 }
 
 /// Sources that are counted; beyond that the kernel forgets the one that opened nothing for longest.
@@ -251,17 +320,47 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_counted_where_either_end_looks_for_it() {
+    fn keys_have_places_of_their_own_in_each_bank() {
+        let rows = Meetings::rows(131_072);
+        assert_eq!(rows, 2 * 32_768, "512 KiB");
+        let (first, second) = (Meetings::new(rows, Some(0)), Meetings::new(rows, Some(1)));
+        assert_eq!((first.bank(), second.bank(), first.each()), (Some(0), Some(1), rows / 2));
+        assert_eq!(Meetings::from_word(second.word()), second);
         let mut places = std::collections::BTreeSet::new();
-        for n in 0..2_000u16 {
-            let (key, side) = FlowKey::of(address(1), 1_024 + n, address((n % 200) as u8), n, 6);
-            for opener in [side, side.other()] {
-                assert!(meetings(&key).contains(&meeting(&key, opener as u8)));
-            }
-            assert!(meetings(&key).iter().all(|place| *place < MEETINGS));
-            places.extend(meetings(&key));
+        for n in 0..65_536u32 {
+            let (key, _) = FlowKey::of(address(1), n as u16, address(2), 5432, 6);
+            let place = Place::of(&key);
+            assert!(place.bit.is_power_of_two());
+            assert_eq!((first.read(place), second.read(place)), (first.of(0, place), first.of(1, place)));
+            assert!(first.read(place) < rows / 2);
+            assert!((rows / 2..rows).contains(&second.read(place)));
+            places.insert((first.read(place), place.bit));
         }
-        assert!(places.len() > 3_800, "{} places of 4,000 differ", places.len());
+        assert!(places.len() > 63_000, "{} places of 65,536 differ", places.len());
+        // Another port, which has no entry, by the same ends: as many meet as at random, one in 32.
+        for closed in [22, 53, 80, 443, 5433, 5440, 8_080] {
+            let met = (0..=u16::MAX).filter(|n| {
+                let place = Place::of(&FlowKey::of(address(1), *n, address(2), closed, 6).0);
+                places.contains(&(first.read(place), place.bit))
+            });
+            let met = met.count();
+            assert!((1_400..2_800).contains(&met), "{met} of 65,536 at {closed}");
+        }
+    }
+
+    #[test]
+    fn where_nothing_is_known_there_is_no_row() {
+        for flows in [1_024, 131_072, 4_194_304] {
+            let rows = Meetings::rows(flows);
+            let nothing = Meetings::new(rows, None);
+            assert_eq!((nothing.bank(), nothing.each()), (None, rows / 2));
+            for n in 0..2_000 {
+                let place = Place::of(&FlowKey::of(address(1), n, address(2), 53, 17).0);
+                assert!(nothing.read(place) >= rows && Meetings::from_word(0).read(place) >= rows);
+                // What is written meanwhile is there when a bank is read.
+                assert_eq!(nothing.of(1, place), Meetings::new(rows, Some(1)).read(place));
+            }
+        }
     }
 
     #[test]

@@ -8,21 +8,21 @@
 use core::mem::size_of;
 use core::ptr::{self, NonNull};
 
-use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MMAPABLE, BPF_NOEXIST};
 use aya_ebpf::helpers::bpf_skb_load_bytes;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap};
 use aya_ebpf::programs::TcContext;
 use hydra_common::address::Address;
 use hydra_common::flow::{Flow, FlowKey};
-use hydra_common::share::{self, MAX_SHARES, MEETINGS, WORDS, Word};
+use hydra_common::share::{self, MAX_SHARES, Meetings, Place, WORDS, Word};
 use hydra_common::tables::{SWEEPS, Sweep};
 
 use crate::act::add_atomic;
 use crate::global::global;
 use crate::maps::{LiveFlow, compare_exchange};
 
-// The sizes of the first two are the agent's to say when it loads them.
+// The sizes of the two and of `HYDRA_MEETINGS` are the agent's to say when it loads them.
 #[map]
 static HYDRA_FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(131_072, 0);
 #[map]
@@ -32,7 +32,7 @@ static HYDRA_SHARES: LruHashMap<Address, u64> = LruHashMap::with_max_entries(MAX
 #[map]
 static HYDRA_TABLE: Array<u64> = Array::with_max_entries(WORDS, 0);
 #[map]
-static HYDRA_MEETINGS: Array<u32> = Array::with_max_entries(MEETINGS, 0);
+static HYDRA_MEETINGS: Array<u64> = Array::with_max_entries(Meetings::rows(131_072), BPF_F_MMAPABLE);
 
 /// There is no room for the entry.
 pub const FULL: u32 = 0;
@@ -50,43 +50,38 @@ const HEADER: u32 = 14;
 /// A flow's entry. Of an established one this is one look-up.
 #[inline(always)]
 pub fn find(key: &FlowKey) -> Option<LiveFlow> {
-    let first = if met(key) { HYDRA_FLOWS.get_ptr_mut(key) } else { None };
-    let found = match first {
+    if !met(key) {
+        return None;
+    }
+    let found = match HYDRA_FLOWS.get_ptr_mut(key) {
         None if spilled() => HYDRA_SPILL.get_ptr_mut(key),
         found => found,
     };
     found.and_then(NonNull::new).map(LiveFlow::new)
 }
 
-/// Whether there may be an entry in the first table.
+/// Whether there may be an entry.
 #[inline(always)]
 fn met(key: &FlowKey) -> bool {
-    let [one, other] = share::meetings(key);
-    let (Some(one), Some(other)) = (HYDRA_MEETINGS.get_ptr(one), HYDRA_MEETINGS.get_ptr(other)) else {
-        return true;
-    };
-    // SAFETY: aligned values that live as long as the program; others change them in one instruction.
-    unsafe { ptr::read_volatile(one) | ptr::read_volatile(other) != 0 }
+    let place = Place::of(key);
+    match HYDRA_MEETINGS.get_ptr(Meetings::from_word(word(Word::Meetings)).read(place)) {
+        // SAFETY: an aligned value that lives as long as the program; others change it in one instruction.
+        Some(row) => unsafe { ptr::read_volatile(row) & place.bit != 0 },
+        None => true,
+    }
 }
 
 global!(
-/// One more, before the entry is there, or one less, after it is gone.
-fn meet = hydra_meet(key: of FlowKey, opener: plain u32, n: plain u32) {
-    if let Some(p) = HYDRA_MEETINGS.get_ptr_mut(share::meeting(key, opener as u8)) {
-        // SAFETY: an aligned value that lives as long as the program.
-        unsafe { core::arch::asm!("lock *(u32 *)({p} + 0) += {n}", p = in(reg) p, n = in(reg) n) };
+/// Notes that there may be an entry: in both banks, before it is there, and in the same run of the program. The agent waits for runs.
+fn meet = hydra_meet(key: of FlowKey) {
+    let (meetings, place) = (Meetings::from_word(word(Word::Meetings)), Place::of(key));
+    for bank in 0..2 {
+        if let Some(row) = HYDRA_MEETINGS.get_ptr_mut(meetings.of(bank, place)) {
+            // SAFETY: an aligned value that lives as long as the program.
+            unsafe { core::arch::asm!("lock *(u64 *)({p} + 0) |= {n}", p = in(reg) row, n = in(reg) place.bit) };
+        }
     }
 });
-
-/// Who opened it. Read by itself: the compiler, left to itself, has one branch for this and for [`share::source`], and moves that in bytes.
-#[inline(always)]
-fn opener(flow: *const Flow) -> u32 {
-    // SAFETY: an entry lives until the program ends.
-    u32::from(unsafe { ptr::read_volatile(&raw const (*flow).opener) })
-}
-
-const MORE: u32 = 1;
-const LESS: u32 = u32::MAX;
 
 /// Whether there may be anything in the second table.
 #[inline(always)]
@@ -186,22 +181,18 @@ pub fn begin = hydra_begin(key: of FlowKey, fresh: into Flow) -> u32 or FULL; {
     if spilled() && HYDRA_SPILL.get_ptr(key).is_some() {
         return THERE;
     }
+    meet(key);
     let source = share::source(key, fresh);
     let counted = fresh.counted;
     if admitted(&source, counted) {
-        meet(key, opener(fresh), MORE);
         match HYDRA_FLOWS.insert(key, &*fresh, u64::from(BPF_NOEXIST)) {
             Ok(()) => {
                 more(&source);
                 add(Word::Used, 1);
                 return MADE;
             }
-            Err(why) => {
-                meet(key, opener(fresh), LESS);
-                if why == EEXIST {
-                    return THERE;
-                }
-            }
+            Err(EEXIST) => return THERE,
+            Err(_) => {}
         }
     } else if HYDRA_FLOWS.get_ptr(key).is_some() {
         return THERE;
@@ -221,7 +212,7 @@ pub fn begin = hydra_begin(key: of FlowKey, fresh: into Flow) -> u32 or FULL; {
     }
 });
 
-/// Writes a new entry over the one that was there: [`MADE`], [`THERE`] where another CPU is about to, or [`FULL`].
+/// Writes a new entry over the one that [`begin`] has found: [`MADE`], [`THERE`] where another CPU is about to, or [`FULL`].
 #[inline(always)]
 pub fn replace(key: &FlowKey, fresh: &mut Flow) -> u32 {
     match over(key, fresh) {
@@ -241,14 +232,10 @@ fn over = hydra_replace(key: of FlowKey, fresh: into Flow) -> u32 or FULL; {
         // SAFETY: the entry lives until the program ends; nobody changes these fields of it.
         let old = share::source(key, unsafe { &*live });
         let new = share::source(key, fresh);
-        let began_by = opener(live);
-        meet(key, opener(fresh), MORE);
         if HYDRA_FLOWS.insert(key, &*fresh, 0).is_err() {
-            meet(key, opener(fresh), LESS);
             release(live, began);
             return FULL;
         }
-        meet(key, began_by, LESS);
         if old != new {
             less(&old);
             more(&new);
@@ -279,14 +266,11 @@ pub fn end = hydra_end(key: of FlowKey, began: plain u64, seen: plain u64) -> u3
     {
         if claim(live, began) && still(HYDRA_FLOWS.get_ptr_mut(key), live, began) {
             // SAFETY: the entry lives until the program ends; nobody changes these fields of it.
-            let began_by = opener(live);
-            // SAFETY: as above.
             let source = share::source(key, unsafe { &*live });
             if HYDRA_FLOWS.remove(key).is_err() {
                 release(live, began);
                 return 0;
             }
-            meet(key, began_by, LESS);
             less(&source);
             add(Word::Used, -1);
             return 1;

@@ -18,9 +18,9 @@ use hydra_common::ABI;
 use hydra_common::address::Address;
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::names::{
-    BUCKETS, FLOWS, FRAGMENTS, MEETINGS, PREDROP_PROGRAM, PROGRAMS, PUBLISHED, REASONS, SHARES, SPILL, TABLE,
+    BUCKETS, FLOWS, FRAGMENTS, PREDROP_PROGRAM, PROGRAMS, PUBLISHED, REASONS, SHARES, SPILL, TABLE,
 };
-use hydra_common::share::{self, Word};
+use hydra_common::share::Word;
 use hydra_common::tables::{BucketKey, Count, DropKey, Fragment, FragmentKey, Publish, PublishKey};
 use hydra_common::verdict::{Hook, Reason, Verdict};
 
@@ -95,7 +95,6 @@ pub struct Runner {
     fragments: HashMap<MapData, FragmentKey, Fragment>,
     published: HashMap<MapData, PublishKey, Publish>,
     drops: Drops,
-    meetings: Array<MapData, u32>,
     reasons: PerCpuArray<MapData, Count>,
     /// The flow table was seen empty: looking through it costs more than a frame does.
     empty: bool,
@@ -153,7 +152,6 @@ impl Runner {
             fragments: map(FRAGMENTS)?.try_into()?,
             published: map(PUBLISHED)?.try_into()?,
             drops: Drops::open(&root.join("maps"))?,
-            meetings: map(MEETINGS)?.try_into()?,
             reasons: map(REASONS)?.try_into()?,
             empty: false,
             datapath: None,
@@ -211,7 +209,7 @@ impl Runner {
         }
         let keys: Vec<FlowKey> = self.flows.keys().collect::<Result<_, _>>()?;
         for key in keys {
-            self.remove(&key)?;
+            self.flows.remove(&key)?;
         }
         let keys: Vec<FlowKey> = self.spill.keys().collect::<Result<_, _>>()?;
         for key in keys {
@@ -222,15 +220,6 @@ impl Runner {
             self.shares.remove(&source)?;
         }
         Ok(self.words.set(Word::Used as u32, 0, 0)?)
-    }
-
-    /// Takes an entry out of the first table, if it is there, and does as the kernel's programs do where they take one out.
-    fn remove(&mut self, key: &FlowKey) -> Result<()> {
-        let Ok(flow) = self.flows.get(key, 0) else { return Ok(()) };
-        self.flows.remove(key)?;
-        let place = share::meeting(key, flow.opener);
-        let counted = self.meetings.get(&place, 0)?;
-        Ok(self.meetings.set(place, counted.saturating_sub(1), 0)?)
     }
 
     /// Forgets the first pieces of datagrams.

@@ -10,7 +10,7 @@ use hydra_common::address::Address;
 use hydra_common::event::EventWindow;
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::names;
-use hydra_common::share::{MEETINGS, WORDS};
+use hydra_common::share::{Meetings, WORDS};
 use hydra_common::tables::{
     BucketKey, Cell, Cgroup, CgroupKey, Count, DROP_SLOTS, Decision, DropKey, DropSlot, Endpoint, Fragment,
     FragmentKey, GAUGES, Head, IdentityRow, Interval, Limit, Link, MAX_LIMITS, PrefixData, PrefixRow,
@@ -44,7 +44,7 @@ fn maps() -> BTreeMap<&'static str, (bpf_map_type, usize, usize)> {
         (names::SPILL, (BPF_MAP_TYPE_LRU_HASH, size_of::<FlowKey>(), size_of::<Flow>())),
         (names::SHARES, (BPF_MAP_TYPE_LRU_HASH, size_of::<Address>(), 8)),
         (names::TABLE, (ARRAY, 4, 8)),
-        (names::MEETINGS, (ARRAY, 4, 4)),
+        (names::MEETINGS, (ARRAY, 4, 8)),
         (names::DROP_SLOTS, (PERCPU, 4, size_of::<DropSlot>())),
         (names::TRAFFIC, (PERCPU, 4, size_of::<Count>())),
         (names::DROPS, (BPF_MAP_TYPE_PERCPU_HASH, size_of::<DropKey>(), size_of::<Count>())),
@@ -77,7 +77,7 @@ fn counters_have_room_for_everything_that_is_counted() {
     assert!(object.maps[names::GAUGES].max_entries() >= GAUGES);
     assert!(object.maps[names::LIMITED].max_entries() >= MAX_LIMITS);
     assert!(object.maps[names::TABLE].max_entries() >= WORDS);
-    assert_eq!(object.maps[names::MEETINGS].max_entries(), MEETINGS);
+    assert_eq!(object.maps[names::MEETINGS].max_entries(), Meetings::rows(131_072));
     assert_eq!(object.maps[names::DROP_SLOTS].max_entries(), DROP_SLOTS);
     assert!(object.maps[names::TRAFFIC].max_entries() >= TRAFFIC_CELLS);
 }

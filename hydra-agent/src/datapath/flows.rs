@@ -1,5 +1,5 @@
 //! Goes round the flow table: takes silent flows out, a few thousand entries at a time, and at once those of containers that are gone;
-//! counts what each source has.
+//! counts what each source has, and fills the bits anew that say where there may be entries.
 //!
 //! What is taken out is read here and removed by a program in the kernel, which looks whether it still is what was read: between a look
 //! and a removal by system call the next flow of the same ends could have come. So that no packet is under way with an entry that is
@@ -20,6 +20,7 @@ use zerocopy::IntoBytes;
 
 use super::error::DatapathError;
 use super::maps::{BATCH, Batch, Table};
+use super::places::Places;
 use super::raw::{self, Cursor};
 use super::room::Words;
 use super::store::open;
@@ -32,16 +33,13 @@ const PACE: u64 = 10_000_000_000;
 /// A count that is off by less is left: entries come and go while the table is read.
 const SLACK: u64 = 64;
 
-/// A counter of entries that had lost some: far from 0, whatever comes and goes.
-pub(super) const LOST: u32 = 1 << 30;
-
 /// Goes round the flow table. Verdicts do not need it: an entry that was silent for too long lets nothing pass. Its room does.
 #[derive(Debug)]
 pub struct Collector {
     first: Table<FlowKey, Flow>,
     second: Table<FlowKey, Flow>,
     shares: Table<Address, u64>,
-    meetings: Table<u32, u32>,
+    places: Places,
     words: Words,
     program: OwnedFd,
     cursor: Cursor,
@@ -56,6 +54,8 @@ pub struct Collector {
 struct Round {
     /// The first table is done; what [`Word::Spilled`] was then.
     second: Option<u64>,
+    /// The bank of [`Places`] that gets what is read.
+    filling: Option<u32>,
     /// Entries of the second table.
     spilled: usize,
     /// Entries that stay in the first table, by source.
@@ -92,7 +92,7 @@ impl Datapath {
             first: open(&self.pins, names::FLOWS, Table::open)?,
             second: open(&self.pins, names::SPILL, Table::open)?,
             shares: open(&self.pins, names::SHARES, Table::open)?,
-            meetings: open(&self.pins, names::MEETINGS, Table::open)?,
+            places: Places::open(&self.pins)?,
             words: Words::open(&self.pins)?,
             program: self.programs.sweep.try_clone().map_err(|e| DatapathError::Load(e.to_string()))?,
             cursor: Cursor::default(),
@@ -151,24 +151,31 @@ impl Collector {
 
     /// The same at another time (nanoseconds of the monotonic clock), for tests.
     pub fn step_at(&mut self, now: u64) -> io::Result<Collected> {
+        let stepped = self.go_on(now);
+        if stepped.is_err() {
+            // What this round has not read may be missing from its bits.
+            (self.round, self.cursor) = (Round::default(), Cursor::default());
+        }
+        stepped
+    }
+
+    fn go_on(&mut self, now: u64) -> io::Result<Collected> {
         if self.round.before.is_none() {
+            self.round.filling = self.places.begin(&self.words)?;
             self.round.before = Some(self.counted()?);
             self.next = raw::monotonic().saturating_add(PACE);
         }
-        // Before the entries: one that was there all the time must be counted in this.
-        let met = self.meetings.range(0, share::MEETINGS as usize)?;
         let table = if self.round.second.is_none() { &self.first } else { &self.second };
         let more = table.some(&mut self.cursor, &mut self.batch)?;
+        if self.batch.singly {
+            self.round.filling = None;
+        }
         let entries = self.batch.entries();
         let seen = entries.len();
-        let (mut silent, mut unmet) = (Vec::new(), BTreeSet::new());
+        let mut silent = Vec::new();
         for (key, flow) in entries {
-            let place = share::meeting(key, flow.opener);
-            if self.round.second.is_none()
-                && met[place as usize] == 0
-                && (1..now.saturating_sub(GRACE)).contains(&flow.created)
-            {
-                unmet.insert(place);
+            if let Some(bank) = self.round.filling {
+                self.places.fill(bank, key);
             }
             if track::expired(flow, key.protocol, now.saturating_sub(GRACE)) {
                 silent.push(Sweep { key: *key, created: flow.created, seen: flow.seen });
@@ -180,10 +187,6 @@ impl Collector {
             self.round.spilled += seen;
         } else {
             self.round.used += (seen - silent.len()) as u64;
-        }
-        for place in unmet {
-            // Somebody else's hand: packets of these flows are not found. From here on always looked for.
-            self.meetings.put(&place, &LOST)?;
         }
         let removed = self.sweep(&silent)?;
         if more {
@@ -206,6 +209,9 @@ impl Collector {
     /// Ends a round. What the kernel counts is exact but where it forgot a source: put right here where it did not move meanwhile.
     fn finish(&mut self) -> io::Result<()> {
         let round = std::mem::take(&mut self.round);
+        if let Some(bank) = round.filling {
+            self.places.read(&self.words, bank)?;
+        }
         if let (Some(word), 0) = (round.second, round.spilled) {
             self.words.put(Word::Empty, word)?;
         }

@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use hydra_common::names;
+use hydra_common::share::{Meetings, Word};
 use hydra_common::verdict::Hook;
-use hydra_common::{names, share};
 use tracing::warn;
 
 use super::error::{DatapathError, table};
-use super::flows;
 use super::maps::Table;
 use super::pins::{self, Pins};
 use super::raw::{self, GracePeriod};
-use super::room::Room;
+use super::room::{Room, Words};
 use super::store;
 
 /// The compiled programs, aligned as an ELF file must be.
@@ -104,13 +104,22 @@ pub fn load(pins: &Pins, room: Room, object: &[u8]) -> Result<Programs, Datapath
     {
         return Ok(programs);
     }
+    let there = |name: &&str| before.contains(*name);
+    let entries = [names::FLOWS, names::SPILL].iter().any(there);
+    // Bits that are newer than entries, and programs that set others than those, know nothing of them: from here on each is looked for.
+    let lost = entries && ![names::FLOWS, names::SPILL, names::TABLE, names::MEETINGS].iter().all(there);
+    let say = |word: u64| {
+        let words = Words::open(pins)?;
+        words.put(Word::Meetings, word).map_err(table("write", "flow table's words"))
+    };
+    if lost && there(&names::TABLE) {
+        // Whoever comes after a crash finds all maps there.
+        say(0)?;
+    }
     let result = create(pins, room, object, &directory).and_then(|programs| {
-        let there = |name: &str| before.contains(name);
-        if there(names::FLOWS) && !there(names::MEETINGS) {
-            // Counters that are newer than the entries: each of them is always looked for.
-            let meetings: Table<u32, u32> = store::open(pins, names::MEETINGS, Table::open)?;
-            let lost = vec![flows::LOST; share::MEETINGS as usize];
-            meetings.put_range(0, &lost).map_err(table("write", "meetings"))?;
+        if lost || !entries {
+            let bits: Table<u32, u64> = store::open(pins, names::MEETINGS, Table::open)?;
+            say(Meetings::new(bits.room(), (!lost).then_some(0)).word())?;
         }
         Ok(programs)
     });
@@ -157,7 +166,7 @@ fn check_layout(pins: &Pins, object: &[u8]) -> Result<(), DatapathError> {
             ("flags", found.flags, wanted.map_flags()),
         ] {
             // Those are the setting's.
-            if field == "size" && [names::FLOWS, names::SPILL].contains(&name) {
+            if field == "size" && [names::FLOWS, names::SPILL, names::MEETINGS].contains(&name) {
                 continue;
             }
             if found != expected {
@@ -182,7 +191,7 @@ fn adopt(pins: &Pins, directory: &Path) -> Result<Option<Programs>, DatapathErro
     let Some(programs) = pinned(directory, &names::PROGRAMS, kind, &numbers(pins, &tables)?)? else {
         return Ok(None);
     };
-    let tables = [names::FLOWS, names::TABLE, names::MEETINGS];
+    let tables = [names::FLOWS, names::SPILL, names::TABLE];
     let sweep = pinned(directory, &[names::SWEEP_PROGRAM], kind, &numbers(pins, &tables)?)?;
     let Some((sweep, _)) = sweep.and_then(|mut all| all.pop()) else { return Ok(None) };
     let mut maps = Vec::new();
@@ -260,6 +269,7 @@ fn create(pins: &Pins, room: Room, object: &[u8], directory: &Path) -> Result<Pr
     let broken = |e: &dyn std::error::Error| DatapathError::Load(chain(e));
     let mut loader = loader(pins);
     loader.map_max_entries(names::FLOWS, room.flows).map_max_entries(names::SPILL, room.spill());
+    loader.map_max_entries(names::MEETINGS, room.meetings());
     let mut ebpf = loader.load(object).map_err(|e| broken(&e))?;
     // Pinned beside the final place and moved there whole: a crash leaves no half set under the object's name.
     let new = directory.with_file_name(format!("{}-new", fingerprint(object)));

@@ -139,6 +139,7 @@ impl<K: Bytes, V: Bytes> Table<K, V> {
                 Err(e) if e.raw_os_error() == Some(libc::ENOSPC) && room < 1 << 20 => room *= 4,
                 Err(e) if raw::no_batches(&e) => {
                     self.one_by_one(batch)?;
+                    batch.singly = true;
                     return Ok(false);
                 }
                 Err(e) => return Err(e),
@@ -172,11 +173,13 @@ pub struct Batch<K, V> {
     keys: Vec<K>,
     values: Vec<V>,
     count: usize,
+    /// The kernel has no batches: what was there all the time may be missing.
+    pub singly: bool,
 }
 
 impl<K, V> Default for Batch<K, V> {
     fn default() -> Self {
-        Self { keys: Vec::new(), values: Vec::new(), count: 0 }
+        Self { keys: Vec::new(), values: Vec::new(), count: 0, singly: false }
     }
 }
 

@@ -18,6 +18,7 @@ mod left;
 mod load;
 mod maps;
 mod pins;
+mod places;
 mod predrop;
 mod purge;
 mod raw;

@@ -14,10 +14,12 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+mod bits;
 mod map;
 mod run;
 mod stand_in;
 
+pub use bits::Bits;
 pub use map::{Cursor, GracePeriod, Map, no_batches};
 pub use run::run;
 pub use stand_in::{StandIn, idle};

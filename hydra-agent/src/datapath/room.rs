@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::names;
-use hydra_common::share::Word;
+use hydra_common::share::{Meetings, Word};
 use tracing::warn;
 
 use super::error::{DatapathError, table};
@@ -41,14 +41,18 @@ impl Room {
         self.flows / 4
     }
 
+    /// Rows of bits that say where there may be entries.
+    pub const fn meetings(self) -> u32 {
+        Meetings::rows(self.flows)
+    }
+
     /// Bytes of kernel memory that both tables take: an element's head, key and value, and 16 bytes for each bucket (`htab_elem` and
-    /// `bucket` of `kernel/bpf/hashtab.c`).
+    /// `bucket` of `kernel/bpf/hashtab.c`); and those bits.
     fn bytes(self) -> u64 {
         let element = 48 + size_of::<FlowKey>() as u64 + size_of::<Flow>() as u64;
-        [self.flows, self.spill()]
-            .map(|n| u64::from(n) * element + u64::from(n.next_power_of_two()) * 16)
-            .iter()
-            .sum()
+        let tables = [self.flows, self.spill()];
+        let tables = tables.map(|n| u64::from(n) * element + u64::from(n.next_power_of_two()) * 16);
+        tables.iter().sum::<u64>() + u64::from(self.meetings()) * 8
     }
 
     /// Refuses what the machine has no memory for, where the tables are still to be made: the kernel would push everybody else out first.

@@ -64,7 +64,9 @@ impl<'a> Sweep<'a> {
             right &= entry.is_some_and(|flow| {
                 flow.rule == wanted.rule && Verdict::from_row(flow.verdict) == wanted.verdict
             });
-            self.runner.remove(key)?;
+            if entry.is_some() {
+                self.runner.flows.remove(key)?;
+            }
         }
         if let Some(key) = &wanted.fragment {
             right &= self.runner.fragments.remove(key).is_ok();

@@ -4,5 +4,6 @@
 
 mod cleaning;
 mod near;
+mod places;
 mod pressure;
 mod support;

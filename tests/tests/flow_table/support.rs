@@ -7,6 +7,7 @@ use aya::maps::{Array, HashMap, Map, MapData};
 use hydra_agent::datapath::Room;
 use hydra_agent::policy::rows::Numbers;
 use hydra_common::flow::{Flow, FlowKey};
+use hydra_common::share::{Meetings, Place, Word};
 use hydra_common::verdict::Hook;
 use hydra_common::{ABI, names};
 use hydra_tests::deployment::Deployment;
@@ -116,14 +117,55 @@ pub fn first(stage: &Stage) -> HashMap<MapData, FlowKey, Flow> {
     pinned(stage, names::FLOWS).try_into().unwrap()
 }
 
+/// The second, likewise.
+pub fn second(stage: &Stage) -> HashMap<MapData, FlowKey, Flow> {
+    pinned(stage, names::SPILL).try_into().unwrap()
+}
+
 /// The words that kernel and agent share, likewise.
 pub fn words(stage: &Stage) -> Array<MapData, u64> {
     pinned(stage, names::TABLE).try_into().unwrap()
 }
 
-/// What says where there are entries at all, likewise.
-pub fn meetings(stage: &Stage) -> Array<MapData, u32> {
-    pinned(stage, names::MEETINGS).try_into().unwrap()
+/// The bits that say where there may be entries, likewise, and what says which of them are read.
+pub struct Bits {
+    rows: Array<MapData, u64>,
+    pub meetings: Meetings,
+}
+
+impl Bits {
+    pub fn of(stage: &Stage) -> Self {
+        let word = words(stage).get(&(Word::Meetings as u32), 0).unwrap();
+        let rows = pinned(stage, names::MEETINGS).try_into().unwrap();
+        Self { rows, meetings: Meetings::from_word(word) }
+    }
+
+    /// Whether a key may have an entry.
+    pub fn met(&self, key: &FlowKey) -> bool {
+        let place = Place::of(key);
+        self.rows.get(&self.meetings.read(place), 0).unwrap() & place.bit != 0
+    }
+
+    /// Says that it has none.
+    pub fn forget(&mut self, key: &FlowKey) {
+        let row = self.meetings.read(Place::of(key));
+        self.rows.set(row, 0, 0).unwrap();
+    }
+
+    /// Says that it may have one.
+    pub fn note(&mut self, key: &FlowKey) {
+        let place = Place::of(key);
+        let row = self.meetings.read(place);
+        let bits = self.rows.get(&row, 0).unwrap() | place.bit;
+        self.rows.set(row, bits, 0).unwrap();
+    }
+
+    /// Bits of the bank that is read.
+    pub fn count(&self) -> u32 {
+        let each = self.meetings.each();
+        let first = self.meetings.bank().unwrap() * each;
+        (first..first + each).map(|row| self.rows.get(&row, 0).unwrap().count_ones()).sum()
+    }
 }
 
 fn pinned(stage: &Stage, name: &str) -> Map {
