@@ -52,7 +52,7 @@ impl Meetings {
     /// Rows of both banks for a first table of so many entries: a power of two.
     #[must_use]
     pub const fn rows(flows: u32) -> u32 {
-        2 * (flows * Self::PLACES / u64::BITS).next_power_of_two()
+        2 * flows.div_ceil(u64::BITS / Self::PLACES).next_power_of_two()
     }
 
     /// Of so many rows, as [`Self::rows`] gives them. `bank`: the one that is read; none: it is not known where entries are, and each

@@ -255,7 +255,7 @@ fn a_flow_table_that_memory_does_not_hold_is_refused() {
     apart(|bpffs| {
         let flows = u32::MAX / 2;
         let error = Datapath::open_with(bpffs, Mechanism::Auto, Room { flows, share: 25 }).unwrap_err();
-        assert!(error.to_string().starts_with("a table of 2147483647 flows takes 552960 MiB"), "{error}");
+        assert!(error.to_string().starts_with("a table of 2147483647 flows takes 561152 MiB"), "{error}");
         assert!(error.hint().unwrap().contains("`flows: "));
         let made = std::fs::read_dir(root(bpffs).join("maps")).unwrap().count();
         assert_eq!(made, 0);
