@@ -201,13 +201,12 @@ fn code(does: Does, count: i32) -> Vec<[u8; 8]> {
         [operation, to | from << 4, o[0], o[1], i[0], i[1], i[2], i[3]]
     };
     let (mark, verdict) = match does {
-        Does::Pass => (None, -1),
+        Does::Pass | Does::CountCopies | Does::SendCopies { .. } => (None, -1),
         Does::Accept => (None, 0),
         Does::Drop => (None, 2),
         Does::Mark(mark) => (Some(mark), -1),
         Does::MarkAndAccept(mark) => (Some(mark), 0),
         Does::Xdp => (None, XDP_PASS),
-        Does::CountCopies | Does::SendCopies { .. } => (None, -1),
     };
     let mut code = vec![instruction(0xbf, 6, 1, 0, 0)]; // r6 = context
     if matches!(does, Does::CountCopies | Does::SendCopies { .. }) {

@@ -1,6 +1,6 @@
 //! What this host sends to a group comes back to it: a copy by the kernel, without an Ethernet header, at the ingress of the interface that
 //! it goes out by. Its processes hear each other as without hydra, and no container makes such a copy.
-#![allow(clippy::unwrap_used, reason = "a test that can't go on ends here")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on ends here")]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
