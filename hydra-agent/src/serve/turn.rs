@@ -4,11 +4,13 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 use tokio::time::MissedTickBehavior;
 
 use super::agent::Agent;
 use super::apply::Asked;
 use super::{RunError, file, systemd};
+use crate::datapath;
 use crate::diagnostic::{Diagnostics, Severity};
 use crate::inventory::Inventory;
 use crate::inventory::snapshot::Snapshot;
@@ -21,6 +23,8 @@ const UPKEEP: u32 = 4;
 /// The first wait after the kernel refused something; doubled up to [`LONGEST_WAIT`]. New containers wait with it, closed.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// After the last apply: memory that the next one would take again is not given back before it.
+const SPENT: Duration = Duration::from_secs(10);
 
 /// SIGTERM and SIGINT end the process, SIGHUP takes the policy file over.
 pub(super) struct Signals {
@@ -56,11 +60,13 @@ pub(super) struct Loop {
     retry: Option<Instant>,
     ready: bool,
     ticks: u32,
+    /// When a text was read last whose memory is not given back yet.
+    spent: Option<Instant>,
 }
 
 impl Loop {
     pub fn new(agent: Agent, inventory: Inventory, queue: mpsc::Receiver<Command>) -> Self {
-        Self { agent, inventory, queue, wait: FIRST_WAIT, retry: None, ready: false, ticks: 0 }
+        Self { agent, inventory, queue, wait: FIRST_WAIT, retry: None, ready: false, ticks: 0, spent: None }
     }
 
     /// The policy in force, then the policy file if it has to be taken over. Only without any policy in force is a refusal the end.
@@ -154,6 +160,9 @@ impl Loop {
         if self.ticks.is_multiple_of(UPKEEP) {
             self.agent.kernel.collect();
             self.agent.flush();
+            if self.spent.take_if(|since| since.elapsed() >= SPENT).is_some() {
+                spawn_blocking(datapath::give_memory_back);
+            }
         }
         systemd::alive();
     }
@@ -189,6 +198,7 @@ impl Loop {
     async fn apply(&mut self, asked: Asked) -> Result<ApplyReport, ApplyError> {
         let dry_run = asked.dry_run;
         let done = self.agent.apply(asked, self.inventory.observe()).await;
+        self.spent = Some(Instant::now());
         if matches!(done, Err(ApplyError::Kernel(_))) {
             // The tables may be half written in the bank that nothing reads: the next pass puts them in order.
             self.retry = Some(Instant::now() + self.wait);
