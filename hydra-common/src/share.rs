@@ -101,7 +101,7 @@ impl Meetings {
     #[inline(always)]
     pub const fn read(self, place: Place) -> u32 {
         // From the bank's end: without one that wraps.
-        ((self.0 >> 32) as u32).wrapping_sub(1).wrapping_sub(place.row & self.0 as u32)
+        ((self.0 >> 32) as u32).wrapping_sub(1).wrapping_sub(self.among(place))
     }
 
     /// The row of a bank.
@@ -109,13 +109,20 @@ impl Meetings {
     #[inline(always)]
     pub const fn of(self, bank: u32, place: Place) -> u32 {
         let each = self.each();
-        each.wrapping_mul(1 + bank).wrapping_sub(1).wrapping_sub(place.row & self.0 as u32)
+        each.wrapping_mul(1 + bank).wrapping_sub(1).wrapping_sub(self.among(place))
+    }
+
+    /// Which of a bank's rows: by the highest bits, which all of a key has a part in.
+    #[inline(always)]
+    const fn among(self, place: Place) -> u32 {
+        (place.row as u64 * (1 + (self.0 as u32) as u64) >> 32) as u32
     }
 }
 
 /// The place of a key among [`Meetings`]. Others may have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
+    /// A fraction of all rows, of 2^32.
     row: u32,
     /// The bit in its row.
     pub bit: u64,
@@ -128,10 +135,11 @@ impl Place {
     pub fn of(key: &FlowKey) -> Self {
         // Odd numbers with as many ones as zeros (the golden ratio, and two of SplitMix64). Of a product the high bits count; two of them and
         // a sum without carries, or what differs in its ports alone would meet what does so too everywhere or nowhere.
-        let ends = key.a.low().wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ key.b.low().rotate_left(32);
+        let (a, b) = (key.a.low().wrapping_add(key.a.high()), key.b.low().wrapping_add(key.b.high()));
+        let ends = a.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ b.rotate_left(16);
         let mixed = ends ^ key.last().wrapping_mul(0x94d0_49bb_1331_11eb);
         let mixed = mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        Self { row: (mixed >> 38) as u32, bit: 1 << (mixed >> 32 & 63) }
+        Self { row: (mixed >> 32) as u32, bit: 1 << (mixed >> 32 & 63) }
     }
 }
 
@@ -215,7 +223,7 @@ pub const fn number(count: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, HashMap, VecDeque};
+    use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
     use std::vec::Vec;
 
     use super::*;
@@ -326,7 +334,7 @@ mod tests {
         let (first, second) = (Meetings::new(rows, Some(0)), Meetings::new(rows, Some(1)));
         assert_eq!((first.bank(), second.bank(), first.each()), (Some(0), Some(1), rows / 2));
         assert_eq!(Meetings::from_word(second.word()), second);
-        let mut places = std::collections::BTreeSet::new();
+        let mut places = BTreeSet::new();
         for n in 0..65_536u32 {
             let (key, _) = FlowKey::of(address(1), n as u16, address(2), 5432, 6);
             let place = Place::of(&key);
@@ -345,6 +353,46 @@ mod tests {
             });
             let met = met.count();
             assert!((1_400..2_800).contains(&met), "{met} of 65,536 at {closed}");
+        }
+    }
+
+    /// Programs of other builds have set bits by it in the same rows: another hash is another layout.
+    #[test]
+    fn a_key_s_place_stays_while_the_layout_s_number_does() {
+        let rows = Meetings::new(Meetings::rows(131_072), Some(0));
+        let at =
+            |(key, _): (FlowKey, Side)| (rows.read(Place::of(&key)), Place::of(&key).bit.trailing_zeros());
+        let v6 = |last| Address::v6([0x20, 1, 0xd, 0xb8, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, last]);
+        assert_eq!(crate::ABI, 5, "then these may be others");
+        assert_eq!(at(FlowKey::of(address(1), 40_000, address(2), 5432, 6)), (13_074, 16));
+        assert_eq!(at(FlowKey::of(v6(1), 40_000, v6(2), 53, 17)), (30_854, 51));
+    }
+
+    #[test]
+    fn what_differs_in_its_network_alone_has_another_place() {
+        for flows in [1_024, 131_072] {
+            let rows = Meetings::new(Meetings::rows(flows), Some(0));
+            let places = |keys: &mut dyn Iterator<Item = (Address, Address)>| {
+                let at = |(a, b)| Place::of(&FlowKey::of(a, 1_000, b, 53, 17).0);
+                keys.map(at).map(|place| (rows.read(place), place.bit)).collect::<BTreeSet<_>>().len()
+            };
+            let v4 = |n: u16| Address::v4([(n >> 8) as u8, n as u8, 2, 3]);
+            let v6 = |n: u16| {
+                let [high, low] = n.to_be_bytes();
+                Address::v6([0x20, 1, 0xd, 0xb8, 0, 0, high, low, 0, 0, 0, 0, 0, 0, 0, 1])
+            };
+            let all = 1_024;
+            for (what, found) in [
+                ("the called network", places(&mut (0..all).map(|n| (address(1), v4(n + 0x1000))))),
+                (
+                    "the caller's",
+                    places(&mut (0..all).map(|n| (v4(n + 0x1000), Address::v4([250, 1, 1, 1])))),
+                ),
+                ("that of both, IPv6", places(&mut (0..all).map(|n| (v6(n), v6(n))))),
+                ("the called one's, IPv6", places(&mut (0..all).map(|n| (v6(0), v6(n))))),
+            ] {
+                assert!(found > 960, "{what}: {found} places of {all}, {flows} flows");
+            }
         }
     }
 

@@ -32,7 +32,7 @@ const TRIES: u32 = 8;
 /// `PACKET_HOST`: for this machine.
 const PACKET_HOST: u32 = 0;
 /// `PACKET_LOOPBACK`: see [`own_copy`].
-const PACKET_LOOPBACK: u32 = 5;
+pub const PACKET_LOOPBACK: u32 = 5;
 
 /// One frame at one hook.
 #[inline(always)]
@@ -50,8 +50,14 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     let now = coarse(tick);
     *at = At { hook, ifindex, ingress, mark, now };
     let at = &*at;
-    let plain = packet.plain(&frame);
-    let parsed = if plain {
+    // SAFETY: the context is valid while the program runs.
+    let looped = matches!(hook, Hook::PortIn) && unsafe { (*frame.raw()).pkt_type } == PACKET_LOOPBACK;
+    let plain = !looped && packet.plain(&frame);
+    let parsed = if looped {
+        // A container's copy for itself: a bridge does not take it, so that no other hook would see it on its way to this host.
+        skb::clear(packet);
+        Err(Reason::Malformed)
+    } else if plain {
         Ok(())
     } else {
         skb::clear(packet);
@@ -127,8 +133,7 @@ fn judged_before(hook: Hook, mark: u32) -> bool {
 /// by (`dev_loopback_xmit`; the interface of a VRF has what its own host sends to itself of that type, `vrf_local_xmit`).
 ///
 /// Neither programs nor netfilter can set the type (`skb_pkt_type_ok`). What a container sends has lost it when it arrives
-/// (`skb_scrub_packet`; by `bpf_redirect_peer`, which leads to a port's hook, only since Linux 6.15), and what has it is never bridged
-/// (`br_handle_frame`). What a container has sent to a group, and this host routes on, was judged for this host and goes `carried`;
+/// (`skb_scrub_packet`; by `bpf_redirect_peer`, which leads to a port's hook, only since Linux 6.15: there it is denied). What a container has sent to a group, and this host routes on, was judged for this host and goes `carried`;
 /// [`MARK_CHECKED`], it was not.
 #[inline(always)]
 fn own_copy(frame: &Frame<'_>, hook: Hook, mark: u32) -> bool {

@@ -178,10 +178,11 @@ fn created(live: *mut Flow) -> u64 {
 global!(
 /// Writes a new entry where there is none: [`MADE`], [`THERE`] or [`FULL`].
 pub fn begin = hydra_begin(key: of FlowKey, fresh: into Flow) -> u32 or FULL; {
+    // First of all: what is found here is written over by the same run.
+    meet(key);
     if spilled() && HYDRA_SPILL.get_ptr(key).is_some() {
         return THERE;
     }
-    meet(key);
     let source = share::source(key, fresh);
     let counted = fresh.counted;
     if admitted(&source, counted) {

@@ -11,18 +11,19 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::programs::{SkBuffContext, TcContext};
 use hydra_common::address::{Address, Mac};
+use hydra_common::decide::ends::LOOPBACK;
 use hydra_common::decide::lan::concerns;
 use hydra_common::decide::own::{left, own};
 use hydra_common::decide::{self, At, Outcome, Step, Way, counts, entry};
 use hydra_common::flow::Flow;
 use hydra_common::id::{Container, Identity};
-use hydra_common::names::{MARK_IDENTITY, MARK_LEFT, MARK_MASK, carried, carrier};
+use hydra_common::names::{MARK_CHECKED, MARK_IDENTITY, MARK_LEFT, MARK_MASK, carried, carrier};
 use hydra_common::packet::{Bytes, Chunk, Packet};
 use hydra_common::share;
 use hydra_common::tables::{Cgroup, CgroupKey, Count, Gauge, Tables as _};
 use hydra_common::verdict::{Hook, Verdict};
 
-use crate::act::{Made, add_atomic, end, limit, make, no_room, renew, touch};
+use crate::act::{Made, PACKET_LOOPBACK, add_atomic, end, limit, make, no_room, renew, touch};
 use crate::global::{decoded_unit, global};
 use crate::maps::{self, LiveFlow, Maps, Scratch};
 use crate::report::{drop_key, event, noteworthy};
@@ -132,16 +133,16 @@ fn ends_of(skb: *mut __sk_buff, source: &mut Address, destination: &mut Address)
 fn walk(skb: *mut __sk_buff, hook: Hook, row: &Cgroup, lan: u64, room: &mut Scratch) -> Verdict {
     let Scratch { at, packet, outcome, flow: fresh, .. } = room;
     // SAFETY: the context is valid while the program runs; the clock has no arguments.
-    let (ifindex, mark, now) = unsafe { ((*skb).ifindex, (*skb).mark, bpf_ktime_get_coarse_ns()) };
+    let (ifindex, kind, mark, now) =
+        unsafe { ((*skb).ifindex, (*skb).pkt_type, (*skb).mark, bpf_ktime_get_coarse_ns()) };
+    // The copy of what this host has sent to a group comes by the interface that it goes out by: see `act::own_copy`.
+    let copy = lan == 0 && kind == PACKET_LOOPBACK && mark & MARK_MASK != MARK_CHECKED;
+    let ifindex = if copy && matches!(hook, Hook::CgroupIn) { LOOPBACK } else { ifindex };
     *at = At { hook, ifindex, ingress: 0, mark, now };
     let at = &*at;
     skb::clear(packet);
     let parsed = decoded_unit(skb::parse_bare(skb, packet));
-    // SAFETY: as above.
-    if lan != 0
-        && matches!(hook, Hook::CgroupIn)
-        && matches!(unsafe { (*skb).pkt_type }, BROADCAST | MULTICAST)
-    {
+    if lan != 0 && matches!(hook, Hook::CgroupIn) && matches!(kind, BROADCAST | MULTICAST) {
         packet.destination_mac = Mac::BROADCAST;
     }
     let live = if lan == 0 {

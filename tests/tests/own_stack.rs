@@ -2,7 +2,7 @@
 //! judged as their tier's, and what else runs on the host is as it was.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on ends here")]
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use hydra_tests::agent::{Agent, write};
 use hydra_tests::caller::{Caller, How, Said};
@@ -126,6 +126,39 @@ fn what_a_unit_receives_is_judged_and_what_else_the_host_serves_is_not() {
     let flow = flow.unwrap_or_else(|| panic!("{flows:#}"));
     assert_eq!((&flow["rule"], &flow["verdict"]), (&"in".into(), &"allowed".into()), "{flow:#}");
     assert!(flow["reply_packets"].as_u64().unwrap() >= 2, "{flow:#}");
+}
+
+#[test]
+fn a_unit_hears_what_this_host_sends_to_all_of_a_network_where_it_may() {
+    let scene = Scene::new();
+    let mut proxy = scene.unit("proxy.service");
+    let _other = scene.unit("other.service");
+    proxy.listen(80).unwrap();
+    let answered = || {
+        let ask = || -> std::io::Result<bool> {
+            let socket = UdpSocket::bind("10.70.1.1:0")?;
+            socket.set_broadcast(true)?;
+            socket.set_read_timeout(Some(SILENCE))?;
+            socket.send_to(b"who is there", "10.70.1.255:80")?;
+            Ok(socket.recv(&mut [0; 64]).is_ok())
+        };
+        scene.lab.world.enter(HOST, ask).unwrap().unwrap()
+    };
+    assert!(answered(), "without hydra");
+    let rules = format!("{RULES}  - {{ name: back, from: proxy, to: host }}\n");
+    let agent = scene.agent(&policy(&rules));
+    assert!(answered(), "{:#}", agent.json(&scene.lab.world, &["drops"]).unwrap());
+    let closed = policy(&rules).replace("rules:", "defaults: { from-host: deny }\nrules:");
+    agent.apply(&scene.lab.world, &closed).unwrap();
+    assert!(!answered());
+    let drops = agent.json(&scene.lab.world, &["drops"]).unwrap();
+    let row = drops.as_array().unwrap().iter().find(|d| d["hook"] == "cgroup-in");
+    let row = row.unwrap_or_else(|| panic!("{drops:#}"));
+    assert_eq!(
+        (&row["reason"], &row["source_tier"], &row["destination_tier"]),
+        (&"from-host".into(), &"host".into(), &"proxy".into()),
+        "{row:#}"
+    );
 }
 
 #[test]

@@ -112,7 +112,7 @@ pub fn load(pins: &Pins, room: Room, object: &[u8]) -> Result<Programs, Datapath
         let words = Words::open(pins)?;
         words.put(Word::Meetings, word).map_err(table("write", "flow table's words"))
     };
-    if lost && there(&names::TABLE) {
+    if (lost || !entries) && there(&names::TABLE) {
         // Whoever comes after a crash finds all maps there.
         say(0)?;
     }
@@ -344,7 +344,13 @@ pub fn sockets(pins: &Pins, object: &[u8], programs: &mut Programs) -> Result<()
         (&names::PACKET_PROGRAMS[..], raw::PROG_CGROUP_SKB),
     ];
     let generation = number(pins, names::GENERATION)?;
-    let adopted = |(names, kind)| pinned(&programs.directory, names, kind, &[generation]);
+    // What these do with flows they do with the other programs' tables, or with nobody's.
+    let flows = [names::GENERATION, names::FLOWS, names::SPILL, names::TABLE, names::MEETINGS];
+    let tables = numbers(pins, &flows)?;
+    let adopted = |(names, kind)| {
+        let used = if kind == raw::PROG_CGROUP_SKB { &tables[..] } else { &[generation] };
+        pinned(&programs.directory, names, kind, used)
+    };
     let [mut sockets, mut packets] = [adopted(kinds[0])?, adopted(kinds[1])?];
     if sockets.is_none() || packets.is_none() {
         let mut ebpf = loader(pins).load(object).map_err(|e| DatapathError::Load(chain(&e)))?;

@@ -41,6 +41,10 @@ impl Places {
         let meetings = Meetings::from_word(words.get(Word::Meetings)?);
         // Programs that count where nobody reads may be left then: each entry is looked for until the tables are made anew.
         let Some(read) = meetings.bank() else { return Ok(None) };
+        if meetings.each().checked_mul(2) != Some(self.bits.count()) {
+            // The word is not of these rows.
+            return Ok(None);
+        }
         self.settle()?;
         let other = 1 - read;
         self.bits.clear(other * meetings.each(), meetings.each());

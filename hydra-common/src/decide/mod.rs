@@ -6,7 +6,7 @@
 //! In the kernel every function that is not inlined is one of the object's own, and an [`Outcome`] lives in a map: what went through
 //! memory is one state to the verifier, where registers would be many.
 
-mod ends;
+pub mod ends;
 pub mod fragment;
 pub mod lan;
 mod limit;
