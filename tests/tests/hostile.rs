@@ -106,6 +106,16 @@ fn cases() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("nested mappings", deep("{ a: ", "}", 500_000).into(), "deep"),
         ("nested blocks", blocks.into(), "deep"),
         ("nested dashes", dashes.into(), "deep"),
+        (
+            "lists in lists by dashes",
+            format!("version: 1\ntiers:\n{}", fill(&format!("  {}x\n", "- ".repeat(29)))).into(),
+            "too many",
+        ),
+        (
+            "entries in lists by dashes",
+            format!("version: 1\nrules:\n{}", fill(&format!("  - {}x\n", "- ".repeat(28)))).into(),
+            "too many",
+        ),
         ("a list of nothing", format!("version: 1\ntiers: [{}]\n", fill(",")).into(), ""),
         ("a list of small things", format!("version: 1\ntiers: [{}]\n", fill("a,")).into(), ""),
         ("a mapping of small things", format!("version: 1\ntiers: {{{}}}\n", fill("a: b,")).into(), ""),

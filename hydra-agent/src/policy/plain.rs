@@ -33,7 +33,7 @@ pub(super) fn read(text: &str) -> Option<Node<'_>> {
 fn read_in(text: &str, pieces: usize) -> Option<Node<'_>> {
     match Pieces::of(text, pieces) {
         Some(pieces) => pieces.read(),
-        None => Piece::of(text, 0).map(|piece| piece.node),
+        None => Piece::of(text, 0, 0).map(|piece| piece.node),
     }
 }
 
@@ -92,9 +92,9 @@ impl<'t> Pieces<'t> {
                 (text, first)
             })
             .collect();
-        let (others, first) = both("hydra-reader", || side_by_side(&later), || Piece::of(head, 0));
+        let (others, first) = both("hydra-reader", || side_by_side(&later), || Piece::of(head, 0, 0));
         let (first, others) = (first?, others?);
-        let rest = if tail.is_empty() { None } else { Some(Piece::of(tail, line)?) };
+        let rest = if tail.is_empty() { None } else { Some(Piece::of(tail, line, 0)?) };
         let nodes = others.iter().chain(&rest).map(|piece| piece.nodes).sum::<usize>() + first.nodes;
         if nodes > MAX_NODES || first.ends != Some(End { depth: 1, column }) {
             return None;
@@ -106,7 +106,7 @@ impl<'t> Pieces<'t> {
         let Some((_, Node { value: Value::List(list), .. })) = pairs.last_mut() else { return None };
         for piece in others {
             let Value::List(entries) = piece.node.value else { return None };
-            if piece.ends != (Some(End { depth: 0, column })) {
+            if piece.ends != (Some(End { depth: 1, column })) {
                 return None;
             }
             list.extend(entries);
@@ -126,9 +126,9 @@ impl<'t> Pieces<'t> {
 fn side_by_side<'t>(texts: &[(&'t str, u32)]) -> Option<Vec<Piece<'t>>> {
     let Some(((text, line), rest)) = texts.split_first() else { return Some(Vec::new()) };
     let (others, first) = if rest.is_empty() {
-        (Some(Vec::new()), Piece::of(text, *line))
+        (Some(Vec::new()), Piece::of(text, *line, 1))
     } else {
-        both("hydra-reader", || side_by_side(rest), || Piece::of(text, *line))
+        both("hydra-reader", || side_by_side(rest), || Piece::of(text, *line, 1))
     };
     let mut all = vec![first?];
     all.extend(others?);
@@ -170,10 +170,13 @@ struct End {
 }
 
 impl<'t> Piece<'t> {
-    /// Reads a text that `line` lines are before.
-    fn of(text: &'t str, line: u32) -> Option<Self> {
+    /// Reads a text that `line` lines are before, and that lies in `under` lists and mappings.
+    fn of(text: &'t str, line: u32, under: usize) -> Option<Self> {
         let mut options = Options::default();
         options.emit_comments = false;
+        // As the library has them.
+        options.strict_indentation = false;
+        options.simple_key_max_lookahead = 1_024;
         let parser = Parser::new_from_str_with_options(text, options);
         let mut events = Events { parser, line, nodes: 0, brace: false, ends: None };
         let (Event::StreamStart, _) = events.next()? else { return None };
@@ -183,8 +186,12 @@ impl<'t> Piece<'t> {
             event,
             Event::MappingStart(StructureStyle::Block, ..) | Event::SequenceStart(StructureStyle::Block, ..)
         );
-        let node = events.node(event, span, 0)?;
-        let (Event::DocumentEnd, _) = events.next()? else { return None };
+        let node = events.node(event, span, under)?;
+        // An end that is written (`...`) is one of the whole text.
+        let (Event::DocumentEnd, end) = events.next()? else { return None };
+        if !end.is_empty() {
+            return None;
+        }
         let (Event::StreamEnd, _) = events.next()? else { return None };
         (node.value != Value::Null).then_some(Self { node, nodes: events.nodes, block, ends: events.ends })
     }
@@ -207,7 +214,8 @@ impl<'t> Events<'t> {
     /// The node that begins with an event.
     fn node(&mut self, event: Event<'t>, span: Span, depth: usize) -> Option<Node<'t>> {
         self.nodes += 1;
-        if self.nodes > MAX_NODES || depth > MAX_DEPTH {
+        let deep = depth >= MAX_DEPTH && !matches!(event, Event::Scalar(..));
+        if self.nodes > MAX_NODES || deep {
             return None;
         }
         let place = self.place(span);
@@ -443,8 +451,91 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_text_is_as_deep_as_the_library_lets_it_be() {
+        for deep in 28..36 {
+            let nested = |n: usize| format!("{}x{}", "[".repeat(n), "]".repeat(n));
+            for text in [
+                nested(deep),
+                format!("a: {}\n", nested(deep)),
+                format!("{HEAD}{}  - {}\n{}", rules(4), nested(deep), rules(9)),
+                format!("{HEAD}{}  - {{ a: {} }}\n{}{TAIL}", rules(9), nested(deep), rules(4)),
+            ] {
+                agrees(&text);
+                assert!(by_library(&text).is_err() || read_in(&text, 1).is_some(), "{text}");
+            }
+        }
+    }
+
+    /// A second parser in the tree would be a second reading of the same policy.
+    #[test]
+    fn the_library_stands_on_this_parser() {
+        let locked = include_str!("../../../Cargo.lock");
+        assert_eq!(locked.matches("name = \"granit-parser\"").count(), 1);
+    }
+
+    fn line() -> impl Strategy<Value = &'static str> {
+        prop::sample::select(vec![
+            "...",
+            "... # c",
+            "...\n# c",
+            "...\n\u{feff}",
+            "---",
+            "--- # c",
+            "%YAML 1.2",
+            "%BAD",
+            "@",
+            "# c",
+            "",
+            "\t",
+            " ",
+            "\u{feff}",
+            "rules:",
+            "expect:",
+            "Expect: x",
+            "'q': x",
+            "? a",
+            ": b",
+            "a",
+            "  text",
+            "  'x",
+            "  \"x",
+            "  |",
+            "  - |",
+            "  - >-",
+            "    - { a: b }",
+            " - { a: b }",
+            "   - { a: b }",
+            "- { a: b }",
+            "  - [a,",
+            "  - { a: b",
+            "  ]",
+            "  }",
+            "  - &a { a: b }",
+            "  - *a",
+            "  -",
+            "  - - { a: b }",
+            "  - { a: b } x",
+            "  - { a: b }: c",
+            "  - ? { a: b }",
+            "  - { a: b }\u{2028}",
+            "  - { a: b }\u{85}",
+            "  -\t{ a: b }",
+            "  - { a: b, a: c }",
+        ])
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn one_line_that_is_no_entry_makes_no_difference_to_the_library(
+            (before, after, other) in (0..9usize, 0..9usize, line()), (ends, windows, first) in any::<(bool, bool, bool)>(),
+        ) {
+            let (start, end) = (if first { "\u{feff}" } else { "" }, if ends { TAIL } else { "" });
+            let text = format!("{start}{HEAD}{}{other}\n{}{end}", rules(before), rules(after));
+            agrees(&if windows { text.replace('\n', "\r\n") } else { text });
+        }
 
         #[test]
         fn any_text_of_such_lines_is_read_as_the_library_reads_it(

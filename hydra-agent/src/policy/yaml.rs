@@ -98,8 +98,13 @@ pub fn read(text: &str) -> Result<Node<'_>, Diagnostic> {
     }
     // What tells values apart, at least one each: a text of little else is refused before it fills the memory.
     let marks = text.bytes().filter(|b| matches!(b, b',' | b':' | b'[' | b'{' | b'\n')).count();
+    let marks = marks + text.matches("- ").count();
     if marks > MAX_NODES {
         return Err(over_budget("Nodes"));
+    }
+    // The library says nothing of what is no YAML behind a document's end: rules there would be as if they were not written.
+    if let Some(at) = behind_the_end(text) {
+        return Err(over_budget("Documents").at(place_at(text, at)));
     }
     plain::read(text).map_or_else(|| by_library(text), Ok)
 }
@@ -135,6 +140,24 @@ pub(super) fn by_library(text: &str) -> Result<Node<'_>, Diagnostic> {
         }
     }
     Ok(node)
+}
+
+/// Where something begins behind a line that ends the document: `...` in the first column does so wherever it stands (YAML 1.2.2,
+/// 9.1.3), comments may follow.
+fn behind_the_end(text: &str) -> Option<usize> {
+    let (mut ended, mut at) = (false, 0);
+    for line in text.split_inclusive('\n') {
+        let words = line.trim_matches([' ', '\t', '\r', '\n']);
+        if ended && !words.is_empty() && !words.starts_with('#') {
+            return Some(at);
+        }
+        let end = line
+            .strip_prefix("...")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        ended |= end;
+        at += line.len();
+    }
+    None
 }
 
 /// The place of a character, by its byte.
@@ -186,7 +209,7 @@ fn over_budget(breach: &str) -> Diagnostic {
     let has = |word: &str| breach.contains(word);
     if has("Documents") {
         return Diagnostic::error("there is more than one document in the text")
-            .hint("a policy is one document: take the `---` away, or make two files");
+            .hint("a policy is one document: take the `---` or `...` away, or make two files");
     }
     if has("Anchor") || has("Alias") {
         return Diagnostic::error("aliases repeat too much of the text")

@@ -34,6 +34,8 @@ fn texts_that_are_not_yaml() {
         ("open bracket", "version: 1\ntiers: { web: [\nrules: []\n"),
         ("tab", "version: 1\ntiers:\n\tweb: {}\n"),
         ("two documents", "version: 1\ntiers: {}\n---\nversion: 1\ntiers: {}\n"),
+        ("rules behind the end", "version: 1\ntiers: {}\n...\n%BAD\nrules: []\n"),
+        ("no YAML behind the end", "version: 1\ntiers: {}\n... # the end\n# and\n  @\n"),
         ("merge key", "version: 1\nx: &a { mode: audit }\ntiers:\n  web: { <<: *a, networks: [n] }\n"),
         ("unknown alias", "version: 1\ntiers: *nobody\n"),
         ("NUL", "version: 1\nname: \0\ntiers: {}\n"),
