@@ -13,12 +13,13 @@ use hydra_common::address::Address;
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::id::Container;
 use hydra_common::names;
-use hydra_common::share::{self, Word};
+use hydra_common::share::{self, Meetings, Word};
 use hydra_common::tables::{SWEEPS, Sweep};
 use hydra_common::track;
+use tracing::warn;
 use zerocopy::IntoBytes;
 
-use super::error::DatapathError;
+use super::error::{DatapathError, table};
 use super::maps::{BATCH, Batch, Table};
 use super::places::Places;
 use super::raw::{self, Cursor};
@@ -88,12 +89,18 @@ pub struct Collected {
 impl Datapath {
     /// A collector with descriptors of its own.
     pub fn collector(&self) -> Result<Collector, DatapathError> {
+        let words = Words::open(&self.pins)?;
+        let known = words.get(Word::Meetings).map_err(table("read", "flow table's words"))?;
+        if Meetings::from_word(known).bank().is_none() {
+            let hint = "`hydra-agent purge` and a start make the tables anew, which ends connections";
+            warn!(hint, "it is not known where the flow tables have entries: what opens nothing costs two look-ups more");
+        }
         Ok(Collector {
             first: open(&self.pins, names::FLOWS, Table::open)?,
             second: open(&self.pins, names::SPILL, Table::open)?,
             shares: open(&self.pins, names::SHARES, Table::open)?,
             places: Places::open(&self.pins)?,
-            words: Words::open(&self.pins)?,
+            words,
             program: self.programs.sweep.try_clone().map_err(|e| DatapathError::Load(e.to_string()))?,
             cursor: Cursor::default(),
             batch: Batch::default(),
