@@ -44,6 +44,24 @@ fn tcp_over_both_families_has_its_ports_flags_and_offsets() {
 }
 
 #[test]
+fn a_frame_without_its_ethernet_header_is_read_like_the_whole() {
+    let mut tagged = v6(17, &udp(1, 2));
+    tagged.splice(12..12, [0x81, 0, 0, 5]);
+    for f in [v4(6, &tcp(1, 2, 2)), v6(6, &tcp(1, 2, 2)), v4(17, &[0; 3]), tagged, with_options(&[1; 4])] {
+        let (mut whole, parsed) = parse(&f);
+        let mut packet = hydra_common::packet::Packet::default();
+        let ethertype = u16::from_be_bytes([f[12], f[13]]);
+        assert_eq!(packet.parse_behind(&&f[14..], ethertype), parsed, "{f:x?}");
+        (whole.source_mac, whole.destination_mac) = Default::default();
+        for at in [&mut whole.network, &mut whole.transport, &mut whole.payload] {
+            *at = at.saturating_sub(14);
+        }
+        whole.end = whole.end.saturating_sub(14);
+        assert_eq!(packet, whole, "{f:x?}");
+    }
+}
+
+#[test]
 fn both_directions_find_one_key_and_know_their_side() {
     let (there, _) = parse(&v4(17, &udp(1000, 53)));
     let (back, _) = parse(&frame(21, 20, "10.2.0.21", "10.1.0.11", 17, &udp(53, 1000)));

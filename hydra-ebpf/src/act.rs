@@ -21,7 +21,7 @@ use crate::flows;
 use crate::global::{decoded_unit, global};
 use crate::maps::{self, LiveFlow, Maps, Scratch};
 use crate::report;
-use crate::skb::{self, Frame};
+use crate::skb::{self, ETHERNET, Frame};
 
 /// `TCX_NEXT` and `TC_ACT_UNSPEC`: the next program, then the kernel, decide.
 const NEXT: i32 = -1;
@@ -52,7 +52,9 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     let at = &*at;
     // SAFETY: the context is valid while the program runs.
     let looped = matches!(hook, Hook::PortIn) && unsafe { (*frame.raw()).pkt_type } == PACKET_LOOPBACK;
-    let plain = !looped && packet.plain(&frame);
+    // At other hooks the packet's bytes are read as a header of a kind that is not known, and denied: no breach, and said in the status.
+    let bare = matches!(hook, Hook::UplinkIn) && frame.bare();
+    let plain = !looped && !bare && packet.plain(&frame);
     let parsed = if looped {
         // A container's copy for itself: a bridge does not take it, so that no other hook would see it on its way to this host.
         skb::clear(packet);
@@ -61,7 +63,11 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
         Ok(())
     } else {
         skb::clear(packet);
-        decoded_unit(skb::parse(frame.raw(), packet))
+        decoded_unit(if bare {
+            skb::parse_behind(frame.raw(), packet)
+        } else {
+            skb::parse(frame.raw(), packet)
+        })
     };
     let live = decide(&Maps, packet, parsed, at, outcome);
     #[cfg(feature = "log")]
@@ -72,7 +78,9 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
         let taken = if carried { unsafe { (*frame.raw()).tc_index } } else { 0 };
         limit(packet, outcome, at, taken);
     }
-    let count = frame.wire(packet.payload);
+    // Not by what is known already: the verifier would follow both to the end.
+    let headless = matches!(hook, Hook::UplinkIn) && u64::from(packet.network) < ETHERNET;
+    let count = frame.wire(packet.payload, if headless { ETHERNET } else { 0 });
     if matches!(outcome.verdict, Verdict::Allowed | Verdict::Audited) {
         match (outcome.step, live) {
             (Step::Nothing | Step::End, _) => {}

@@ -27,17 +27,11 @@ use crate::act::{Made, PACKET_LOOPBACK, add_atomic, end, limit, make, no_room, r
 use crate::global::{decoded_unit, global};
 use crate::maps::{self, LiveFlow, Maps, Scratch};
 use crate::report::{drop_key, event, noteworthy};
-use crate::skb::{self, Frame};
+use crate::skb::{self, BROADCAST, ETHERNET, Frame, MULTICAST};
 use crate::sock::{add, gauge, tell};
 
 const DROP: i32 = 0;
 const PASS: i32 = 1;
-/// Ethernet header: what the wire carries beside the packet.
-const ETHERNET: u64 = 14;
-/// `PACKET_BROADCAST` and `PACKET_MULTICAST` (linux/if_packet.h): how the frame came, which has no header any more. Only so is known
-/// what a network's broadcast address is.
-const BROADCAST: u32 = 1;
-const MULTICAST: u32 = 2;
 
 /// One packet at one hook.
 #[inline(always)]

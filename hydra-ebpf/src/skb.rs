@@ -5,8 +5,10 @@ use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::bpf_skb_load_bytes;
+use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
+use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_load_bytes_relative};
 use aya_ebpf::programs::TcContext;
+use hydra_common::address::Mac;
 use hydra_common::packet::{Begin, Bytes, Chunk, Front, Packet};
 use hydra_common::tables::Count;
 use hydra_common::verdict::Reason;
@@ -15,6 +17,12 @@ use crate::global::{BAD, coded_unit, decoded_unit, global};
 
 /// Offsets beyond this are not read: no header chain that the parser walks is longer.
 const FARTHEST: usize = 0x0fff;
+/// Ethernet header: what the wire carries in front of the packet.
+pub const ETHERNET: u64 = 14;
+/// `PACKET_BROADCAST` and `PACKET_MULTICAST` (linux/if_packet.h): how a frame came that has no header any more. Only so is known what a
+/// network's broadcast address is.
+pub const BROADCAST: u32 = 1;
+pub const MULTICAST: u32 = 2;
 
 /// One frame, or, at the hooks on packets of processes, one packet from its IP header on.
 pub struct Frame<'a> {
@@ -34,9 +42,21 @@ impl<'a> Frame<'a> {
         self.ctx.skb.skb
     }
 
-    /// Wire packets and wire bytes: under GSO every segment repeats the headers up to `payload`.
+    /// Whether a frame that comes in has no Ethernet header. Behind a generic XDP program that takes frames in several buffers the kernel
+    /// no longer knows its length (`skb_pp_cow_data` makes another `skb`, without `mac_len`; Linux 6.9 to 6.18), and puts nothing back in
+    /// front of what `wire_len` counts (`sch_handle_ingress`, `tcx_run`, `cls_bpf_classify`). In a test run that counts the header
+    /// too, and kernels to come may add those of segments: there the frame itself has to say.
     #[inline(always)]
-    pub fn wire(&self, payload: u16) -> Count {
+    pub fn bare(&self) -> bool {
+        // SAFETY: the context is valid while the program runs.
+        let (length, before) = unsafe { ((*self.raw()).len, (*self.raw()).wire_len) };
+        before >= length && at_network(self.raw()) != 0
+    }
+
+    /// Wire packets and wire bytes: under GSO every segment repeats the headers up to `payload`. `missing`: bytes that have been taken
+    /// off in front.
+    #[inline(always)]
+    pub fn wire(&self, payload: u16, missing: u64) -> Count {
         // SAFETY: the context is valid while the program runs.
         let (length, segments, size) =
             unsafe { ((*self.raw()).len, (*self.raw()).gso_segs, (*self.raw()).gso_size) };
@@ -49,7 +69,7 @@ impl<'a> Frame<'a> {
         } else {
             1
         };
-        Count { packets: segments, bytes: length + (segments - 1) * payload }
+        Count { packets: segments, bytes: length + missing + (segments - 1) * (payload + missing) }
     }
 }
 
@@ -164,6 +184,31 @@ global!(
 /// Reads a frame.
 pub fn parse = hydra_parse(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
     coded_unit(packet.parse(&Frame::new(&TcContext::new(skb))))
+});
+
+global!(
+/// Whether the data begin where the kernel says that the network header does: that place is not told, but then as many bytes as the
+/// linear part has lie behind it.
+fn at_network = hydra_at_network(skb: plain *mut __sk_buff) -> u32 or 0; {
+    let (data, end) = skb_bounds(skb);
+    let linear = (end - data) as u64;
+    let mut last = 0_u8;
+    // SAFETY: writes one byte. The kernel refuses offsets above 65,535, but another `skb` as above has no more than a page there.
+    let missing = unsafe {
+        bpf_skb_load_bytes_relative(skb.cast(), linear.wrapping_sub(1) as u32, (&raw mut last).cast(), 1, BPF_HDR_START_NET)
+    };
+    u32::from(missing == 0 || linear < ETHERNET)
+});
+
+global!(
+/// Reads a frame whose Ethernet header is missing, by what the kernel knows of that.
+pub fn parse_behind = hydra_parse_behind(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
+    // SAFETY: the context is valid while the program runs.
+    let (ethertype, kind) = unsafe { (u16::from_be((*skb).protocol as u16), (*skb).pkt_type) };
+    if matches!(kind, BROADCAST | MULTICAST) {
+        packet.destination_mac = Mac::BROADCAST;
+    }
+    coded_unit(packet.parse_behind(&Frame::new(&TcContext::new(skb)), ethertype))
 });
 
 global!(

@@ -24,6 +24,8 @@ const CLASSIFIER: u32 = 3;
 const XDP: u32 = 6;
 const BEFORE: u32 = 1 << 3;
 const XDP_PASS: i32 = 2;
+/// `BPF_F_XDP_HAS_FRAGS`.
+const HAS_FRAGS: u32 = 1 << 5;
 /// `PACKET_LOOPBACK` (linux/if_packet.h).
 const LOOPBACK: i32 = 5;
 
@@ -42,6 +44,8 @@ pub enum Does {
     MarkAndAccept(u32),
     /// An XDP program that passes everything.
     Xdp,
+    /// The same, which says that it takes frames in several buffers: behind its generic kind classifiers see no Ethernet header.
+    XdpFrags,
     /// Counts only the kernel's own copies of what this namespace sends to a group, and leaves everything to the next program.
     CountCopies,
     /// The same, and sends each of them away by an interface as a frame.
@@ -78,10 +82,13 @@ impl Foreign {
         let count = bpf(MAP_CREATE, &[ARRAY, 4, 8, 1])?;
         let code = code(does, count.as_raw_fd());
         let license = c"GPL";
-        let kind = if does == Does::Xdp { XDP } else { CLASSIFIER };
+        let kind = if matches!(does, Does::Xdp | Does::XdpFrags) { XDP } else { CLASSIFIER };
+        let flags = if does == Does::XdpFrags { HAS_FRAGS } else { 0 };
         let mut attr = vec![kind, code.len() as u32];
         attr.extend(halves(code.as_ptr() as u64));
         attr.extend(halves(license.as_ptr() as u64));
+        // No log, and no version of the kernel.
+        attr.extend([0, 0, 0, 0, 0, flags]);
         let program = bpf(PROG_LOAD, &attr).context("cannot load a foreign program")?;
         let count = Map::from_map_data(MapData::from_fd(count)?)?.try_into()?;
         let id = id(&program)?;
@@ -206,7 +213,7 @@ fn code(does: Does, count: i32) -> Vec<[u8; 8]> {
         Does::Drop => (None, 2),
         Does::Mark(mark) => (Some(mark), -1),
         Does::MarkAndAccept(mark) => (Some(mark), 0),
-        Does::Xdp => (None, XDP_PASS),
+        Does::Xdp | Does::XdpFrags => (None, XDP_PASS),
     };
     let mut code = vec![instruction(0xbf, 6, 1, 0, 0)]; // r6 = context
     if matches!(does, Does::CountCopies | Does::SendCopies { .. }) {

@@ -180,6 +180,49 @@ fn what_the_outside_may_not_reach_ends_before_the_kernel_makes_anything_of_it() 
 }
 
 #[test]
+fn behind_a_program_that_leaves_no_ethernet_header_the_classifier_judges_the_same() {
+    let attach = |stage: &Stage, does| {
+        let theirs = Foreign::load("xdp", does).unwrap();
+        theirs.xdp(&stage.world, "hyup0").unwrap();
+        theirs
+    };
+    {
+        let (stage, _echo, _proxies) = Live::stage();
+        let theirs = attach(&stage, Does::XdpFrags);
+        assert_eq!(call(&stage, 8081), [true; 2], "without hydra it is answered");
+        assert!(theirs.runs().unwrap() > 0);
+    }
+    for does in [Does::Xdp, Does::XdpFrags] {
+        let live = Live::start(Predrop::Off, "", None);
+        let theirs = attach(&live.stage, does);
+        for v6 in [false, true] {
+            let (from, to) = live.addresses(v6);
+            let before = live.counted(Reason::NoRule);
+            let packets = syns(from, to, 8081, 43_000);
+            assert_eq!(live.send(&packets, &8081_u16.to_be_bytes()), 7, "{does:?} v6={v6}: none is answered");
+            let bytes: usize = packets.iter().map(|p| p.bytes().len() + 14).sum();
+            let counted = (before.0 + 7, before.1 + bytes as u64);
+            assert!(
+                eventually(|| live.counted(Reason::NoRule) == counted),
+                "{does:?} v6={v6}: {before:?} {:?}",
+                live.counted(Reason::NoRule)
+            );
+            // What would be read otherwise, where a header is expected: the address's bytes are the EtherType.
+            let odd = if v6 { "2001:db8:86dd::1" } else { "8.0.69.0" };
+            let before = live.counted(Reason::NoRule).0;
+            let odd = Packet::syn(odd.parse().unwrap(), to, 43_050, 8081);
+            assert_eq!(live.send(&[odd], &43_050_u16.to_be_bytes()), 1, "{does:?} v6={v6}: an odd address");
+            assert!(eventually(|| live.counted(Reason::NoRule).0 == before + 1), "{does:?} v6={v6}");
+        }
+        let denied = live.counted(Reason::NoRule);
+        assert_eq!(call(&live.stage, 8443), [true; 2], "{does:?}: who may come is answered");
+        assert_eq!(live.counted(Reason::NoRule), denied, "{does:?}");
+        assert_eq!(call(&live.stage, 8081), [false; 2], "{does:?}");
+        assert!(theirs.runs().unwrap() > 16, "{does:?}");
+    }
+}
+
+#[test]
 fn what_is_not_plainly_denied_is_left_to_the_classifier() {
     for want in [Predrop::Native, Predrop::Generic] {
         let live = Live::start(want, "", None);

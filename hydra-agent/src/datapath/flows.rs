@@ -93,7 +93,10 @@ impl Datapath {
         let known = words.get(Word::Meetings).map_err(table("read", "flow table's words"))?;
         if Meetings::from_word(known).bank().is_none() {
             let hint = "`hydra-agent purge` and a start make the tables anew, which ends connections";
-            warn!(hint, "it is not known where the flow tables have entries: what opens nothing costs two look-ups more");
+            warn!(
+                hint,
+                "it is not known where the flow tables have entries: what opens nothing costs two look-ups more"
+            );
         }
         Ok(Collector {
             first: open(&self.pins, names::FLOWS, Table::open)?,

@@ -238,7 +238,19 @@ impl Packet {
         self.destination_mac = Mac(h.part::<0, 6>());
         self.source_mac = Mac(h.part::<6, 6>());
         self.ethertype = h.number::<12>();
-        let mut at = ETHERNET as u16;
+        self.behind(bytes, ETHERNET as u16)
+    }
+
+    /// Reads a frame whose Ethernet header somebody has taken off; it ended with this EtherType. Both MACs stay as they are.
+    #[inline(always)]
+    pub fn parse_behind<B: Bytes>(&mut self, bytes: &B, ethertype: u16) -> Result<(), Reason> {
+        self.ethertype = ethertype;
+        self.behind(bytes, 0)
+    }
+
+    /// What follows the EtherType, from this offset.
+    #[inline(always)]
+    fn behind<B: Bytes>(&mut self, bytes: &B, mut at: u16) -> Result<(), Reason> {
         let mut tagged = bytes.tagged();
         for _ in 0..MAX_TAGS {
             // 802.1Q and 802.1ad (IEEE 802.1Q-2018, table 9-1).
