@@ -115,7 +115,7 @@ impl Meetings {
     /// Which of a bank's rows: by the highest bits, which all of a key has a part in.
     #[inline(always)]
     const fn among(self, place: Place) -> u32 {
-        (place.row as u64 * (1 + (self.0 as u32) as u64) >> 32) as u32
+        ((place.row as u64 * (1 + (self.0 as u32) as u64)) >> 32) as u32
     }
 }
 

@@ -48,6 +48,7 @@ const FORMS: &[Form] = &[
     Form { program: "flow_table", test: "denied", variable: "HYDRA_SPRAY", number: 1_000_000 },
     Form { program: "flow_table", test: "lives", variable: "HYDRA_REUSED", number: 1_000_000 },
     Form { program: "flow_table", test: "batches", variable: "HYDRA_ENTRIES", number: 1_000_000 },
+    Form { program: "flow_table", test: "filled_anew", variable: "HYDRA_MET", number: 50_000 },
     Form { program: "docker_first_packet", test: "", variable: "HYDRA_RACERS", number: 250 },
 ];
 
