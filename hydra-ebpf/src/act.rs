@@ -137,7 +137,8 @@ fn judged_before(hook: Hook, mark: u32) -> bool {
 }
 
 /// Whether this is the kernel's copy, for this host alone, of what this host sends to a group or to all of a network: egress judges what
-/// leaves, and of host to host nothing is judged. It comes without an Ethernet header, at the ingress of the interface that it goes out
+/// leaves, and of host to host nothing is judged. (What this host routes to a group that it listens to has come in by a hook before, which let
+/// it reach this host.) It comes without an Ethernet header, at the ingress of the interface that it goes out
 /// by (`dev_loopback_xmit`; the interface of a VRF has what its own host sends to itself of that type, `vrf_local_xmit`).
 ///
 /// Neither programs nor netfilter can set the type (`skb_pkt_type_ok`). What a container sends has lost it when it arrives
@@ -238,7 +239,8 @@ pub fn make(packet: &Packet, fresh: &mut Flow, now: u64) -> Made {
         if let Some(twin) = Maps.flow(&packet.key)
             && twin.created != 0
             && twin.generation == fresh.generation
-            && twin.source == fresh.source
+            && (twin.source, twin.destination) == (fresh.source, fresh.destination)
+            && twin.containers == fresh.containers
             && now.saturating_sub(twin.created) < AT_ONCE
             && track::State::of(&twin, packet.protocol) != track::State::Closing
             && (!opens(packet) || track::repeats(&twin, packet))

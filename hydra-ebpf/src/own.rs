@@ -20,7 +20,7 @@ use hydra_common::id::{Container, Identity};
 use hydra_common::names::{MARK_CHECKED, MARK_IDENTITY, MARK_LEFT, MARK_MASK, carried, carrier};
 use hydra_common::packet::{Bytes, Chunk, Packet};
 use hydra_common::share;
-use hydra_common::tables::{Cgroup, CgroupKey, Count, Gauge, Tables as _};
+use hydra_common::tables::{Cgroup, CgroupKey, Count, Endpoint, Gauge, Tables as _};
 use hydra_common::verdict::{Hook, Verdict};
 
 use crate::act::{Made, PACKET_LOOPBACK, add_atomic, end, limit, make, no_room, renew, touch};
@@ -129,13 +129,20 @@ fn walk(skb: *mut __sk_buff, hook: Hook, row: &Cgroup, lan: u64, room: &mut Scra
     // SAFETY: the context is valid while the program runs; the clock has no arguments.
     let (ifindex, kind, mark, now) =
         unsafe { ((*skb).ifindex, (*skb).pkt_type, (*skb).mark, bpf_ktime_get_coarse_ns()) };
-    // The copy of what this host has sent to a group comes by the interface that it goes out by: see `act::own_copy`.
-    let copy = lan == 0 && kind == PACKET_LOOPBACK && mark & MARK_MASK != MARK_CHECKED;
-    let ifindex = if copy && matches!(hook, Hook::CgroupIn) { LOOPBACK } else { ifindex };
     *at = At { hook, ifindex, ingress: 0, mark, now };
-    let at = &*at;
     skb::clear(packet);
     let parsed = decoded_unit(skb::parse_bare(skb, packet));
+    // The copy of what this host sends to a group comes by the interface that it goes out by: see `act::own_copy`. So does that of what it
+    // routes there, of others.
+    if lan == 0
+        && matches!(hook, Hook::CgroupIn)
+        && kind == PACKET_LOOPBACK
+        && mark & MARK_MASK != MARK_CHECKED
+        && Maps.endpoint(&packet.source).is_some_and(|from| from.flags & Endpoint::HOST != 0)
+    {
+        at.ifindex = LOOPBACK;
+    }
+    let at = &*at;
     if lan != 0 && matches!(hook, Hook::CgroupIn) && matches!(kind, BROADCAST | MULTICAST) {
         packet.destination_mac = Mac::BROADCAST;
     }

@@ -114,8 +114,13 @@ impl Caller {
 
     /// Answers on this port of TCP and UDP, both families, from now on.
     pub fn listen(&mut self, port: u16) -> Result<()> {
-        let said = self.ask(&format!("listen {port}"))?;
-        ensure!(said == Said::Begun, "it cannot listen on {port}: {said:?}");
+        self.listen_at((std::net::Ipv6Addr::UNSPECIFIED, port).into())
+    }
+
+    /// The same at an address: groups of IPv4 that others have joined are heard by sockets of IPv4.
+    pub fn listen_at(&mut self, at: SocketAddr) -> Result<()> {
+        let said = self.ask(&format!("listen {at}"))?;
+        ensure!(said == Said::Begun, "it cannot listen on {at}: {said:?}");
         Ok(())
     }
 
@@ -239,9 +244,8 @@ fn race(to: SocketAddr, flows: usize) -> io::Result<Vec<OwnedFd>> {
 }
 
 /// Greets on TCP, sends back on UDP.
-fn listen(port: u16) -> io::Result<()> {
-    let everywhere = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
-    let (tcp, udp) = (TcpListener::bind(everywhere)?, UdpSocket::bind(everywhere)?);
+fn listen(at: SocketAddr) -> io::Result<()> {
+    let (tcp, udp) = (TcpListener::bind(at)?, UdpSocket::bind(at)?);
     std::thread::spawn(move || {
         let mut open = Vec::new();
         while let Ok((mut stream, _)) = tcp.accept() {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// A socket that hears a group, or what is sent to all, on one interface.
@@ -60,4 +60,45 @@ pub fn send(source: IpAddr, by: Ipv4Addr, index: u32, group: SocketAddr, words: 
         socket.send_to(words, to)?;
     }
     Ok(())
+}
+
+/// Routes what a machine sends to a group from one interface on to another, in this namespace, until it is dropped (`linux/mroute.h`).
+pub fn routed(origin: Ipv4Addr, group: Ipv4Addr, from: u32, to: u32) -> io::Result<OwnedFd> {
+    const INIT: i32 = 200;
+    const ADD_VIF: i32 = 202;
+    const ADD_MFC: i32 = 204;
+    // SAFETY: numbers alone; the descriptor is nobody else's.
+    let socket = unsafe {
+        let fd = libc::socket(libc::AF_INET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_IGMP);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    let set = |option: i32, value: &[u8]| {
+        let length = value.len() as libc::socklen_t;
+        // SAFETY: pointer and length are those of bytes that outlive the call.
+        let done = unsafe {
+            libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, option, value.as_ptr().cast(), length)
+        };
+        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    set(INIT, &1_i32.to_ne_bytes())?;
+    for (number, index) in [(0_u16, from), (1, to)] {
+        // `struct vifctl`: number, VIFF_USE_IFINDEX, the least TTL, no limit, the interface, no tunnel.
+        let mut interface = number.to_ne_bytes().to_vec();
+        interface.extend([8, 1, 0, 0, 0, 0]);
+        interface.extend(index.to_ne_bytes());
+        interface.extend([0; 4]);
+        set(ADD_VIF, &interface)?;
+    }
+    // `struct mfcctl`: origin, group, where it comes in, the least TTL by which it goes out at each of 32, and what the kernel counts.
+    let mut route = [origin.octets(), group.octets()].concat();
+    route.extend(0_u16.to_ne_bytes());
+    let mut least = [0_u8; 32];
+    least[1] = 1;
+    route.extend(least);
+    route.extend([0; 2 + 16]);
+    set(ADD_MFC, &route)?;
+    Ok(socket)
 }

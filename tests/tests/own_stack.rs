@@ -2,11 +2,12 @@
 //! judged as their tier's, and what else runs on the host is as it was.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on ends here")]
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use hydra_tests::agent::{Agent, write};
 use hydra_tests::caller::{Caller, How, Said};
 use hydra_tests::cgroup::Cgroup;
+use hydra_tests::group::{hears, joined, routed};
 use hydra_tests::lab::{Lab, SILENCE, eventually};
 use hydra_tests::probe::{Echo, Kind, Outcome, Probe, probe};
 use hydra_tests::sample;
@@ -157,6 +158,55 @@ fn a_unit_hears_what_this_host_sends_to_all_of_a_network_where_it_may() {
     assert_eq!(
         (&row["reason"], &row["source_tier"], &row["destination_tier"]),
         (&"from-host".into(), &"host".into(), &"proxy".into()),
+        "{row:#}"
+    );
+}
+
+/// The kernel's copy for this host of what it routes to a group looks like the one of what it sends itself.
+#[test]
+fn what_this_host_routes_to_a_group_is_nothing_that_it_sends() {
+    const GROUP: Ipv4Addr = Ipv4Addr::new(239, 1, 2, 3);
+    let scene = Scene::new();
+    let world = &scene.lab.world;
+    let mut proxy = scene.unit("proxy.service");
+    let _other = scene.unit("other.service");
+    proxy.listen_at((Ipv4Addr::UNSPECIFIED, 81).into()).unwrap();
+    let (user, here) = (scene.outside(false), Ipv4Addr::new(10, 70, 1, 1));
+    let machines = &scene.lab.deployment.topology.machines;
+    let addresses = &machines.iter().find(|m| m.name == user).unwrap().addresses;
+    let origin = addresses.iter().find_map(|address| match address {
+        IpAddr::V4(v4) => Some(*v4),
+        IpAddr::V6(_) => None,
+    });
+    let origin = origin.unwrap();
+    let bridges = &scene.lab.deployment.topology.bridges;
+    let bridge = bridges.iter().find(|b| b.addresses.iter().any(|a| a.addr() == IpAddr::V4(here))).unwrap();
+    let index = |name: &str| world.ifindex(HOST, name).unwrap();
+    let (uplink, bridge) = (index("hyup0"), index(&bridge.name));
+    let _router = world.enter(HOST, || routed(origin, GROUP, uplink, bridge)).unwrap().unwrap();
+    // Who is no unit's process, and is judged by nobody: it makes this host a member.
+    let member = world.enter(HOST, || joined(GROUP.into(), here, bridge)).unwrap().unwrap();
+    let answered = |words: &str| {
+        let ask = || -> std::io::Result<(bool, bool)> {
+            let socket = UdpSocket::bind((origin, 0))?;
+            socket.set_multicast_ttl_v4(8)?;
+            socket.set_read_timeout(Some(SILENCE))?;
+            socket.send_to(words.as_bytes(), (GROUP, member.local_addr()?.port()))?;
+            let heard = hears(&member, words.as_bytes(), SILENCE);
+            socket.send_to(words.as_bytes(), (GROUP, 81))?;
+            Ok((heard, socket.recv(&mut [0; 64]).is_ok()))
+        };
+        world.enter(&user, ask).unwrap().unwrap()
+    };
+    assert_eq!(answered("without hydra"), (true, true));
+    let agent = scene.agent(&policy(&format!("{RULES}  - {{ name: back, from: proxy, to: external }}\n")));
+    assert_eq!(answered("with hydra"), (true, false), "the unit does not hear it");
+    let drops = agent.json(world, &["drops"]).unwrap();
+    let row = drops.as_array().unwrap().iter().find(|d| d["hook"] == "cgroup-in");
+    let row = row.unwrap_or_else(|| panic!("{drops:#}"));
+    assert_eq!(
+        (&row["reason"], &row["source"], &row["destination_port"]),
+        (&"unknown-source".into(), &origin.to_string().into(), &81.into()),
         "{row:#}"
     );
 }
