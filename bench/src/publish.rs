@@ -293,7 +293,7 @@ fn page(found: Option<&Found>, reports: &[(Report, &str, &str)]) -> String {
         for (name, _) in svg::pictures(report) {
             let _ = writeln!(text, "![{}: {what}](benchmarks/{name})\n", report.level);
         }
-        text += "| measured | median | 95 % interval | largest | N | target |\n| --- | --- | --- | --- | --- | --- |\n";
+        text += "| measured | median, or what is named | 95 % interval | largest | N | target |\n| --- | --- | --- | --- | --- | --- |\n";
         for m in &report.measured {
             let e = m.estimate;
             let interval = format!("{} to {}", number(e.low), number(e.high));

@@ -73,7 +73,16 @@ impl Estimate {
             })
             .collect();
         figures.sort_by(f64::total_cmp);
-        let (low, high) = (figures[RESAMPLES / 40], figures[RESAMPLES - 1 - RESAMPLES / 40]);
+        let (mut low, mut high) = (figures[RESAMPLES / 40], figures[RESAMPLES - 1 - RESAMPLES / 40]);
+        match statistic {
+            Statistic::Median => {}
+            // What is beyond the largest nobody has seen: no resample tells how far the tail goes.
+            Statistic::P99 => high = values.iter().copied().fold(high, f64::max),
+            Statistic::Mean => {
+                let (least, most) = wilson(values);
+                (low, high) = (low.min(least), high.max(most));
+            }
+        }
         Ok(Self { median: statistic.of(&mut values.to_vec()), low, high, n: values.len() })
     }
 
@@ -82,6 +91,16 @@ impl Estimate {
         ensure!(of.len() == to.len(), "{} values and {} are no pairs", of.len(), to.len());
         Self::of(&of.iter().zip(to).map(|(a, b)| a / b).collect::<Vec<_>>())
     }
+}
+
+/// The interval of a share in hundredths (Wilson, 1927): one of all of them is not certain.
+fn wilson(values: &[f64]) -> (f64, f64) {
+    const Z: f64 = 1.96;
+    let n = values.len() as f64;
+    let share = values.iter().sum::<f64>() / n / 100.0;
+    let middle = (share + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
+    let half = Z / (1.0 + Z * Z / n) * (share * (1.0 - share) / n + Z * Z / (4.0 * n * n)).max(0.0).sqrt();
+    (100.0 * (middle - half), 100.0 * (middle + half).min(1.0))
 }
 
 /// The median; of an even number the mean of the middle two.
@@ -136,6 +155,8 @@ mod tests {
         let shares: Vec<f64> = (0..200).map(|n| if n < 198 { 100.0 } else { 0.0 }).collect();
         let share = Estimate::of_as(&shares, Statistic::Mean).unwrap();
         assert!((share.median - 99.0).abs() < 1e-9 && share.low > 96.0 && share.high <= 100.0, "{share:?}");
+        let all = Estimate::of_as(&[100.0; 100], Statistic::Mean).unwrap();
+        assert!(all.low > 96.0 && all.low < 97.0 && all.high > 99.999, "{all:?}");
     }
 
     #[test]

@@ -40,7 +40,7 @@ fn bars(title: &str, rows: &[&Measured]) -> String {
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" font-size=\"13\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n\
-         <text x=\"12\" y=\"26\" font-size=\"15\" font-weight=\"bold\" fill=\"#1b1f24\">{} (median, 95 % interval)</text>\n",
+         <text x=\"12\" y=\"26\" font-size=\"15\" font-weight=\"bold\" fill=\"#1b1f24\">{} (median or what is named, 95 % interval)</text>\n",
         escaped(title)
     );
     for (index, row) in rows.iter().enumerate() {

@@ -40,7 +40,7 @@ const BURST: usize = 20;
 const HANDS: usize = 4;
 /// What is measured: to the later of a port's two programs, and to the answer to a request that changes nothing.
 const PORT: &str = "port to programs";
-const REQUEST: &str = "port to empty request, without hydra";
+const REQUEST: &str = "port that hydra leaves alone to empty request";
 /// How they come.
 const HOW: [&str; 2] = ["one at a time", "20 at once"];
 /// Milliseconds that a port may wait.

@@ -22,8 +22,6 @@ use crate::report::{Goal, Report};
 const CONTAINERS: usize = 50;
 /// A span must hold what the agent does seldom: it looks at everything every thirty seconds.
 pub const SPAN: Duration = Duration::from_secs(30);
-/// From the beginning of one to that of the next in the short form, whose spans overlap.
-const STEP: Duration = Duration::from_secs(10);
 /// How long it may take until all of them are covered.
 const PATIENCE: Duration = Duration::from_mins(1);
 /// Neighbour discovery, and what the agent does at its start, take a few seconds.
@@ -45,18 +43,17 @@ pub fn measure(form: &Form, report: &mut Report, progress: &mut Progress) -> Res
     }
     thread::sleep(CALM);
     // Moments, and what the agent had taken until each.
-    let (steps, apart) = if form.long { (4, 1) } else { (5, (SPAN.as_secs() / STEP.as_secs()) as usize) };
-    let step = SPAN / apart as u32;
+    let spans = if form.long { 8 } else { 3 };
     let (mut taken, mut memory, mut own) = (vec![moment(&agent)?], Vec::new(), Vec::new());
-    for number in 1..=steps {
-        progress.at(&format!("at rest, {number} of {steps} times {} s", step.as_secs()));
-        thread::sleep(step);
+    for number in 1..=spans {
+        progress.at(&format!("at rest, {number} of {spans} times {} s", SPAN.as_secs()));
+        thread::sleep(SPAN);
         taken.push(moment(&agent)?);
         let pages = fs::read_to_string(format!("/proc/{}/smaps_rollup", agent.pid()))?;
         memory.push(mebibytes(&pages, "Rss:")?);
         own.push(mebibytes(&pages, "Pss:")?);
     }
-    let share = taken.iter().zip(&taken[apart..]).map(|((from, before), (to, after))| {
+    let share = taken.iter().zip(&taken[1..]).map(|((from, before), (to, after))| {
         after.saturating_sub(*before).as_secs_f64() / to.duration_since(*from).as_secs_f64() * 100.0
     });
     let share = share.collect();

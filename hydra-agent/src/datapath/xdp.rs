@@ -10,6 +10,8 @@ use super::rtnetlink::{ACK, DUMP, Request, attributes, word};
 // Numbers of `linux/rtnetlink.h` and `linux/if_link.h`.
 const GET_LINK: u16 = 18;
 const LINK: u16 = 5;
+/// `IFLA_LINK_NETNSID`: the other one is in another namespace.
+const LINK_NAMESPACE: u16 = 37;
 const MASTER: u16 = 10;
 const LINK_INFO: u16 = 18;
 const INFO_KIND: u16 = 1;
@@ -96,7 +98,7 @@ fn interface(message: &[u8]) -> Option<(u32, Interface)> {
         tagged: false,
         ethernet: word(message, 0).is_some_and(|word| (word >> 16) as u16 == ETHERNET),
     };
-    let mut veth = false;
+    let mut elsewhere = false;
     for (kind, value) in attributes(message.get(INFO..)?) {
         match kind {
             // Of a veth the other end.
@@ -104,14 +106,15 @@ fn interface(message: &[u8]) -> Option<(u32, Interface)> {
             MASTER => found.master = word(value, 0).filter(|master| *master != 0),
             LINK_INFO => {
                 let info = attributes(value);
-                veth = info.contains(&(INFO_KIND, b"veth\0"));
+                elsewhere |= info.contains(&(INFO_KIND, b"veth\0"));
                 found.tagged = info.contains(&(INFO_KIND, b"vlan\0"));
             }
+            LINK_NAMESPACE => elsewhere = true,
             XDP => found.program = program(value),
             _ => {}
         }
     }
-    if veth {
+    if elsewhere {
         found.below = None;
     }
     Some((index, found))

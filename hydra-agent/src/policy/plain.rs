@@ -428,6 +428,7 @@ mod tests {
             "# nothing\n",
             "%YAML 1.2\n---\na: b\n",
             "inf: a\n",
+            "a: b\n...\n",
         ] {
             assert!(!agrees(text), "{text:?}");
         }

@@ -145,16 +145,19 @@ pub(super) fn by_library(text: &str) -> Result<Node<'_>, Diagnostic> {
 /// Where something begins behind a line that ends the document: `...` in the first column does so wherever it stands (YAML 1.2.2,
 /// 9.1.3), comments may follow.
 fn behind_the_end(text: &str) -> Option<usize> {
-    let (mut ended, mut at) = (false, 0);
+    let (mut begun, mut ended, mut at) = (false, false, 0);
     for line in text.split_inclusive('\n') {
         let words = line.trim_matches([' ', '\t', '\r', '\n']);
-        if ended && !words.is_empty() && !words.starts_with('#') {
+        let says = !words.is_empty() && !words.starts_with('#');
+        if ended && says {
             return Some(at);
         }
         let end = line
             .strip_prefix("...")
             .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
-        ended |= end;
+        // One that nothing is before ends nothing.
+        ended |= end && begun;
+        begun |= says && !end;
         at += line.len();
     }
     None
