@@ -35,7 +35,7 @@ const NAMED: usize = 0;
 const PLAIN: usize = 2;
 /// Containers that are there all the time.
 const STANDING: usize = 10;
-/// Ports at once, as `docker compose up` makes them; and how many are made at the same time.
+/// Ports at once; and how many are made at the same time.
 const BURST: usize = 20;
 const HANDS: usize = 4;
 /// What is measured: to the later of a port's two programs, and to the answer to a request that changes nothing.
