@@ -42,8 +42,8 @@ pub struct Form {
 impl Form {
     /// Some seconds.
     pub const SHORT: Self = Self { loads: 2, rounds: 10, bits: 0x0fff, sizes: false };
-    /// Some minutes.
-    pub const LONG: Self = Self { loads: 8, rounds: 8, bits: u16::MAX, sizes: true };
+    /// Some minutes. As many flows as a source's share of the first table is: twice as many would push out each other.
+    pub const LONG: Self = Self { loads: 8, rounds: 8, bits: 0x7fff, sizes: true };
 }
 
 impl Form {

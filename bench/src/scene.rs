@@ -24,7 +24,7 @@ use hydra_common::names::{PREDROP_PROGRAM, PROGRAMS};
 use hydra_common::tables::{Endpoint as Row, LinkKind};
 use hydra_common::track::protocol;
 use hydra_common::verdict::{Hook, Reason};
-use hydra_tests::kernel::{Runner, Shot};
+use hydra_tests::kernel::{Runner, SHOT, Shot};
 use hydra_tests::packets::{Frame, Packet, Transport, flags};
 use hydra_tests::topology::{Bridge, Container, HOST, Port, Topology};
 use hydra_tests::world::World;
@@ -370,24 +370,29 @@ impl Live {
     }
 
     /// Makes a connection from every source port that differs from the usual one in these bits alone. Answers a later segment of each, as
-    /// the caller sends it, after a look that it is one that belongs to a flow.
+    /// the caller sends it, after a look that each is one that belongs to a flow.
     pub fn converse(&self, scene: &Scene, v6: bool, way: Way, bits: u16) -> Result<Vec<Vec<u8>>> {
         let mut runner = self.runner.borrow_mut();
         let ports = CALLER & !bits..=CALLER | bits;
-        let mut frames = Vec::new();
+        let mut later = Vec::new();
         for port in ports {
             let shots = scene.frames(v6, way, port, ALLOWED);
             for shot in &shots {
                 runner.action(shot)?;
             }
-            if frames.is_empty() {
+            if later.is_empty() {
                 let seen = runner.run(&shots[2])?;
                 ensure!(seen.reason == Some(Reason::Reply), "no established flow: {seen:?}");
             }
             let [.., last] = shots;
-            frames.push(last.frame);
+            later.push(last);
         }
-        Ok(frames)
+        let mut gone = 0;
+        for shot in &later {
+            gone += u32::from(runner.action(shot)? == SHOT);
+        }
+        ensure!(gone == 0, "{gone} of {} flows were pushed out by others: the table is too small", later.len());
+        Ok(later.into_iter().map(|shot| shot.frame).collect())
     }
 }
 
