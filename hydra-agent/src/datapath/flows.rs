@@ -31,6 +31,8 @@ use super::sync::Datapath;
 pub const GRACE: u64 = 2_000_000_000;
 /// A round begins at the earliest so long after the one before has begun, in nanoseconds: of a small table it takes one step.
 const PACE: u64 = 10_000_000_000;
+/// The same where there is plenty of room: less than a quarter of the first table is taken, and nothing had to go to the second.
+const LEISURE: u64 = 3 * PACE;
 /// A count that is off by less is left: entries come and go while the table is read.
 const SLACK: u64 = 64;
 
@@ -46,8 +48,8 @@ pub struct Collector {
     cursor: Cursor,
     batch: Batch<FlowKey, Flow>,
     round: Round,
-    /// When the next round may begin.
-    next: u64,
+    /// When the last round began.
+    begun: u64,
 }
 
 /// What a round knows so far.
@@ -108,7 +110,7 @@ impl Datapath {
             cursor: Cursor::default(),
             batch: Batch::default(),
             round: Round::default(),
-            next: 0,
+            begun: 0,
         })
     }
 }
@@ -121,7 +123,7 @@ impl Collector {
 
     /// Whether it is time for a step: a round goes on, or may begin.
     pub fn due(&self) -> bool {
-        self.round.before.is_some() || raw::monotonic() >= self.next
+        self.round.before.is_some() || raw::monotonic().saturating_sub(self.begun) >= self.pace()
     }
 
     /// Takes out every entry of a flow with one of these containers; gives their number. For a container that is gone: the next one
@@ -173,7 +175,7 @@ impl Collector {
         if self.round.before.is_none() {
             self.round.filling = self.places.begin(&self.words)?;
             self.round.before = Some(self.counted()?);
-            self.next = raw::monotonic().saturating_add(PACE);
+            self.begun = raw::monotonic();
         }
         let table = if self.round.second.is_none() { &self.first } else { &self.second };
         let more = table.some(&mut self.cursor, &mut self.batch)?;
@@ -212,6 +214,15 @@ impl Collector {
         Ok(Collected { seen, removed, round: true })
     }
 
+    fn pace(&self) -> u64 {
+        let words = [Word::Used, Word::Capacity, Word::Spilled, Word::Empty];
+        let read: io::Result<Vec<u64>> = words.into_iter().map(|word| self.words.get(word)).collect();
+        match read.as_deref() {
+            Ok(&[used, capacity, spilled, empty]) => pace(used, capacity, spilled != empty),
+            Ok(_) | Err(_) => PACE,
+        }
+    }
+
     fn counted(&self) -> io::Result<Counted> {
         Ok(Counted { held: self.shares.sorted()?, used: self.words.get(Word::Used)? })
     }
@@ -244,6 +255,11 @@ impl Collector {
     }
 }
 
+/// How long after a round's begin the next one may begin.
+fn pace(used: u64, capacity: u64, spilled: bool) -> u64 {
+    if used < capacity / 4 && !spilled { LEISURE } else { PACE }
+}
+
 /// What a count should be, if it was the same before and after the entries were counted and they were another number.
 fn corrected(before: u64, now: u64, counted: u64) -> Option<u64> {
     (before == now && now.abs_diff(counted) > SLACK).then_some(counted)
@@ -252,6 +268,15 @@ fn corrected(before: u64, now: u64, counted: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_room_is_wanted_nothing_is_put_off() {
+        assert_eq!(pace(0, 131_072, false), LEISURE);
+        assert_eq!(pace(32_767, 131_072, false), LEISURE);
+        assert_eq!(pace(32_768, 131_072, false), PACE);
+        assert_eq!(pace(1, 131_072, true), PACE, "a source has used up its share");
+        assert_eq!(pace(0, 0, false), PACE, "the agent has not written the word");
+    }
 
     #[test]
     fn only_what_stood_still_is_put_right() {

@@ -233,6 +233,9 @@ impl Agent {
 
     /// Lets filters become links, and publishes which have.
     pub async fn settle(&mut self) {
+        if self.hooks.iter().all(|hook| hook.link_id != 0) {
+            return;
+        }
         if let Some(Settled { hooks, repaired }) = self.kernel.settle().await {
             self.hooks = hooks;
             self.damage.repaired(repaired);

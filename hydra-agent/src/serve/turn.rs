@@ -16,8 +16,9 @@ use crate::inventory::Inventory;
 use crate::inventory::snapshot::Snapshot;
 use crate::published::{ApplyError, ApplyReport, Command, NotEnforced, RevisionView};
 
-/// How often the kernel's tables or its hooks are looked at, in turns: what somebody else changes is to be put right within two seconds.
-const VERIFY: Duration = Duration::from_millis(500);
+/// How often the kernel's tables or its hooks are looked at, in turns: what somebody else changes is to be put right within two seconds,
+/// of which the mending is to have a third.
+const VERIFY: Duration = Duration::from_millis(600);
 /// Every fourth look takes silent flows out of the table and keeps numbers on disk.
 const UPKEEP: u32 = 4;
 /// The first wait after the kernel refused something; doubled up to [`LONGEST_WAIT`]. New containers wait with it, closed.
@@ -93,7 +94,7 @@ impl Loop {
 
     /// Until a signal says stop.
     pub async fn turn(&mut self, signals: &mut Signals) {
-        let period = systemd::watchdog().map_or(VERIFY, |limit| VERIFY.min(limit / 3));
+        let period = systemd::watchdog().map_or(VERIFY, |limit| VERIFY.min(limit / 6));
         let mut tick = tokio::time::interval(period);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -148,7 +149,7 @@ impl Loop {
         }
     }
 
-    /// The regular look at the kernel's side. The sign of life comes after it: a loop that hangs in the kernel is not alive.
+    /// The regular look at the kernel's side. The sign of life comes after both halves of it: a loop that hangs in the kernel is not alive.
     async fn tick(&mut self) {
         if self.retry.is_none() && self.agent.verify().await {
             self.look().await;
@@ -157,6 +158,9 @@ impl Loop {
             self.agent.settle().await;
         }
         self.ticks = self.ticks.wrapping_add(1);
+        if self.ticks.is_multiple_of(2) {
+            systemd::alive();
+        }
         if self.ticks.is_multiple_of(UPKEEP) {
             self.agent.kernel.collect();
             self.agent.flush();
@@ -164,7 +168,6 @@ impl Loop {
                 spawn_blocking(datapath::give_memory_back);
             }
         }
-        systemd::alive();
     }
 
     async fn command(&mut self, command: Command) {
