@@ -391,7 +391,11 @@ impl Live {
         for shot in &later {
             gone += u32::from(runner.action(shot)? == SHOT);
         }
-        ensure!(gone == 0, "{gone} of {} flows were pushed out by others: the table is too small", later.len());
+        ensure!(
+            gone == 0,
+            "{gone} of {} flows were pushed out by others: the table is too small",
+            later.len()
+        );
         Ok(later.into_iter().map(|shot| shot.frame).collect())
     }
 }

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use hydra_agent::datapath::rtnetlink::{attributes, half, word};
 use hydra_common::names::PROGRAMS;
 use hydra_common::verdict::Hook;
 use nix::errno::Errno;
@@ -204,9 +205,8 @@ fn take(ports: &mut BTreeMap<u32, Port>, message: &[u8], now: Instant) -> bool {
     match kind {
         // A bridge tells of its ports in messages of a family of its own.
         NEW_LINK if message.get(HEAD) == Some(&(libc::AF_UNSPEC as u8)) => {
-            let master =
-                attributes(message.get(LINK..).unwrap_or_default()).find(|(kind, _)| *kind == MASTER);
-            let Some(bridge) = master.and_then(|(_, value)| word(value, 0)) else { return false };
+            let master = attribute(message.get(LINK..).unwrap_or_default(), MASTER);
+            let Some(bridge) = master.and_then(|value| word(value, 0)) else { return false };
             let new = !ports.contains_key(&index);
             ports.entry(index).or_insert(Port { bridge, since: now, hooks: [None; 2] });
             new
@@ -229,29 +229,12 @@ fn side(message: &[u8]) -> Option<usize> {
         EGRESS => (1, Hook::PortOut),
         _ => return None,
     };
-    let options = attributes(message.get(FILTER..)?).find(|(kind, _)| *kind == OPTIONS)?.1;
-    let name = attributes(options).find(|(kind, _)| *kind == BPF_NAME)?.1;
+    let name = attribute(attribute(message.get(FILTER..)?, OPTIONS)?, BPF_NAME)?;
     (name.strip_suffix(b"\0")? == PROGRAMS[hook as usize].as_bytes()).then_some(side)
 }
 
-fn half(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-/// Attributes that follow each other: kind and value.
-fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        let length = usize::from(half(bytes, at)?);
-        // The highest two bits say how the value is built.
-        let (kind, value) = (half(bytes, at + 2)? & 0x3fff, bytes.get(at + 4..at + length)?);
-        at += length.next_multiple_of(4);
-        Some((kind, value))
-    })
+fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    attributes(bytes).into_iter().find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 
 fn listener(groups: u32) -> Result<OwnedFd> {

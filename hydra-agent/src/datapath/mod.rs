@@ -25,7 +25,7 @@ mod raw;
 mod reader;
 mod room;
 mod rows;
-mod rtnetlink;
+pub mod rtnetlink;
 mod settle;
 mod sockets;
 mod store;

@@ -11,10 +11,13 @@ use nix::sys::socket::{
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 const REQUEST: u16 = 1;
-/// Flags of a request: an answer, a list, only if it is not there, make it.
+/// Flag of a request: it is answered.
 pub const ACK: u16 = 4;
+/// The answer is a list.
 pub const DUMP: u16 = 0x300;
+/// Only if it is not there.
 pub const EXCLUSIVE: u16 = 0x200;
+/// Make it.
 pub const CREATE: u16 = 0x400;
 
 /// Bytes of `nlmsghdr`.
@@ -25,7 +28,8 @@ pub fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-fn half(bytes: &[u8], at: usize) -> Option<u16> {
+/// The one of two bytes.
+pub fn half(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
