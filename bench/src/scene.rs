@@ -19,10 +19,11 @@ use hydra_agent::policy::compile::{World as Known, compile};
 use hydra_agent::policy::rows::{Numbers, Owner};
 use hydra_common::ABI;
 use hydra_common::address::{Address, Mac};
+use hydra_common::flow::Flow;
 use hydra_common::id::{Container as Number, Identity};
 use hydra_common::names::{PREDROP_PROGRAM, PROGRAMS};
 use hydra_common::tables::{Endpoint as Row, LinkKind};
-use hydra_common::track::protocol;
+use hydra_common::track::{State, protocol};
 use hydra_common::verdict::{Hook, Reason};
 use hydra_tests::kernel::{Runner, SHOT, Shot};
 use hydra_tests::packets::{Frame, Packet, Transport, flags};
@@ -45,6 +46,8 @@ pub const SMALLEST: usize = 60;
 pub const LARGEST: usize = 1514;
 /// Where IPv4 without options has UDP's checksum.
 const CHECKSUM: usize = 40;
+/// Where it has TCP's sequence number and, behind that, what is acknowledged.
+const SEQUENCE: usize = 38;
 /// This host on the bridge of the sender, and somebody elsewhere.
 const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 80, 0, 1));
 const FAR: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 9));
@@ -231,18 +234,21 @@ impl Scene {
     /// How a connection begins: asked, answered, acknowledged.
     fn frames(&self, v6: bool, way: Way, from: u16, to: u16) -> [Shot; 3] {
         let (caller, called) = (&self.places[0], &self.places[if way == Way::Peer { 1 } else { 2 }]);
-        let shot = |sender: &Place, receiver: &Place, ports: (u16, u16), flags: u8| {
+        let shot = |sender: &Place, receiver: &Place, ports: (u16, u16), flags: u8, numbers: [u32; 2]| {
             let [source, destination] = [sender, receiver].map(|place| place.addresses[usize::from(v6)]);
             let transport = Transport::Tcp(ports.0, ports.1, flags, Vec::new());
             let packet = Packet::new(source, destination, transport);
             let mut frame = Frame::ip(sender.mac, self.bridges[sender.bridge].1, &packet).bytes();
+            // Without the checksum, which nobody reads: these frames leave no program.
+            let at = if v6 { SEQUENCE + 20 } else { SEQUENCE };
+            frame[at..at + 8].copy_from_slice(&numbers.map(u32::to_be_bytes).concat());
             frame.resize(frame.len().max(SMALLEST), 0);
             Shot { hook: Hook::PortIn, ifindex: sender.port, ingress: 0, mark: 0, frame }
         };
         [
-            shot(caller, called, (from, to), flags::SYN),
-            shot(called, caller, (to, from), flags::SYN | flags::ACK),
-            shot(caller, called, (from, to), flags::ACK),
+            shot(caller, called, (from, to), flags::SYN, [1, 0]),
+            shot(called, caller, (to, from), flags::SYN | flags::ACK, [1, 2]),
+            shot(caller, called, (from, to), flags::ACK, [2, 2]),
         ]
     }
 
@@ -383,6 +389,11 @@ impl Live {
             if later.is_empty() {
                 let seen = runner.run(&shots[2])?;
                 ensure!(seen.reason == Some(Reason::Reply), "no established flow: {seen:?}");
+                let open = |flow: &Flow| State::of(flow, protocol::TCP) == State::Established;
+                ensure!(
+                    runner.flows()?.iter().all(|(_, flow)| open(flow)),
+                    "a connection is not established"
+                );
             }
             let [.., last] = shots;
             later.push(last);
