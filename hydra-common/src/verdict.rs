@@ -135,9 +135,10 @@ reasons! {
     NoPolicy = 65, "no-policy";
 }
 
-/// Where a program sits.
+/// Where a program sits. As wide as what stands beside it in [`crate::decide::At`], so that all of that is written: before Linux 6.3 no
+/// function is given memory of the stack that is not (commit 6715df8d5d24).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
+#[repr(u32)]
 pub enum Hook {
     /// TC ingress of a container's host-side veth: everything that the container sends.
     PortIn = 0,

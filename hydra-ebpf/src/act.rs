@@ -44,12 +44,13 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     if judged_before(hook, mark) || own_copy(&frame, hook, mark) {
         return NEXT;
     }
-    let Some(Scratch { tick, at, packet, outcome, flow: fresh }) = maps::scratch() else {
+    let Some(Scratch { tick, packet, outcome, flow: fresh }) = maps::scratch() else {
         return TC_ACT_SHOT;
     };
     let now = coarse(tick);
-    *at = At { hook, ifindex, ingress, mark, now };
-    let at = &*at;
+    // On the program's own stack: what was written there the compiler knows, the hook above all, and leaves out what only other hooks'
+    // frames need.
+    let at = &At { hook, ifindex, ingress, mark, now };
     // SAFETY: the context is valid while the program runs.
     let looped = matches!(hook, Hook::PortIn) && unsafe { (*frame.raw()).pkt_type } == PACKET_LOOPBACK;
     // At other hooks the packet's bytes are read as a header of a kind that is not known, and denied: no breach, and said in the status.
@@ -197,20 +198,16 @@ global!(
 fn create = hydra_create(
     packet: of Packet, outcome: into Outcome, fresh: into Flow, count: of Count, at: of At
 ) {
-    let now = at.now;
     let traffic = outcome.traffic(&Maps);
-    entry(packet, outcome, traffic, now, fresh);
+    entry(packet, outcome, traffic, at.now, fresh);
     let side = packet.side().index();
     fresh.packets[side] = count.packets;
     fresh.bytes[side] = count.bytes;
     fresh.counted = share::counted(fresh, outcome);
-    match make(packet, fresh, now) {
+    match make(packet, fresh, |fresh| join(packet, outcome, fresh, count, at)) {
         Made::Fresh if outcome.elsewhere => {}
         Made::Fresh => report::add(maps::traffic(traffic), count),
-        Made::Twin(twin) => {
-            tally(packet, outcome, twin.pointer(), count, now);
-            advance(packet, twin.pointer());
-        }
+        Made::Twin => {}
         Made::No => {
             report::count(Gauge::FlowsRefused, 1);
             no_room(outcome);
@@ -218,38 +215,56 @@ fn create = hydra_create(
     }
 });
 
+global!(
+/// Counts a packet on the entry that another CPU has just made for the same flow. 0: there is none.
+fn join = hydra_join(
+    packet: of Packet, outcome: of Outcome, fresh: of Flow, count: of Count, at: of At
+) -> u32 or 0; {
+    let Some(live) = twin(packet, fresh, at.now) else { return 0 };
+    tally(packet, outcome, live.pointer(), count, at.now);
+    advance(packet, live.pointer());
+    1
+});
+
 /// What became of a new entry.
 pub enum Made {
     /// It is there, with what it counts.
     Fresh,
-    /// Another CPU was first with the same flow: its entry counts this packet too.
-    Twin(LiveFlow),
+    /// Another CPU was first with the same flow: its entry has counted this packet too.
+    Twin,
     /// There is no room.
     No,
 }
 
-/// Puts a new entry in the place of none, or of an old one that counts no more.
+/// Puts a new entry in the place of none, or of an old one that counts no more. `join` counts the packet on the entry of another CPU, if
+/// that has just made it for the same flow: it says 0 where not.
 #[inline(always)]
-pub fn make(packet: &Packet, fresh: &mut Flow, now: u64) -> Made {
+pub fn make(packet: &Packet, fresh: &mut Flow, join: impl Fn(&Flow) -> u32) -> Made {
     let mut made = flows::begin(&packet.key, fresh);
     for _ in 0..TRIES {
         if made != flows::THERE {
             break;
         }
-        if let Some(twin) = Maps.flow(&packet.key)
-            && twin.created != 0
-            && twin.generation == fresh.generation
-            && (twin.source, twin.destination) == (fresh.source, fresh.destination)
-            && twin.containers == fresh.containers
-            && now.saturating_sub(twin.created) < AT_ONCE
-            && track::State::of(&twin, packet.protocol) != track::State::Closing
-            && (!opens(packet) || track::repeats(&twin, packet))
-        {
-            return Made::Twin(twin);
+        if join(fresh) != 0 {
+            return Made::Twin;
         }
         made = flows::replace(&packet.key, fresh);
     }
     if made == flows::MADE { Made::Fresh } else { Made::No }
+}
+
+/// The entry that another CPU has just made for the flow of a new one.
+#[inline(always)]
+pub fn twin(packet: &Packet, fresh: &Flow, now: u64) -> Option<LiveFlow> {
+    Maps.flow(&packet.key).filter(|twin| {
+        twin.created != 0
+            && twin.generation == fresh.generation
+            && (twin.source, twin.destination) == (fresh.source, fresh.destination)
+            && twin.containers == fresh.containers
+            && now.saturating_sub(twin.created) < AT_ONCE
+            && track::State::of(twin, packet.protocol) != track::State::Closing
+            && (!opens(packet) || track::repeats(twin, packet))
+    })
 }
 
 /// What becomes of a packet whose flow cannot be written.

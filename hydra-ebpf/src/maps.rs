@@ -89,8 +89,6 @@ static HYDRA_DROPSLOT: PerCpuArray<DropSlot> = PerCpuArray::with_max_entries(DRO
 pub struct Scratch {
     /// A tick, and the time that it began at.
     pub tick: [u64; 2],
-    /// Where and when.
-    pub at: At,
     /// The frame being judged.
     pub packet: Packet,
     /// The verdict on it.

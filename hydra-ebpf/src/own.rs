@@ -23,7 +23,7 @@ use hydra_common::share;
 use hydra_common::tables::{Cgroup, CgroupKey, Count, Endpoint, Gauge, Tables as _};
 use hydra_common::verdict::{Hook, Verdict};
 
-use crate::act::{Made, PACKET_LOOPBACK, add_atomic, end, limit, make, no_room, renew, touch};
+use crate::act::{Made, PACKET_LOOPBACK, add_atomic, end, limit, make, no_room, renew, touch, twin};
 use crate::global::{decoded_unit, global};
 use crate::maps::{self, LiveFlow, Maps, Scratch};
 use crate::report::{drop_key, event, noteworthy};
@@ -125,11 +125,12 @@ fn ends_of(skb: *mut __sk_buff, source: &mut Address, destination: &mut Address)
 /// `lan`: the cgroup's number, where an interface without a port is judged; 0 on this host's own stack.
 #[inline(always)]
 fn walk(skb: *mut __sk_buff, hook: Hook, row: &Cgroup, lan: u64, room: &mut Scratch) -> Verdict {
-    let Scratch { at, packet, outcome, flow: fresh, .. } = room;
+    let Scratch { packet, outcome, flow: fresh, .. } = room;
     // SAFETY: the context is valid while the program runs; the clock has no arguments.
     let (ifindex, kind, mark, now) =
         unsafe { ((*skb).ifindex, (*skb).pkt_type, (*skb).mark, bpf_ktime_get_coarse_ns()) };
-    *at = At { hook, ifindex, ingress: 0, mark, now };
+    // On the stack: see `act::run`.
+    let mut at = At { hook, ifindex, ingress: 0, mark, now };
     skb::clear(packet);
     let parsed = decoded_unit(skb::parse_bare(skb, packet));
     // The copy of what this host sends to a group comes by the interface that it goes out by: see `act::own_copy`. So does that of what it
@@ -142,7 +143,7 @@ fn walk(skb: *mut __sk_buff, hook: Hook, row: &Cgroup, lan: u64, room: &mut Scra
     {
         at.ifindex = LOOPBACK;
     }
-    let at = &*at;
+    let at = &at;
     if lan != 0 && matches!(hook, Hook::CgroupIn) && matches!(kind, BROADCAST | MULTICAST) {
         packet.destination_mac = Mac::BROADCAST;
     }
@@ -215,15 +216,25 @@ fn create = hydra_own_create(
         fresh.bytes[side] = count.bytes;
     }
     fresh.counted = share::counted(fresh, outcome);
-    match make(packet, fresh, at.now) {
+    match make(packet, fresh, |fresh| join(packet, outcome, fresh, count, at)) {
         Made::Fresh if counted => {}
         Made::Fresh => add(maps::traffic(traffic), count),
-        Made::Twin(twin) => tally(packet, outcome, twin, count, at.now),
+        Made::Twin => {}
         Made::No => {
             gauge(Gauge::FlowsRefused);
             no_room(outcome);
         }
     }
+});
+
+global!(
+/// Counts a packet on the entry that another CPU has just made for the same flow. 0: there is none.
+fn join = hydra_own_join(
+    packet: of Packet, outcome: of Outcome, fresh: of Flow, count: of Count, at: of At
+) -> u32 or 0; {
+    let Some(live) = twin(packet, fresh, at.now) else { return 0 };
+    tally(packet, outcome, live, count, at.now);
+    1
 });
 
 /// Counts a packet on its flow, unless another hook has.

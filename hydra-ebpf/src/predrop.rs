@@ -68,13 +68,14 @@ impl Bytes for Raw {
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> u32 {
     let frame = Raw(ctx.ctx);
-    let Some(Scratch { tick, at, packet, outcome, .. }) = maps::scratch() else { return XDP_PASS };
+    let Some(Scratch { tick, packet, outcome, .. }) = maps::scratch() else { return XDP_PASS };
     if !packet.plain(&frame) {
         return XDP_PASS;
     }
     // SAFETY: the context is valid while the program runs.
     let ifindex = unsafe { (*frame.0).ingress_ifindex };
-    *at = At { hook: Hook::UplinkIn, ifindex, ingress: ifindex, mark: 0, now: coarse(tick) };
+    // On the stack: see `act::run`.
+    let at = &At { hook: Hook::UplinkIn, ifindex, ingress: ifindex, mark: 0, now: coarse(tick) };
     // The look-up of a flow is for who goes on with it.
     let _ = decide(&Maps, packet, Ok(()), at, outcome);
     // Whose entry has to go, too, is the classifier's to deny.
