@@ -246,6 +246,33 @@ pub fn follow(flow: &Flow, packet: &Packet) -> Stand {
     stand
 }
 
+/// [`follow`] of what most packets are: the next of an established conversation. Gives [`Stand::next`] and [`Stand::acked`], the rest stays;
+/// `None`: it is not that.
+#[inline(always)]
+pub fn along(flow: &Flow, packet: &Packet) -> Option<(u32, u32)> {
+    let side = packet.side();
+    let (own, other) = (flow.flags[side.index()], flow.flags[side.other().index()]);
+    let (next, acked) = (flow.next[side.index()], flow.acked[side.index()]);
+    let opener = flow.opener == packet.sender;
+    if packet.protocol == protocol::UDP {
+        return if own == 1 { Some((next, acked)) } else { None };
+    }
+    // What has to be there: both have acknowledged, and the opener has sent more than a SYN.
+    let all = if opener { tcp::ACK | MORE } else { tcp::ACK };
+    let awaited = flow.acked[side.other().index()];
+    if packet.protocol != protocol::TCP
+        || packet.tcp_flags & (tcp::FIN | tcp::SYN | tcp::RST) != 0
+        || matches!(packet.piece, Piece::Later)
+        || !own & all | !other & tcp::ACK != 0
+        || packet.sequence != next
+        || after(awaited, next)
+    {
+        return None;
+    }
+    let acked = if after(packet.acknowledgment, acked) { packet.acknowledgment } else { acked };
+    Some((end(packet), acked))
+}
+
 /// Whether the opener of an established connection has sent another SYN, and nothing since. The other end may know nothing of the
 /// connection any more and answer it, or challenge it (RFC 9293, 3.10.7.4), and then the old one goes on. Until the one or the other
 /// acts on it, each stands where it did.
@@ -355,4 +382,68 @@ fn end(packet: &Packet) -> u32 {
 #[inline(always)]
 const fn after(a: u32, b: u32) -> bool {
     a.wrapping_sub(b).cast_signed() > 0
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Numbers that lie close to each other, also about the place where they begin anew.
+    fn number() -> impl Strategy<Value = u32> {
+        (prop::sample::select(&[0, 1 << 31, u32::MAX - 1][..]), 0u32..4).prop_map(|(a, b)| a.wrapping_add(b))
+    }
+
+    fn flags() -> impl Strategy<Value = u8> {
+        prop_oneof![3 => Just(tcp::SYN | tcp::ACK | MORE), 1 => Just(1), 2 => 0u8..32]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(50_000))]
+        #[test]
+        fn who_goes_along_stands_where_following_leads(
+            (own, other, opener, sender) in (flags(), flags(), 0u8..2, 0u8..2),
+            (next, awaited, acked, told) in (number(), number(), number(), number()),
+            (sequence, acknowledgment, length) in (number(), number(), 0u32..3),
+            sent in prop_oneof![3 => Just(tcp::ACK), 1 => 0u8..64],
+            protocol in prop::sample::select(&[protocol::TCP, protocol::TCP, protocol::UDP, protocol::SCTP][..]),
+            piece in prop::sample::select(&[Piece::Whole, Piece::Whole, Piece::First, Piece::Later][..]),
+        ) {
+            let packet = Packet {
+                sender,
+                protocol,
+                piece,
+                tcp_flags: if protocol == protocol::TCP { sent } else { 0 },
+                sequence,
+                acknowledgment,
+                payload: 54,
+                end: 54 + length,
+                ..Packet::default()
+            };
+            let (a, b) = (packet.side().index(), packet.side().other().index());
+            let mut flow = Flow { opener, ..Flow::default() };
+            (flow.flags[a], flow.next[a], flow.acked[a]) = (own, next, acked);
+            (flow.flags[b], flow.next[b], flow.acked[b]) = (other, told, awaited);
+            if let Some((next, acked)) = along(&flow, &packet) {
+                let stand = Stand { flags: own, next, acked, syn: flow.syn };
+                prop_assert_eq!(stand, follow(&flow, &packet));
+            }
+        }
+    }
+
+    #[test]
+    fn the_next_of_an_established_connection_goes_along() {
+        let flow = Flow { flags: [26, 18], next: [7, 9], acked: [9, 7], ..Flow::default() };
+        let of = |packet: Packet| along(&flow, &Packet { protocol: protocol::TCP, payload: 54, ..packet });
+        let ack =
+            Packet { tcp_flags: tcp::ACK, sequence: 7, acknowledgment: 9, end: 54, ..Packet::default() };
+        assert_eq!(of(ack), Some((7, 9)));
+        assert_eq!(of(Packet { end: 64, acknowledgment: 12, ..ack }), Some((17, 12)));
+        assert_eq!(of(Packet { sender: 1, sequence: 9, acknowledgment: 7, end: 55, ..ack }), Some((10, 7)));
+        assert_eq!(of(Packet { sequence: 8, ..ack }), None, "something is missing");
+        for flags in [tcp::SYN, tcp::RST, tcp::FIN | tcp::ACK] {
+            assert_eq!(of(Packet { tcp_flags: flags, ..ack }), None);
+        }
+    }
 }

@@ -88,7 +88,7 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
             (Step::Create, _) => create(packet, outcome, fresh, &count, at),
             (Step::Count, Some(flow)) => {
                 tally(packet, outcome, flow.pointer(), &count, now);
-                follow(packet, flow.pointer());
+                along(packet, flow.pointer());
             }
             (Step::Renew, Some(flow)) => {
                 renewed(packet, outcome, flow.pointer(), &count, at);
@@ -323,6 +323,23 @@ fn seen(packet: &Packet, outcome: &Outcome, live: *mut Flow, now: u64) {
         let end = &raw mut (*live).ends[packet.side().index()];
         if *end == 0 {
             core::ptr::write_volatile(end, outcome.near() as u8);
+        }
+    }
+}
+
+/// [`advance`], of most packets without a call.
+#[inline(always)]
+fn along(packet: &Packet, live: *mut Flow) {
+    // SAFETY: as in `tally`.
+    let Some((next, acked)) = track::along(unsafe { &*live }, packet) else { return advance(packet, live) };
+    let side = packet.side().index();
+    // SAFETY: as in `tally`. What stays is not written.
+    unsafe {
+        if next != (*live).next[side] {
+            core::ptr::write_volatile(&raw mut (*live).next[side], next);
+        }
+        if acked != (*live).acked[side] {
+            core::ptr::write_volatile(&raw mut (*live).acked[side], acked);
         }
     }
 }

@@ -92,8 +92,8 @@ pub(super) fn first<T: Tables>(
     if is_set { search(tables, bank, index, selector) } else { index }
 }
 
-/// The index of the first decision that a rule set has.
-#[inline(never)]
+/// The index of the first decision that a rule set has. Inlined: to a denial a call is a tenth of what it takes.
+#[inline(always)]
 fn search<T: Tables>(tables: &T, bank: u32, index: u32, selector: u32) -> u32 {
     let Some(set) = tables.rule_set(bank, index) else { return CLOSED };
     // The last interval that begins at or before the selector; the first begins at 0.
