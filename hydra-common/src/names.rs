@@ -69,9 +69,11 @@ pub const ROOMS: &str = "HYDRA_ROOMS";
 pub const NEAR_LINKS: &str = "HYDRA_NEARLINK";
 /// The same of endpoints.
 pub const NEAR_ENDPOINTS: &str = "HYDRA_NEARENDP";
+/// The same of what passes interfaces to the outside unseen.
+pub const NEAR_PASSES: &str = "HYDRA_NEARPASS";
 
 /// All maps, in the order above.
-pub const MAPS: [&str; 32] = [
+pub const MAPS: [&str; 33] = [
     GENERATION,
     HEADS,
     IDENTITIES,
@@ -104,10 +106,11 @@ pub const MAPS: [&str; 32] = [
     ROOMS,
     NEAR_LINKS,
     NEAR_ENDPOINTS,
+    NEAR_PASSES,
 ];
 
 /// Those of them that user space neither reads nor writes.
-pub const PRIVATE: [&str; 4] = [SCRATCH, ROOMS, NEAR_LINKS, NEAR_ENDPOINTS];
+pub const PRIVATE: [&str; 5] = [SCRATCH, ROOMS, NEAR_LINKS, NEAR_ENDPOINTS, NEAR_PASSES];
 
 /// TC programs by [`crate::verdict::Hook`].
 pub const PROGRAMS: [&str; 5] =

@@ -7,8 +7,10 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::address::{Address, Mac};
+use crate::decide::At;
 use crate::flow::{Flow, FlowKey};
 use crate::id::{Container, Identity, MAX_IDENTITIES, MAX_TIERS, Tier};
+use crate::packet::Packet;
 
 /// Rule sets per bank.
 pub const MAX_RULE_SETS: u32 = 65_536;
@@ -290,6 +292,15 @@ impl Endpoint {
     pub const ATTACHED: u16 = 2;
     /// Its port is a veth whose peer is in another namespace: `bpf_redirect_peer` reaches it.
     pub const PEER: u16 = 4;
+}
+
+/// When rows were read, as numbers that change with them: what was found out since is so as long as both are the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moment {
+    /// [`crate::share::Word::Rows`]; 0: nothing is kept.
+    pub rows: u64,
+    /// The flipped word: the policy's rows change with it, and those of published ports.
+    pub generation: u32,
 }
 
 /// An interface of this host.
@@ -768,6 +779,19 @@ pub trait Tables {
     fn receiver(&self, destination: &Address) -> Option<&Endpoint> {
         self.endpoint(destination)
     }
+    /// Now, for the two that follow: before any row is read.
+    #[inline(always)]
+    fn moment(&self) -> Moment {
+        Moment::default()
+    }
+    /// Whether what [`Tables::passes`] was told holds for a frame: from and to the same addresses, to the same port, by the same interface.
+    #[inline(always)]
+    fn passed(&self, _packet: &Packet, _at: &At, _since: &Moment) -> bool {
+        false
+    }
+    /// A frame of TCP that opens nothing has passed an interface to the outside, by nothing but rows that were read since: may be kept.
+    #[inline(always)]
+    fn passes(&self, _packet: &Packet, _at: &At, _since: &Moment) {}
     /// By the called address, or the unspecified one of its family.
     fn published(&self, key: &PublishKey) -> Option<&Publish>;
     /// By cgroup and place.

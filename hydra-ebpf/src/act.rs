@@ -79,6 +79,9 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
         let taken = if carried { unsafe { (*frame.raw()).tc_index } } else { 0 };
         limit(packet, outcome, at, taken);
     }
+    if matches!(hook, Hook::UplinkIn) && outcome.unseen() {
+        return NEXT;
+    }
     // Not by what is known already: the verifier would follow both to the end.
     let headless = matches!(hook, Hook::UplinkIn) && u64::from(packet.network) < ETHERNET;
     let count = frame.wire(packet.payload, if headless { ETHERNET } else { 0 });

@@ -15,12 +15,13 @@ use hydra_common::event::{Event, EventWindow};
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::id::{Identity, MAX_IDENTITIES};
 use hydra_common::packet::Packet;
+use hydra_common::share::Word;
 use hydra_common::tables::{
     BucketKey, Cell, Cgroup, CgroupKey, Count, DROP_SLOTS, Decision, DropKey, DropSlot, Endpoint, Fragment,
     FragmentKey, GAUGES, Head, IdentityRow, Interval, Limit, Link, MAX_BUCKETS, MAX_CGROUP_DEPTH,
     MAX_CGROUPS, MAX_DECISIONS, MAX_ENDPOINTS, MAX_FRAGMENTS, MAX_INTERVALS, MAX_LIMITS, MAX_LINKS,
-    MAX_PREFIXES, MAX_PUBLISHED, MAX_RULE_SETS, Owner, PrefixData, PrefixRow, Publish, PublishKey, RuleSet,
-    TRAFFIC_CELLS, Tables, cell_index,
+    MAX_PREFIXES, MAX_PUBLISHED, MAX_RULE_SETS, Moment, Owner, PrefixData, PrefixRow, Publish, PublishKey,
+    RuleSet, TRAFFIC_CELLS, Tables, cell_index,
 };
 
 use crate::flows;
@@ -192,6 +193,21 @@ impl Tables for Maps {
     #[inline(always)]
     fn receiver(&self, destination: &Address) -> Option<&Endpoint> {
         near::receiver(destination, || self.endpoint(destination))
+    }
+
+    #[inline(always)]
+    fn moment(&self) -> Moment {
+        Moment { rows: flows::word(Word::Rows), generation: self.generation() }
+    }
+
+    #[inline(always)]
+    fn passed(&self, packet: &Packet, at: &At, since: &Moment) -> bool {
+        near::passed(packet, at, since)
+    }
+
+    #[inline(always)]
+    fn passes(&self, packet: &Packet, at: &At, since: &Moment) {
+        near::passes(packet, at, since);
     }
 
     #[inline(always)]

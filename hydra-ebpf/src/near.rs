@@ -1,13 +1,16 @@
 //! Rows of interfaces and endpoints that each CPU keeps near, of those that its last frames were about: without a look-up in a hash table.
 //! What is kept was read while [`Word::Rows`] was what it is now; the agent changes that after it has written rows, and before they count.
+//! And what was found out of packets that need nothing but rows, with the policy's: those have the generation.
 //!
 //! Classifiers alone use it, once for each frame: a process's packet can be interrupted by one.
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use hydra_common::address::Address;
+use hydra_common::decide::At;
+use hydra_common::packet::Packet;
 use hydra_common::share::Word;
-use hydra_common::tables::{Endpoint, Link, Owner};
+use hydra_common::tables::{Endpoint, Link, Moment, Owner};
 
 use crate::flows;
 
@@ -38,6 +41,8 @@ macro_rules! copy {
 static HYDRA_NEARLINK: PerCpuArray<NearLink> = PerCpuArray::with_max_entries(NEAR, 0);
 #[map]
 static HYDRA_NEARENDP: PerCpuArray<NearEndpoint> = PerCpuArray::with_max_entries(NEAR, 0);
+#[map]
+static HYDRA_NEARPASS: PerCpuArray<NearPass> = PerCpuArray::with_max_entries(NEAR, 0);
 
 /// Rows that a CPU keeps near, of interfaces and of endpoints.
 const NEAR: u32 = 1_024;
@@ -59,6 +64,17 @@ pub struct NearEndpoint {
     rows: u64,
     address: Address,
     endpoint: Endpoint,
+}
+
+/// What passes an interface to the outside unseen where it opens nothing: one line of the cache.
+#[repr(C, align(64))]
+pub struct NearPass {
+    rows: u64,
+    source: Address,
+    destination: Address,
+    generation: u32,
+    ifindex: u32,
+    port: u32,
 }
 
 /// An interface's row, by `find` where it is not near.
@@ -113,6 +129,36 @@ pub fn receiver<'t>(
         copy!(Endpoint, endpoint, &mut near.endpoint);
     }
     Some(&near.endpoint)
+}
+
+/// Whether what a frame is one of has passed, at a moment that is still the same.
+#[inline(always)]
+pub fn passed(packet: &Packet, at: &At, since: &Moment) -> bool {
+    let Some(near) = near_pass(packet) else { return false };
+    let same = near.rows == since.rows && near.generation == since.generation && since.rows != 0;
+    let there = near.ifindex == at.ifindex && near.port == u32::from(packet.destination_port);
+    same && there && near.source == packet.source && near.destination == packet.destination
+}
+
+/// Keeps that it has.
+#[inline(always)]
+pub fn passes(packet: &Packet, at: &At, since: &Moment) {
+    let Some(near) = near_pass(packet) else { return };
+    near.rows = since.rows;
+    near.source = packet.source;
+    near.destination = packet.destination;
+    near.generation = since.generation;
+    near.ifindex = at.ifindex;
+    near.port = u32::from(packet.destination_port);
+}
+
+/// The slot that a frame's way may have: of one sender at each port.
+#[inline(always)]
+fn near_pass(packet: &Packet) -> Option<&'static mut NearPass> {
+    let source = packet.source.low();
+    let slot = (source ^ source >> 10 ^ u64::from(packet.destination_port)) as u32 % NEAR;
+    // SAFETY: as below.
+    HYDRA_NEARPASS.get_ptr_mut(slot).map(|p| unsafe { &mut *p })
 }
 
 /// The slot that an interface's row may have.

@@ -189,7 +189,8 @@ pub fn newly_protected(held: &BTreeMap<u32, Link>, wanted: &BTreeMap<u32, desire
 }
 
 /// Whether a port is published that was this host's own before: a flow to it may have been judged so, and where docker-proxy takes
-/// its packets over they reach the container.
+/// its packets over they reach the container. With [`reopened`], which says it of every row that goes or says something else, each change of
+/// these rows makes a generation: what programs keep of packets that pass unseen rests on that ([`hydra_common::tables::Moment`]).
 pub fn exposed(
     held: &BTreeMap<PublishKey, Publish>,
     wanted: &BTreeMap<PublishKey, desired::Publish>,

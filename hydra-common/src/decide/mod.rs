@@ -36,11 +36,12 @@ pub mod part {
 }
 
 use self::ends::Sender;
+use self::published::Business;
 use crate::flow::{Flow, Path, Side};
 use crate::id::Identity;
 use crate::names::{MARK_CHECKED, MARK_MASK, carrier};
 use crate::packet::{Kind, Packet};
-use crate::tables::{Endpoint, Head, IdentityRow, Link, Tables};
+use crate::tables::{Endpoint, Head, IdentityRow, Link, Moment, Publish, Tables};
 use crate::track::{self, protocol, sctp, tcp};
 use crate::verdict::{Hook, Reason, Verdict};
 
@@ -87,14 +88,22 @@ pub fn decide<'t, T: Parts>(
     out: &mut Outcome,
 ) -> Option<T::Flow<'t>> {
     *out = Outcome::CLOSED;
-    if matches!(at.hook, Hook::UplinkIn) && !tables.concerns(packet, parsed, at) {
-        out.not_judged(Way::Leave);
-        return None;
+    let mut known = (None, None);
+    if matches!(at.hook, Hook::UplinkIn) {
+        let since = published::goes_on(packet, parsed).then(|| tables.moment());
+        known = match published::business(tables, packet, parsed, at, since) {
+            Business::Nobodys => {
+                out.not_judged(Way::Leave);
+                return None;
+            }
+            Business::Port(row) => (Some(row), since),
+            Business::Other => (None, since),
+        };
     }
     if !ready(tables, at, out) {
         return None;
     }
-    let said = enter(tables, packet, parsed, at, out);
+    let said = enter(tables, packet, parsed, at, known, out);
     settled(out, said)
 }
 
@@ -144,18 +153,20 @@ fn apply_mode(out: &mut Outcome) {
     }
 }
 
-/// Line 1, the named list, and line 2; what is left goes to [`first`]. An error makes the packet one of line 1.
+/// Line 1, the named list, and line 2; what is left goes to [`first`]. An error makes the packet one of line 1. `known` is for
+/// [`published::uplink`].
 #[inline(always)]
 fn enter<'t, T: Parts>(
     tables: &'t T,
     packet: &mut Packet,
     parsed: Result<(), Reason>,
     at: &At,
+    known: (Option<&Publish>, Option<Moment>),
     out: &mut Outcome,
 ) -> Result<Option<T::Flow<'t>>, Reason> {
     let link = ends::sender(tables, packet, at, out)?;
     if matches!(at.hook, Hook::UplinkIn) {
-        return published::uplink(tables, packet, parsed, at, out);
+        return published::uplink(tables, packet, parsed, at, known, out);
     }
     if let Some(link) = link {
         out.source_container = link.container;

@@ -183,6 +183,13 @@ impl Outcome {
         if self.source_container.0 == 0 { self.sender.far() } else { Far::Unset }
     }
 
+    /// Whether an uplink's hook leaves no trace of the packet, once limits have been asked.
+    #[inline(always)]
+    pub const fn unseen(&self) -> bool {
+        let allowed = matches!(self.verdict, Verdict::Allowed) && self.elsewhere;
+        allowed && matches!(self.way, Way::Leave) && matches!(self.step, Step::Nothing)
+    }
+
     /// Lines 3 to 7 have decided.
     #[inline(always)]
     pub const fn ruled(&mut self, said: &Ruling) {

@@ -11,7 +11,7 @@ use crate::flow::{Flow, Side};
 use crate::id::{Container, Identity, Tier};
 use crate::names::{MARK_CARRIED, MARK_MASK};
 use crate::packet::{Kind, Packet, Piece};
-use crate::tables::{Endpoint, LinkKind, Publish, PublishKey, Tables};
+use crate::tables::{Endpoint, LinkKind, Moment, Publish, PublishKey, Tables};
 use crate::track::protocol;
 use crate::verdict::{Hook, Reason, Verdict};
 
@@ -171,6 +171,53 @@ pub fn loopback(packet: &Packet) -> bool {
     packet.source.is_loopback() || packet.destination.is_loopback()
 }
 
+/// Whether a frame at an interface to the outside is one of TCP that opens nothing and hides nothing. What becomes of it is a matter of
+/// rows alone, unless its port is [`Publish::PROXIED`]: of whom it says that it is from, and of whom it calls. So where one has passed
+/// the next one does, as long as nothing was written ([`Tables::passed`]).
+#[inline(always)]
+pub fn goes_on(packet: &Packet, parsed: Result<(), Reason>) -> bool {
+    let whole = parsed.is_ok() && matches!(packet.kind, Kind::Ip) && !packet.is_group();
+    whole && packet.protocol == protocol::TCP && !opens(packet)
+}
+
+/// What a frame at an interface to the outside is to us.
+pub enum Business<'t> {
+    /// Nothing: it passes unseen.
+    Nobodys,
+    /// A call of a published port, with its row.
+    Port(&'t Publish),
+    /// Anything else that [`concerns`] us.
+    Other,
+}
+
+/// [`concerns`], and of the commonest frames that do, those to a published port, its row: one look for both. `since`: a frame that
+/// [`goes_on`], which is no business of ours where its like has passed.
+#[inline(always)]
+pub fn business<'t, T: Parts>(
+    tables: &'t T,
+    packet: &Packet,
+    parsed: Result<(), Reason>,
+    at: &At,
+    since: Option<Moment>,
+) -> Business<'t> {
+    if since.is_some_and(|since| tables.passed(packet, at, &since)) {
+        return Business::Nobodys;
+    }
+    if parsed.is_ok() && matches!(packet.kind, Kind::Ip) && !loopback(packet) && !packet.is_group() {
+        let Some(e) = tables.receiver(&packet.destination) else { return Business::Nobodys };
+        if e.flags & Endpoint::HOST != 0 {
+            if let Some(row) = behind(tables, packet, false) {
+                return Business::Port(row);
+            }
+            if let Some(since) = since {
+                tables.passes(packet, at, &since);
+            }
+            return Business::Nobodys;
+        }
+    }
+    if tables.concerns(packet, parsed, at) { Business::Other } else { Business::Nobodys }
+}
+
 /// Whether a frame at an interface to the outside, or at a bridge that the policy does not name, is any business of ours: everything
 /// else there passes unseen, whatever state the tables are in.
 #[inline(always)]
@@ -208,13 +255,14 @@ fn behind<'t, T: Tables>(tables: &'t T, packet: &Packet, all: bool) -> Option<&'
 }
 
 /// Judges what [`concerns`] us. Denied here, where `docker-proxy` would hide who calls; what passes is judged again by the port
-/// that it is led to, but for [`Publish::PROXIED`] ports, whose flows are kept here.
+/// that it is led to, but for [`Publish::PROXIED`] ports, whose flows are kept here. `called` and `since` are [`business`]'s.
 #[inline(always)]
 pub fn uplink<'t, T: Parts>(
     tables: &'t T,
     packet: &Packet,
     parsed: Result<(), Reason>,
     at: &At,
+    (called, since): (Option<&Publish>, Option<Moment>),
     out: &mut Outcome,
 ) -> Result<Option<T::Flow<'t>>, Reason> {
     if loopback(packet) {
@@ -226,7 +274,7 @@ pub fn uplink<'t, T: Parts>(
     out.opener = packet.side();
     let unmanaged = matches!(out.sender, Sender::Unmanaged);
     let group = packet.is_group();
-    let Some(row) = behind(tables, packet, group) else {
+    let Some(row) = called.or_else(|| behind(tables, packet, group)) else {
         // A container already: its port judges by the mark, or without one, as it does anybody.
         let known = tables.source(packet, out, None).is_ok();
         out.not_judged(if known { Way::Carried } else { Way::Leave });
@@ -249,6 +297,9 @@ pub fn uplink<'t, T: Parts>(
     // What does not open can be an answer to a port that the address translation chose; who is called by it is judged at his port.
     let answer = !proxied && matches!(packet.protocol, protocol::TCP | protocol::SCTP) && !opens(packet);
     if answer || !declared(tables, out.bank(), out.destination) {
+        if let (true, false, Some(since)) = (answer, unmanaged, since) {
+            tables.passes(packet, at, &since);
+        }
         out.not_judged(on);
         out.elsewhere = true;
         return Ok(None);

@@ -4,6 +4,7 @@
 
 pub mod ports;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 
 use hydra_common::address::{Address, Mac};
@@ -40,6 +41,14 @@ pub struct Plain {
     pub decisions: Vec<Decision>,
     pub flows: HashMap<FlowKey, Flow>,
     pub fragments: HashMap<FragmentKey, Fragment>,
+    /// As the agent counts it; 0: nothing is kept near.
+    pub rows: u64,
+    /// What is kept near, by what the kernel keeps it by.
+    pub kept: RefCell<HashMap<(u32, Address, Address, u16), Moment>>,
+}
+
+fn pass_key(packet: &Packet, at: &At) -> (u32, Address, Address, u16) {
+    (at.ifindex, packet.source, packet.destination, packet.destination_port)
 }
 
 impl Parts for Plain {}
@@ -58,6 +67,15 @@ impl Tables for Plain {
     }
     fn endpoint(&self, address: &Address) -> Option<&Endpoint> {
         self.endpoints.get(address)
+    }
+    fn moment(&self) -> Moment {
+        Moment { rows: self.rows, generation: self.generation }
+    }
+    fn passed(&self, packet: &Packet, at: &At, since: &Moment) -> bool {
+        since.rows != 0 && self.kept.borrow().get(&pass_key(packet, at)) == Some(since)
+    }
+    fn passes(&self, packet: &Packet, at: &At, since: &Moment) {
+        self.kept.borrow_mut().insert(pass_key(packet, at), *since);
     }
     fn published(&self, key: &PublishKey) -> Option<&Publish> {
         self.published.get(key)

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use aya::maps::{Array, HashMap, Map, MapData};
 use hydra_agent::datapath::Room;
 use hydra_agent::policy::rows::Numbers;
+use hydra_common::address::Address;
 use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::share::{Meetings, Place, Word};
+use hydra_common::tables::Endpoint;
 use hydra_common::verdict::Hook;
 use hydra_common::{ABI, names};
 use hydra_tests::deployment::Deployment;
@@ -115,6 +117,11 @@ pub fn room(flows: u32, share: u8) -> Room {
 /// The first table, as whoever is no part of hydra would write it.
 pub fn first(stage: &Stage) -> HashMap<MapData, FlowKey, Flow> {
     pinned(stage, names::FLOWS).try_into().unwrap()
+}
+
+/// The rows of endpoints, likewise.
+pub fn endpoints(stage: &Stage) -> HashMap<MapData, Address, Endpoint> {
+    pinned(stage, names::ENDPOINTS).try_into().unwrap()
 }
 
 /// The second, likewise.
