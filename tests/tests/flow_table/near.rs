@@ -1,6 +1,7 @@
 //! Rows that a CPU keeps near count only as long as the agent has written no others.
 
 use hydra_common::address::{Address, Mac};
+use hydra_common::id::Identity;
 use hydra_common::share::Word;
 use hydra_common::tables::Publish;
 use hydra_common::track::protocol;
@@ -10,7 +11,7 @@ use hydra_tests::packets::{Frame, Packet, Transport, flags};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::support::*;
 
@@ -52,9 +53,11 @@ fn what_has_passed_an_uplink_unseen_counts_for_its_like_alone_and_until_somethin
     stage(room(1_024, 25), |stage, runner| {
         on_one_cpu();
         let uplink = stage.link("hyup0").unwrap();
-        for (binding, flags) in [("0.0.0.0", 0), ("::", Publish::PROXIED)] {
+        let bindings =
+            [("0.0.0.0", 8081, 0), ("0.0.0.0", 9105, Publish::PROXIED), ("::", 8081, Publish::PROXIED)];
+        for (binding, port, flags) in bindings {
             let row =
-                stage.published(binding.parse().unwrap(), protocol::TCP, 8081, ("db", 5432), flags).unwrap();
+                stage.published(binding.parse().unwrap(), protocol::TCP, port, ("db", 5432), flags).unwrap();
             runner.publish(&row.0, &row.1).unwrap();
         }
         let addresses = stage.deployment.topology.addresses("host");
@@ -77,12 +80,26 @@ fn what_has_passed_an_uplink_unseen_counts_for_its_like_alone_and_until_somethin
         for flags in [flags::ACK, flags::FIN | flags::ACK, flags::RST, flags::SYN | flags::ACK] {
             assert_eq!(ends(runner, &tcp(user, flags)), unseen, "{flags}");
         }
+        // From so many that each place where it may be kept is somebody's.
+        for n in 0..4_096 {
+            let from = IpAddr::from(Ipv4Addr::from_bits(Ipv4Addr::new(198, 18, 0, 0).to_bits() + n));
+            assert_eq!(runner.action(&tcp(from, flags::ACK)).unwrap(), NEXT);
+        }
+        let container = address(stage, "cron");
+        assert_eq!(ends(runner, &tcp(container, flags::ACK)), (SHOT, Some(Reason::SpoofedAddress)), "forged");
         // What is not like it in one thing, after it has passed.
+        assert_eq!(ends(runner, &tcp(user, flags::ACK)), unseen);
         let no_rule = (SHOT, Some(Reason::NoRule));
         assert_eq!(ends(runner, &tcp(user, flags::SYN)), no_rule, "opens");
         assert_eq!(ends(runner, &udp), no_rule, "a datagram");
-        let container = address(stage, "cron");
-        assert_eq!(ends(runner, &tcp(container, flags::ACK)), (SHOT, Some(Reason::SpoofedAddress)), "forged");
+        // The same place: 1,024 further on.
+        let carried = shot(frame(user, Transport::Tcp(40_000, 9105, flags::ACK, Vec::new())));
+        assert_eq!(ends(runner, &carried), no_rule, "to another port, which a process carries");
+        let other = stage.link("hyother").unwrap();
+        let stranger = Shot { ifindex: other, ingress: other, ..tcp(user, flags::ACK) };
+        let seen = runner.run(&stranger).unwrap();
+        let marked = hydra_common::names::carried(Identity::UNMANAGED);
+        assert_eq!((seen.action, seen.mark), (NEXT, marked), "by another interface");
         let proxied = tcp("2001:db8:77::7".parse().unwrap(), flags::ACK);
         assert_eq!(ends(runner, &proxied), no_rule, "to a port that a process carries");
         let mut routed = tcp(user, flags::ACK);
