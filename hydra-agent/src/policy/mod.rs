@@ -3,6 +3,7 @@
 //! kernel, and the clock only where no moment is given.
 
 mod bits;
+mod by_line;
 mod check;
 pub mod compile;
 pub mod diff;

@@ -8,6 +8,7 @@ use std::thread;
 
 use granit_parser::{Event, Options, Parser, ScalarStyle, Span, StrInput, StructureStyle};
 
+use super::by_line;
 use super::yaml::{MAX_DEPTH, MAX_NODES, Node, Value};
 use crate::beside::both;
 use crate::diagnostic::Place;
@@ -22,19 +23,17 @@ const MOST_PIECES: usize = 4;
 /// Reads a text, if it is plain and nothing is wrong with it. Lines end with a line feed, behind a carriage return or not.
 pub(super) fn read(text: &str) -> Option<Node<'_>> {
     let pieces = if text.len() < LONG {
-        1
+        0
     } else {
         thread::available_parallelism().map_or(1, usize::from).min(MOST_PIECES)
     };
     read_in(text, pieces)
 }
 
-/// The same in so many pieces, if it can be taken apart.
+/// The same with the list in so many pieces, if it can be taken apart; 0: by the parser alone.
 fn read_in(text: &str, pieces: usize) -> Option<Node<'_>> {
-    match Pieces::of(text, pieces) {
-        Some(pieces) => pieces.read(),
-        None => Piece::of(text, 0, 0).map(|piece| piece.node),
-    }
+    let apart = if pieces == 0 { None } else { Pieces::of(text, pieces).and_then(Pieces::read) };
+    apart.or_else(|| Piece::of(text, 0, 0).map(|piece| piece.node))
 }
 
 /// A text that is taken apart where entries of its list of rules begin.
@@ -56,17 +55,15 @@ struct Pieces<'t> {
 
 impl<'t> Pieces<'t> {
     fn of(text: &'t str, pieces: usize) -> Option<Self> {
-        if pieces < 2 {
-            return None;
-        }
         let begin = text.find(SECTION)? + SECTION.len();
         let indent = text[begin..].bytes().take_while(|b| *b == b' ').count();
         let dash = format!("\n{}- ", " ".repeat(indent));
         let end = after(text, begin);
-        if indent == 0 || end - begin < pieces {
+        if indent == 0 {
             return None;
         }
-        let mut cuts = vec![0];
+        // The first entry shows that it is a list.
+        let mut cuts = vec![begin + text[begin..end].find(&dash)? + 1];
         for n in 1..pieces {
             let about = (begin + (end - begin) / pieces * n).max(cuts.last().copied().unwrap_or_default());
             let about = (about..end).find(|at| text.is_char_boundary(*at))?;
@@ -76,13 +73,16 @@ impl<'t> Pieces<'t> {
             }
         }
         cuts.push(end);
-        let mut parts = cuts.windows(2).map(|cut| &text[cut[0]..cut[1]]);
-        let head = parts.next()?;
-        Some(Self { head, middle: parts.collect(), tail: &text[end..], column: indent as u32 + 1 })
+        let middle = cuts.windows(2).map(|cut| &text[cut[0]..cut[1]]).collect();
+        Some(Self { head: &text[..cuts[0]], middle, tail: &text[end..], column: indent as u32 + 1 })
     }
 
     fn read(self) -> Option<Node<'t>> {
         let Self { head, middle, tail, column } = self;
+        let first = Piece::of(head, 0, 0)?;
+        if first.ends != Some(End { depth: 1, column }) {
+            return None;
+        }
         let mut line = lines(head);
         let later: Vec<(&str, u32)> = middle
             .into_iter()
@@ -92,11 +92,10 @@ impl<'t> Pieces<'t> {
                 (text, first)
             })
             .collect();
-        let (others, first) = both("hydra-reader", || side_by_side(&later), || Piece::of(head, 0, 0));
-        let (first, others) = (first?, others?);
+        let others = side_by_side(&later, column)?;
         let rest = if tail.is_empty() { None } else { Some(Piece::of(tail, line, 0)?) };
-        let nodes = others.iter().chain(&rest).map(|piece| piece.nodes).sum::<usize>() + first.nodes;
-        if nodes > MAX_NODES || first.ends != Some(End { depth: 1, column }) {
+        let nodes = first.nodes + rest.as_ref().map_or(0, |piece| piece.nodes);
+        if nodes + others.iter().map(|entries| entries.nodes).sum::<usize>() > MAX_NODES {
             return None;
         }
         let Node { value: Value::Map(mut pairs), place } = first.node else { return None };
@@ -104,13 +103,8 @@ impl<'t> Pieces<'t> {
             return None;
         }
         let Some((_, Node { value: Value::List(list), .. })) = pairs.last_mut() else { return None };
-        for piece in others {
-            let Value::List(entries) = piece.node.value else { return None };
-            if piece.ends != (Some(End { depth: 1, column })) {
-                return None;
-            }
-            list.extend(entries);
-        }
+        list.reserve(others.iter().map(|entries| entries.list.len()).sum());
+        list.extend(others.into_iter().flat_map(|entries| entries.list));
         if let Some(piece) = rest {
             let Value::Map(sections) = piece.node.value else { return None };
             if !piece.block || piece.node.place.column != 1 {
@@ -123,16 +117,66 @@ impl<'t> Pieces<'t> {
 }
 
 /// Reads entries, each text on a thread of its own.
-fn side_by_side<'t>(texts: &[(&'t str, u32)]) -> Option<Vec<Piece<'t>>> {
+fn side_by_side<'t>(texts: &[(&'t str, u32)], column: u32) -> Option<Vec<Entries<'t>>> {
     let Some(((text, line), rest)) = texts.split_first() else { return Some(Vec::new()) };
+    let first = || Entries::of(text, *line, column);
     let (others, first) = if rest.is_empty() {
-        (Some(Vec::new()), Piece::of(text, *line, 1))
+        (Some(Vec::new()), first())
     } else {
-        both("hydra-reader", || side_by_side(rest), || Piece::of(text, *line, 1))
+        both("hydra-reader", || side_by_side(rest, column), first)
     };
     let mut all = vec![first?];
     all.extend(others?);
     Some(all)
+}
+
+/// A part of a list: whole entries.
+struct Entries<'t> {
+    list: Vec<Node<'t>>,
+    nodes: usize,
+}
+
+impl<'t> Entries<'t> {
+    /// Reads lines that begin with an entry, and that `before` lines are before: those that are an entry each for themselves, what is
+    /// between them by the parser. Each of these begins where an entry does and must end as pieces do.
+    fn of(text: &'t str, before: u32, column: u32) -> Option<Self> {
+        let mut reader = by_line::Reader { indent: column as usize - 1, nodes: 0 };
+        let mut all = Self { list: Vec::new(), nodes: 0 };
+        // Where what the parser has to read begins, and how many lines are before it.
+        let mut run: Option<(usize, u32)> = None;
+        let (mut at, mut line) = (0, before);
+        for one in text.split_inclusive('\n') {
+            if let Some(entry) = reader.entry(one, line + 1) {
+                if let Some(run) = run.take() {
+                    all.parse(&text[run.0..at], run.1, column)?;
+                }
+                all.list.push(entry);
+            } else if run.is_none() && !by_line::says_nothing(one) {
+                if !reader.begins(one) {
+                    return None;
+                }
+                run = Some((at, line));
+            }
+            at += one.len();
+            line += 1;
+        }
+        if let Some(run) = run {
+            all.parse(&text[run.0..], run.1, column)?;
+        }
+        all.nodes += reader.nodes;
+        Some(all)
+    }
+
+    fn parse(&mut self, text: &'t str, before: u32, column: u32) -> Option<()> {
+        let piece = Piece::of(text, before, 1)?;
+        let Value::List(entries) = piece.node.value else { return None };
+        if piece.ends != Some(End { depth: 1, column }) || piece.node.place.column != column {
+            return None;
+        }
+        self.nodes += piece.nodes;
+        self.list.extend(entries);
+        Some(())
+    }
 }
 
 /// Where the first line behind `begin` begins that has a key in its first column; the end of the text, if none has.
@@ -223,7 +267,7 @@ impl<'t> Events<'t> {
         let value = match event {
             Event::Scalar(text, style, 0, None) => {
                 (self.brace, self.ends) = (false, None);
-                scalar(text, style)?
+                if style == ScalarStyle::Plain { plain(text)? } else { Value::Text(text) }
             }
             Event::SequenceStart(style, 0, None) => {
                 let mut list = Vec::new();
@@ -280,14 +324,11 @@ impl<'t> Events<'t> {
     }
 }
 
-/// What a scalar is; nothing said of one that may be a number other than digits and points, not all of which are accepted.
-fn scalar(text: Cow<'_, str>, style: ScalarStyle) -> Option<Value<'_>> {
+/// What a scalar without quotes is; nothing said of one that may be a number other than digits and points, not all of which are accepted.
+pub(super) fn plain(text: Cow<'_, str>) -> Option<Value<'_>> {
     /// The longest address.
     const LONGEST: usize = 39;
     let is = |word: &str| text.eq_ignore_ascii_case(word);
-    if style != ScalarStyle::Plain {
-        return Some(Value::Text(text));
-    }
     if text.is_empty() || &*text == "~" || is("null") {
         return Some(Value::Null);
     }
@@ -302,8 +343,8 @@ fn scalar(text: Cow<'_, str>, style: ScalarStyle) -> Option<Value<'_>> {
     let odd = |b: u8| digit(b) || b.is_ascii_hexdigit() || b"xXoO_+-iInNfFtTyY".contains(&b);
     let first = text.as_bytes().first().copied().unwrap_or_default();
     let word = first.is_ascii_alphabetic() && !["nan", "inf", "infinity"].into_iter().any(is);
-    let plain = word || text.bytes().any(|b| !odd(b)) || (text.len() <= LONGEST && text.bytes().all(digit));
-    plain.then_some(Value::Text(text))
+    let certain = word || text.bytes().any(|b| !odd(b)) || (text.len() <= LONGEST && text.bytes().all(digit));
+    certain.then_some(Value::Text(text))
 }
 
 #[cfg(test)]
@@ -315,14 +356,14 @@ mod tests {
     use super::super::yaml::by_library;
     use super::*;
 
-    /// What is read as the library reads it, in any number of pieces; whether in one.
+    /// What is read as the library reads it, in any number of pieces; whether it is plain.
     fn agrees(text: &str) -> bool {
-        let whole = read_in(text, 1);
-        for pieces in 1..5 {
+        let whole = read_in(text, 0);
+        for pieces in 0..5 {
             if let Some(node) = read_in(text, pieces) {
                 assert_eq!(by_library(text).as_ref(), Ok(&node), "{pieces} pieces of {text:?}");
             } else {
-                assert!(pieces > 1 || whole.is_none());
+                assert!(whole.is_none());
             }
         }
         whole.is_some()
@@ -371,6 +412,58 @@ mod tests {
         assert!(taken_apart(&format!("{HEAD}{}{TAIL}", rules(9))));
         assert!(taken_apart(&format!("{HEAD}{}\n  # a word\n\n{}{TAIL}", rules(5), rules(5))));
         assert!(taken_apart(&format!("{HEAD}{}", rules(9)).replace("\n  - ", "\n     - ")));
+    }
+
+    /// Whether a line is read without the parser; what is read so is what the library reads.
+    fn by_line(line: &str) -> bool {
+        let text = format!("{HEAD}  - {{ name: first }}\n{line}\n  - {{ name: last }}\n{TAIL}");
+        agrees(&text);
+        by_line::Reader { indent: 2, nodes: 0 }.entry(&format!("{line}\n"), 1).is_some()
+    }
+
+    #[test]
+    fn entries_of_words_in_one_line_are_read_without_the_parser() {
+        for line in [
+            "  - { name: web, from: [a, b], to: c/d, ports: [tcp/80, tcp/8000-8999], action: deny }",
+            "  - {name: web,from: [a,b],  to:   c}",
+            "  - { name: web, from: { cidr: 10.0.0.0/8, except: [10.1.0.0/16] }, to: any, limit: 60/min }",
+            "  - { name: web, expires: 2026-12-01T00:00:00Z, optional: true, a: null, b: 10, c: 1.5 }",
+            "  - { name: web }\r",
+        ] {
+            assert!(by_line(line), "{line}");
+        }
+        for line in [
+            "  - { name: web } # as ever",
+            "  - { name: web, }",
+            "  - { name: 'web' }",
+            "  - { name: a b }",
+            "  - { name: a#b }",
+            "  - { name: a: b }",
+            "  - { name: a:b: c }",
+            "  - { name: ü }",
+            "  - { name }",
+            "  - { name: }",
+            "  - { name:web }",
+            "  - { true: web }",
+            "  - { 1: web }",
+            "  - { name: 1e5 }",
+            "  - { name: 0x1 }",
+            "  - { name: ::1 }",
+            "  - { name: a::b }",
+            "  - { name: [] }",
+            "  - [a]",
+            "  - {}",
+            "  -  { name: web }",
+            "   - { name: web }",
+            " - { name: web }",
+            "  - { name: web } ",
+            "  - { name: web }: b",
+            "  - &a { name: web }",
+            "  - { a: { a: { a: { a: { a: b } } } } }",
+        ] {
+            assert!(!by_line(line), "{line}");
+        }
+        assert!(!by_line(&format!("  - {{ name: {} }}", "a".repeat(1_000))));
     }
 
     #[test]
@@ -463,7 +556,7 @@ mod tests {
                 format!("{HEAD}{}  - {{ a: {} }}\n{}{TAIL}", rules(9), nested(deep), rules(4)),
             ] {
                 agrees(&text);
-                assert!(by_library(&text).is_err() || read_in(&text, 1).is_some(), "{text}");
+                assert!(by_library(&text).is_err() || read_in(&text, 0).is_some(), "{text}");
             }
         }
     }
@@ -536,6 +629,19 @@ mod tests {
             let (start, end) = (if first { "\u{feff}" } else { "" }, if ends { TAIL } else { "" });
             let text = format!("{start}{HEAD}{}{other}\n{}{end}", rules(before), rules(after));
             agrees(&if windows { text.replace('\n', "\r\n") } else { text });
+        }
+
+        #[test]
+        fn any_line_in_braces_is_read_as_the_library_reads_it(
+            words in prop::collection::vec(prop::sample::select(vec![
+                "{ ", "{", " }", "}", "[", "]", ", ", ", ", ",", ": ", ": ", ": ", ":", " ", "a", "b", "name", "t1/s.x_y-z", "10", "1.5", "tcp/80",
+                "10.0.0.0/8", "2001:db8:0:1:2:3:4:5", "2001:db8::", "::1", "null", "NULL", "true", "False", "~", "0x1f", "1e5", "1_0", "-", "_", ".",
+                "/", "12:30", "a:b", "nan", "inf", "'", "\"", "#", " #", "&", "*", "!", "|", ">", "?", "%", "@", "`", "ü", "\t", "yes", "<<",
+            ]), 0..14),
+            (open, close) in any::<(bool, bool)>(),
+        ) {
+            let (open, close) = (if open { "{ a: " } else { "{ " }, if close { " }" } else { "}" });
+            by_line(&format!("  - {open}{}{close}", words.concat()));
         }
 
         #[test]
