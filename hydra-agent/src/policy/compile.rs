@@ -3,7 +3,7 @@
 //! The size is O(rules + identities squared) and does not depend on the number of containers. Pairs that the same rules match share
 //! their rows.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hydra_common::id::{Identity, MAX_IDENTITIES, MAX_TIERS, Tier};
@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use super::bits::Bits;
 use super::model::{Model, Selector};
 use super::precedence::{Asked, End, Otherwise, Rows, within, without_rules};
+use super::quick::QuickMap;
 use super::regions::{Regions, regions};
 use super::rows::{Block, Class, Compiled, Numbers, Owner};
 
@@ -69,7 +70,7 @@ pub fn compile(model: &Model, world: &World, numbers: &mut Numbers) -> Result<Co
     let matrix = Matrix::new(model, &parts.classes, &regions.groups);
     let mut rows = Rows::new(model, limits(model, numbers)?);
     let cells = matrix.cells(model, &parts, &identities, &mut rows)?;
-    let number_of: HashMap<&Class, Identity> = classes.iter().zip(identities.iter().copied()).collect();
+    let number_of: QuickMap<&Class, Identity> = classes.iter().zip(identities.iter().copied()).collect();
     let prefixes = regions
         .rows
         .iter()
@@ -156,7 +157,7 @@ struct Parts {
 impl Parts {
     fn of(all: &[Class]) -> Self {
         let mut classes: Vec<Class> = Vec::with_capacity(all.len());
-        let mut places: HashMap<Class, usize> = HashMap::with_capacity(all.len());
+        let mut places: QuickMap<Class, usize> = QuickMap::default();
         let mut place = |class: Class| {
             *places.entry(class).or_insert_with_key(|class| {
                 classes.push(class.clone());
@@ -294,7 +295,7 @@ struct Matrix {
 impl Matrix {
     fn new(model: &Model, classes: &[Class], groups: &[Vec<Block>]) -> Self {
         let numbers = group_numbers(groups);
-        let mut selected: HashMap<&Selector, Vec<usize>> = HashMap::new();
+        let mut selected: QuickMap<&Selector, Vec<usize>> = QuickMap::default();
         let mut from: Vec<Bits> = vec![Bits::new(model.rules.len()); classes.len()];
         let mut to = from.clone();
         for (index, rule) in model.rules.iter().enumerate() {
@@ -325,7 +326,7 @@ impl Matrix {
         let mut others = Others::default();
         // By source, then destination and what holds without rules.
         let mut single: Vec<Vec<Option<Cell>>> = vec![Vec::new(); self.sources.len()];
-        let mut several: HashMap<Vec<Pair>, Cell> = HashMap::new();
+        let mut several: QuickMap<Vec<Pair>, Cell> = QuickMap::default();
         let mut cells = Vec::with_capacity(parts.of.len() * parts.of.len());
         let mut pairs = Vec::new();
         for (from, sources) in identities.iter().zip(&parts.of) {
@@ -401,7 +402,7 @@ impl Others {
 
 /// Each distinct value once, and for every value the index of its like.
 fn distinct<T: Clone + Eq + std::hash::Hash>(values: Vec<T>) -> (Vec<T>, Vec<usize>) {
-    let mut index: HashMap<T, usize> = HashMap::new();
+    let mut index: QuickMap<T, usize> = QuickMap::default();
     let mut list = Vec::new();
     let places = values
         .into_iter()
@@ -416,7 +417,7 @@ fn distinct<T: Clone + Eq + std::hash::Hash>(values: Vec<T>) -> (Vec<T>, Vec<usi
 }
 
 /// The group of every block.
-pub(super) fn group_numbers(groups: &[Vec<Block>]) -> HashMap<&Block, u16> {
+pub(super) fn group_numbers(groups: &[Vec<Block>]) -> QuickMap<&Block, u16> {
     groups.iter().zip(0..).flat_map(|(group, n)| group.iter().map(move |block| (block, n))).collect()
 }
 
@@ -424,7 +425,7 @@ pub(super) fn group_numbers(groups: &[Vec<Block>]) -> HashMap<&Block, u16> {
 pub(super) fn select(
     model: &Model,
     classes: &[Class],
-    blocks: &HashMap<&Block, u16>,
+    blocks: &QuickMap<&Block, u16>,
     selector: &Selector,
 ) -> Vec<usize> {
     let named = |class: &Class| match selector {

@@ -16,6 +16,7 @@ pub mod model;
 mod plain;
 pub mod ports;
 mod precedence;
+mod quick;
 mod regions;
 pub mod rows;
 pub mod schema;

@@ -43,7 +43,7 @@ fn read_in(text: &str, pieces: usize) -> Option<Node<'_>> {
 /// what they look like is not assumed, each piece is asked: an entry that lies in a quoted text, in another list or at another
 /// column than that of the list lets the piece before it end otherwise.
 struct Pieces<'t> {
-    /// From the text's beginning to some entry of the list.
+    /// From the text's beginning to the first entry of the list.
     head: &'t str,
     /// Entries.
     middle: Vec<&'t str>,
@@ -329,6 +329,10 @@ pub(super) fn plain(text: Cow<'_, str>) -> Option<Value<'_>> {
     /// The longest address.
     const LONGEST: usize = 39;
     let is = |word: &str| text.eq_ignore_ascii_case(word);
+    // Longer than every word that means something.
+    if text.len() > "infinity".len() && text.as_bytes()[0].is_ascii_alphabetic() {
+        return Some(Value::Text(text));
+    }
     if text.is_empty() || &*text == "~" || is("null") {
         return Some(Value::Null);
     }

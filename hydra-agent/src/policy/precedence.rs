@@ -1,7 +1,5 @@
 //! Which rule wins: the one place where it is said, and the rows that carry the answer to the kernel.
 
-use std::collections::HashMap;
-
 use hydra_common::tables::{
     Cell, Decision, Interval, Limit, MAX_CHAIN, MAX_DECISIONS, MAX_INTERVALS, MAX_RULE_SETS, RuleSet,
 };
@@ -12,6 +10,7 @@ use super::compile::CompileError;
 use super::file::Action;
 use super::model::{Model, Rule};
 use super::ports::LAST;
+use super::quick::QuickMap;
 use super::rows::Owner;
 
 /// What lines 6 and 7 say of a pair.
@@ -243,8 +242,8 @@ pub(super) struct Rows<'m> {
     pub rule_sets: Vec<RuleSet>,
     pub intervals: Vec<Interval>,
     pub decisions: Vec<(Decision, Option<i64>)>,
-    decision_numbers: HashMap<DecisionKey, u32>,
-    set_numbers: HashMap<Vec<(u32, u32)>, u32>,
+    decision_numbers: QuickMap<DecisionKey, u32>,
+    set_numbers: QuickMap<Vec<(u32, u32)>, u32>,
     /// What decides in the same way wherever it does: by what holds without rules and by the first rule, counted from 1 (0 = none), if
     /// that stays there for all flows; 0 = not known yet.
     lasting: Vec<(Otherwise, Vec<u32>)>,
@@ -274,8 +273,8 @@ impl<'m> Rows<'m> {
             rule_sets: Vec::new(),
             intervals: Vec::new(),
             decisions: vec![(closed, None)],
-            decision_numbers: HashMap::new(),
-            set_numbers: HashMap::new(),
+            decision_numbers: QuickMap::default(),
+            set_numbers: QuickMap::default(),
             lasting: Vec::new(),
         }
     }

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::slice;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
@@ -89,12 +90,13 @@ pub struct List<T> {
 
 impl<T: Read> Read for List<T> {
     fn read(node: &Node, problems: &mut Vec<Diagnostic>) -> Option<Self> {
-        let items = match &node.value {
-            Value::List(nodes) => nodes.iter().filter_map(|n| T::read(n, problems)).collect(),
-            Value::Null | Value::Bool(_) | Value::Text(_) | Value::Map(_) => {
-                T::read(node, problems).into_iter().collect()
-            }
+        let nodes = match &node.value {
+            Value::List(nodes) => nodes.as_slice(),
+            Value::Null | Value::Bool(_) | Value::Text(_) | Value::Map(_) => slice::from_ref(node),
         };
+        // Most have one: what `collect` makes has room for four.
+        let mut items = Vec::with_capacity(nodes.len());
+        items.extend(nodes.iter().filter_map(|n| T::read(n, problems)));
         let empty = matches!(&node.value, Value::List(nodes) if nodes.is_empty());
         Some(Self { items, place: node.place, empty })
     }
@@ -123,7 +125,9 @@ const MANY: usize = 1_000;
 /// What can be read of these, in their order.
 fn read_all<T: Read + Send>(nodes: &[Node], problems: &mut Vec<Diagnostic>) -> Vec<T> {
     let each = |nodes: &[Node], problems: &mut Vec<Diagnostic>| -> Vec<T> {
-        nodes.iter().filter_map(|node| T::read(node, problems)).collect()
+        let mut all = Vec::with_capacity(nodes.len());
+        all.extend(nodes.iter().filter_map(|node| T::read(node, problems)));
+        all
     };
     if nodes.len() < MANY {
         return each(nodes, problems);
@@ -287,18 +291,18 @@ macro_rules! shape {
             ) -> Option<Self> {
                 const KNOWN: &[&str] = &[$($key),*];
                 let mut shape = Self { place: node.place, $($field: None),* };
-                let mut missing: Vec<&str> = vec![$($crate::policy::shape::shape!(@missing $need $key)),*];
-                missing.retain(|key| !key.is_empty());
-                for (key, value) in $crate::policy::shape::entries(node, problems)? {
-                    missing.retain(|m| *m != key.value);
+                const REQUIRED: &[&str] = &[$($crate::policy::shape::shape!(@missing $need $key)),*];
+                let entries = $crate::policy::shape::entries(node, problems)?;
+                for (key, value) in &entries {
                     match key.value {
                         // Nothing behind a key is as if the key were not there, where it may be left out.
                         $( $key if $crate::policy::shape::shape!(@absent $need value) => {}
                            $key => shape.$field = $crate::policy::shape::Read::read(value, problems), )*
-                        _ => $crate::policy::shape::unknown_key(&key, KNOWN, problems),
+                        _ => $crate::policy::shape::unknown_key(key, KNOWN, problems),
                     }
                 }
-                for key in missing {
+                let there = |key: &str| entries.iter().any(|(there, _)| there.value == key);
+                for key in REQUIRED.iter().filter(|key| !key.is_empty() && !there(key)) {
                     let message = format!("`{key}` is missing");
                     let problem = $crate::diagnostic::Diagnostic::error(message).at(node.place);
                     $crate::policy::shape::tell(problems, problem);

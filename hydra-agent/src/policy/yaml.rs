@@ -98,7 +98,8 @@ pub fn read(text: &str) -> Result<Node<'_>, Diagnostic> {
     }
     // What tells values apart, at least one each: a text of little else is refused before it fills the memory.
     let marks = text.bytes().filter(|b| matches!(b, b',' | b':' | b'[' | b'{' | b'\n')).count();
-    let marks = marks + text.matches("- ").count();
+    let dashes = text.as_bytes().windows(2).filter(|pair| pair == b"- ").count();
+    let marks = marks + dashes;
     if marks > MAX_NODES {
         return Err(over_budget("Nodes"));
     }

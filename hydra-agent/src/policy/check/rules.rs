@@ -1,17 +1,17 @@
 //! Checks of `rules:` and `expect:`: names, selectors, ports, and rules that can match nothing.
 
-use std::collections::HashMap;
-
 use hydra_common::tables::MAX_RULES;
 use ipnet::IpNet;
 
 use super::Checker;
+use crate::beside::both;
 use crate::diagnostic::Place;
 use crate::policy::doubt::Doubt;
 use crate::policy::file;
 use crate::policy::file::Action;
 use crate::policy::model::{Expect, Model, Party, Rule, Selector};
 use crate::policy::ports::{self, Ports, Term};
+use crate::policy::quick::QuickMap;
 use crate::policy::rows::{Block, Owner};
 use crate::policy::shape::{At, Entries, List};
 
@@ -42,14 +42,49 @@ impl Families {
     }
 }
 
+/// Rules from which on a second thread is worth its while.
+const MANY: usize = 1_000;
+
+/// Rules that were checked, and where their names stand.
+type Checked<'f> = (Vec<Rule>, QuickMap<&'f str, Place>);
+
 impl Checker {
     pub(super) fn rules(&mut self, rules: Option<&Entries<file::Rule>>, model: &mut Model, now: i64) {
-        let mut names: HashMap<&str, Place> = HashMap::new();
         let rules = rules.map_or(&[][..], |r| &r.0);
         if let Some(over) = rules.get(MAX_RULES as usize) {
             let message = format!("the policy has {} rules, the tables hold {MAX_RULES}", rules.len());
             self.error(over.place, message, None);
         }
+        let apart = if rules.len() < MANY || self.full() { None } else { self.in_two(rules, model, now) };
+        model.rules = apart.unwrap_or_else(|| self.in_order(rules, model, now).0);
+    }
+
+    /// Checks one half beside the other, if nothing is wrong with either: what is wrong is told in order.
+    fn in_two(&mut self, rules: &[file::Rule], model: &Model, now: i64) -> Option<Vec<Rule>> {
+        if !self.misread.is_empty() {
+            return None;
+        }
+        let (first, second) = rules.split_at(rules.len() / 2);
+        let half = |rules| {
+            let mut checker = Self::default();
+            let (checked, names) = checker.in_order(rules, model, now);
+            (checker, checked, names)
+        };
+        let ((later, others, twice), (checker, mut all, names)) =
+            both("hydra-reader", || half(second), || half(first));
+        let right = |checker: &Self| checker.errors == 0 && checker.doubts.is_empty();
+        if !right(&checker) || !right(&later) || twice.keys().any(|name| names.contains_key(name)) {
+            return None;
+        }
+        self.problems.extend(checker.problems.into_iter().chain(later.problems));
+        all.extend(others);
+        Some(all)
+    }
+
+    fn in_order<'f>(&mut self, rules: &'f [file::Rule], model: &Model, now: i64) -> Checked<'f> {
+        let mut names: QuickMap<&str, Place> = QuickMap::default();
+        names.reserve(rules.len());
+        let mut checked = Vec::with_capacity(rules.len());
         for (index, rule) in rules.iter().enumerate() {
             if self.full() {
                 break;
@@ -108,7 +143,7 @@ impl Checker {
                     "only what a rule allows can be limited: take `limit` away, or write `action: allow`";
                 self.error(limit.place, message, Some(hint.to_owned()));
             }
-            model.rules.push(Rule {
+            checked.push(Rule {
                 name: name.value,
                 from,
                 to,
@@ -120,6 +155,7 @@ impl Checker {
                 place: name.place,
             });
         }
+        (checked, names)
     }
 
     fn selectors(&mut self, key: &str, list: Option<&List<file::Selector>>, model: &Model) -> Vec<Selector> {
@@ -128,7 +164,9 @@ impl Checker {
             let message = format!("`{key}` is empty: the rule can match nothing");
             self.error(list.place, message, Some("write `any` for everything".to_owned()));
         }
-        list.items.iter().filter_map(|selector| self.selector(selector, model)).collect()
+        let mut selectors = Vec::with_capacity(list.items.len());
+        selectors.extend(list.items.iter().filter_map(|selector| self.selector(selector, model)));
+        selectors
     }
 
     fn selector(&mut self, selector: &file::Selector, model: &Model) -> Option<Selector> {
@@ -210,7 +248,7 @@ impl Checker {
             let hint = "leave it out for everything".to_owned();
             self.error(list.place, "`ports` is empty: the rule can match nothing", Some(hint));
         }
-        let mut ranges = Vec::new();
+        let mut ranges = Vec::with_capacity(list.items.len());
         for port in &list.items {
             match ports::parse(&port.value.0) {
                 Ok(Term::Ranges(r)) => ranges.extend(r),

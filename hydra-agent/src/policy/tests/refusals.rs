@@ -376,6 +376,45 @@ fn a_thousand_errors_are_told_and_any_number_of_warnings() {
     assert_eq!(told(&rules(1_200, ", expires: 2020-01-01T00:00:00Z")), Ok(1_200));
 }
 
+/// A long list is checked in two halves, beside each other.
+#[test]
+fn of_a_long_list_as_much_is_told_and_in_the_same_order() {
+    let many = 2_400;
+    let rules = |odd: &[(usize, &str)]| -> String {
+        let rule = |i: usize| match odd.iter().find(|(at, _)| *at == i) {
+            Some((_, rule)) => format!("  - {{ {rule} }}\n"),
+            None => format!("  - {{ name: r{i}, from: web, to: db, ports: tcp/{} }}\n", i + 1),
+        };
+        with(&format!("rules:\n{}", (0..many).map(rule).collect::<String>()))
+    };
+    let told = |odd: &[(usize, &str)]| -> Vec<(String, u32)> {
+        let (_, problems) = examine(&rules(odd), "p", NOW);
+        let first = rules(&[]).lines().position(|l| l.contains("name: r0,")).unwrap() as u32 + 1;
+        problems.iter().map(|d| (d.message.clone(), d.place.unwrap().line - first)).collect()
+    };
+    let said = |list: &[(&str, u32)]| list.iter().map(|(m, l)| ((*m).to_owned(), *l)).collect::<Vec<_>>();
+    assert_eq!(told(&[]), []);
+    let (early, late) = (10, many - 10);
+    let twice = "name: r10, from: web, to: db, ports: udp/1";
+    assert_eq!(told(&[(late, twice)]), said(&[("two rules are named `r10`", late as u32)]));
+    let (nobody, no_port) = ("name: x, from: nobody, to: db", "name: y, from: web, to: db, ports: tcp/0");
+    assert_eq!(
+        told(&[(early, no_port), (late, nobody)]),
+        said(&[
+            ("port `0` of `tcp/0` is out of range: 1 to 65535", 10),
+            ("unknown tier `nobody`", late as u32)
+        ])
+    );
+    let over = |name| format!("name: {name}, from: db, to: web, expires: 2020-01-01T00:00:00Z");
+    assert_eq!(
+        told(&[(early, &over("x")), (late, &over("y"))]),
+        said(&[("rule `x` has expired", 10), ("rule `y` has expired", late as u32)])
+    );
+    let (model, _) = parse_at(&rules(&[]), "p", NOW).unwrap();
+    assert!(model.rules.iter().enumerate().all(|(i, rule)| rule.name == format!("r{i}")));
+    assert_eq!(model.rules.len(), many);
+}
+
 #[test]
 fn a_lone_carriage_return_is_refused_where_it_stands_and_pairs_are_line_ends() {
     let text = "version: 1\r\ntiers: { a: { networks: [n] } }\r\n";
