@@ -43,7 +43,7 @@ pub use left::attached;
 pub use load::OBJECT;
 pub use predrop::Predrop;
 pub use purge::{Purged, purge};
-pub use raw::give_memory_back;
+pub use raw::{give_memory_back, keep_memory};
 pub use reader::{Drops, KernelReader};
 pub use room::Room;
 pub use settle::Settled;

@@ -200,6 +200,7 @@ impl Loop {
 
     async fn apply(&mut self, asked: Asked) -> Result<ApplyReport, ApplyError> {
         let dry_run = asked.dry_run;
+        datapath::keep_memory();
         let done = self.agent.apply(asked, self.inventory.observe()).await;
         self.spent = Some(Instant::now());
         if matches!(done, Err(ApplyError::Kernel(_))) {
