@@ -14,7 +14,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use hydra_common::id::Container;
 use serde::{Deserialize, Serialize};
 
-use self::disk::{make_dir, read_bounded, read_json, remove, remove_leftovers, write_json, write_whole};
+use self::disk::{
+    Beside, make_dir, read_bounded, read_json, remove, remove_leftovers, write_json, write_whole,
+};
 use crate::policy::rows::Numbers;
 use crate::published::RevisionView;
 
@@ -276,9 +278,14 @@ impl State {
         read_bounded(&self.policy_path(revision)).ok()
     }
 
+    /// Where the text of a revision goes, for whoever writes it while it is not yet known whether it will be applied.
+    pub fn draft(&self, revision: u32) -> Draft {
+        Draft { revision, path: self.policy_path(revision) }
+    }
+
     /// Keeps a policy's text and makes it the current one: a crash from here on comes back with it.
-    pub fn begin(&mut self, revision: u32, text: &str) -> Result<(), StateError> {
-        write_whole(&self.policy_path(revision), text.as_bytes())?;
+    pub fn begin(&mut self, Drafted { revision, text }: Drafted) -> Result<(), StateError> {
+        text.take_name()?;
         if let Err(e) = write_whole(&self.dir.join("current"), format!("{revision}\n").as_bytes()) {
             remove(&self.policy_path(revision));
             return Err(e);
@@ -351,6 +358,27 @@ impl State {
         broken.push(Broken { path, why: format!("{why}; {instead}") });
         good
     }
+}
+
+/// See [`State::draft`].
+#[derive(Debug)]
+pub struct Draft {
+    revision: u32,
+    path: PathBuf,
+}
+
+impl Draft {
+    /// Writes the text beside its place, and waits for the disk.
+    pub fn write(self, text: &str) -> Result<Drafted, StateError> {
+        Ok(Drafted { revision: self.revision, text: Beside::write(&self.path, text.as_bytes())? })
+    }
+}
+
+/// A text on disk that is no revision's yet, and gone with this unless [`State::begin`] takes it. One at a time.
+#[derive(Debug)]
+pub struct Drafted {
+    revision: u32,
+    text: Beside,
 }
 
 fn lock(dir: &Path) -> Result<File, StateError> {

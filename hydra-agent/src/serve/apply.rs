@@ -1,5 +1,7 @@
-//! Applying a policy: whole or not at all. Nothing is touched before everything that can refuse it has spoken; what the kernel or
-//! the disk refuses leaves the one before in force.
+//! Applying a policy: whole or not at all. Nothing that counts is touched before everything that can refuse it has spoken; what the kernel
+//! or the disk refuses leaves the one before in force.
+
+use std::fmt::Display;
 
 use hydra_common::flow::{Flow, FlowKey};
 use time::OffsetDateTime;
@@ -58,6 +60,12 @@ impl Agent {
         look: impl Future<Output = Snapshot>,
     ) -> Result<ApplyReport, ApplyError> {
         let (text, source, now) = (asked.text.clone(), asked.source.clone(), policy::unix_now());
+        let revision = self.state.next_revision();
+        // On disk before it is known whether it counts: whoever refuses it takes it away.
+        let draft = (!asked.dry_run).then(|| {
+            let (draft, text) = (self.state.draft(revision), asked.text.clone());
+            spawn_blocking(move || draft.write(&text))
+        });
         // Neither the text nor the flows know of the world that is looked at meanwhile.
         let read = spawn_blocking(move || policy::read(&text, &source, now));
         let reader = self.reader.clone();
@@ -71,17 +79,26 @@ impl Agent {
                 Err(error) => return Err(ApplyError::Kernel(error.to_string())),
             },
         };
-        let Some(model) = model else { return Err(ApplyError::Refused(warnings)) };
-        let Ready { policy, numbers, placed, offline, warnings } =
-            self.prepare(&asked, model, warnings, now).map_err(ApplyError::Refused)?;
+        let ready = match model {
+            Some(model) => self.prepare(&asked, revision, model, warnings, now),
+            None => Err(warnings),
+        };
+        // Refused or not: when this goes on nobody writes there any more.
+        let drafted = match draft {
+            Some(draft) => Some(draft.await),
+            None => None,
+        };
+        let Ready { policy, numbers, placed, offline, warnings } = ready.map_err(ApplyError::Refused)?;
         let live = live.await.ok().flatten();
-        let (revision, previous) = (policy.revision, self.state.current());
-        if asked.dry_run {
+        let previous = self.state.current();
+        let Some(drafted) = drafted else {
             let earlier = Earlier { policy: self.policy.clone(), placement: self.placement().clone(), live };
             return Ok(report(&asked, &earlier, (&policy, &placed.placement), &offline, warnings));
-        }
-        self.state.set_numbers(numbers).map_err(|e| ApplyError::Disk(e.to_string()))?;
-        self.state.begin(revision, &policy.text).map_err(|e| ApplyError::Disk(e.to_string()))?;
+        };
+        let full = |error: &dyn Display| ApplyError::Disk(error.to_string());
+        let drafted = drafted.map_err(|e| full(&e))?.map_err(|e| full(&e))?;
+        self.state.set_numbers(numbers).map_err(|e| full(&e))?;
+        self.state.begin(drafted).map_err(|e| full(&e))?;
         self.clear_failed();
         let placement = self.placement().clone();
         if let Err(why) = self.enforce(&policy, placed).await {
@@ -115,6 +132,7 @@ impl Agent {
     fn prepare(
         &self,
         asked: &Asked,
+        revision: u32,
         model: Model,
         mut warnings: Diagnostics,
         now: i64,
@@ -147,7 +165,7 @@ impl Agent {
             return Err(problems);
         }
         let policy = Policy {
-            revision: self.state.next_revision(),
+            revision,
             text: asked.text.clone(),
             model: model.into(),
             claims,

@@ -73,21 +73,51 @@ pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Sta
 
 /// Writes beside the file, makes it durable, and takes the name in one step.
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
-    let failed = |source| StateError::Write { path: path.to_owned(), source };
-    let temporary = with_suffix(path, ".new");
-    let written = (|| {
-        let mut file =
-            OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        // The rename itself lives in the directory.
-        path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
-    })();
-    if written.is_err() {
-        remove(&temporary);
+    Beside::write(path, bytes)?.take_name()
+}
+
+/// What is written beside a file, durable, and gone with this unless it has taken the file's name.
+#[derive(Debug)]
+pub(super) struct Beside {
+    path: PathBuf,
+    temporary: PathBuf,
+    named: bool,
+}
+
+impl Beside {
+    pub fn write(path: &Path, bytes: &[u8]) -> Result<Self, StateError> {
+        let made = Self { path: path.to_owned(), temporary: with_suffix(path, ".new"), named: false };
+        let written = (|| {
+            let mut file = OpenOptions::new()
+                .create(true)
+                .truncate(true)
+                .write(true)
+                .mode(0o600)
+                .open(&made.temporary)?;
+            file.write_all(bytes)?;
+            file.sync_all()
+        })();
+        written.map_err(|source| StateError::Write { path: path.to_owned(), source })?;
+        Ok(made)
     }
-    written.map_err(failed)
+
+    pub fn take_name(mut self) -> Result<(), StateError> {
+        let named = (|| {
+            fs::rename(&self.temporary, &self.path)?;
+            self.named = true;
+            // The rename itself lives in the directory.
+            self.path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+        })();
+        named.map_err(|source| StateError::Write { path: self.path.clone(), source })
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        if !self.named {
+            remove(&self.temporary);
+        }
+    }
 }
 
 pub(super) fn remove(path: &Path) {

@@ -13,9 +13,14 @@ fn view(revision: u32) -> RevisionView {
     }
 }
 
+fn begin(state: &mut State, revision: u32, text: &str) {
+    let drafted = state.draft(revision).write(text).unwrap();
+    state.begin(drafted).unwrap();
+}
+
 fn apply(state: &mut State, text: &str) -> u32 {
     let revision = state.next_revision();
-    state.begin(revision, text).unwrap();
+    begin(state, revision, text);
     state.commit(view(revision)).unwrap();
     revision
 }
@@ -117,6 +122,20 @@ fn a_write_that_died_halfway_leaves_the_old_version() {
 }
 
 #[test]
+fn a_text_that_is_not_applied_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut state, _) = open(dir.path());
+    populate(&mut state);
+    let drafted = state.draft(3).write("three").unwrap();
+    assert!(dir.path().join("policies/3.yaml.new").exists());
+    assert_eq!((state.next_revision(), state.current(), state.text(3)), (3, Some(2), None));
+    drop(drafted);
+    assert!(!dir.path().join("policies/3.yaml.new").exists());
+    begin(&mut state, 3, "instead");
+    assert_eq!((state.current(), state.text(3).as_deref()), (Some(3), Some("instead")));
+}
+
+#[test]
 fn container_numbers_are_never_given_twice() {
     let dir = tempfile::tempdir().unwrap();
     let first = {
@@ -151,7 +170,7 @@ fn a_policy_that_the_kernel_refused_is_not_current() {
     {
         let (mut state, _) = open(dir.path());
         apply(&mut state, "one");
-        state.begin(2, "two").unwrap();
+        begin(&mut state, 2, "two");
         state.abandon(2, Some(1)).unwrap();
     }
     let (state, broken) = open(dir.path());
@@ -176,7 +195,7 @@ fn history_is_bounded_and_its_texts_go_with_it() {
     let (mut state, _) = open(dir.path());
     state.history = (1..=KEPT_REVISIONS as u32).map(view).collect();
     fs::write(dir.path().join("policies/1.yaml"), "old").unwrap();
-    state.begin(KEPT_REVISIONS as u32 + 1, "new").unwrap();
+    begin(&mut state, KEPT_REVISIONS as u32 + 1, "new");
     state.commit(view(KEPT_REVISIONS as u32 + 1)).unwrap();
     assert_eq!(state.history().len(), KEPT_REVISIONS);
     assert_eq!(state.text(1), None);
