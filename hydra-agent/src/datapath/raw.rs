@@ -367,10 +367,10 @@ pub fn lift_memory_limit() {
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const all) };
 }
 
-/// Bytes that are free at the end of a heap and go back to the kernel at once, and those of a piece that is a mapping of its own and does
-/// so too: as glibc begins.
+/// Bytes from which on what is free at the end of a heap goes back to the kernel at once, and those from which on a piece is a mapping of
+/// its own, which does so too. glibc moves both by what a process frees, until somebody sets them; this is about where it leaves an agent's.
 #[cfg(target_env = "gnu")]
-const RETURNED: libc::c_int = 128 << 10;
+const RETURNED: (libc::c_int, libc::c_int) = (1 << 20, 1 << 20);
 /// The same where memory is kept: more than the largest policy takes, and the most that glibc allows for a piece.
 #[cfg(target_env = "gnu")]
 const KEPT: (libc::c_int, libc::c_int) = (1 << 30, 32 << 20);
@@ -386,7 +386,7 @@ pub fn keep_memory() {
 /// times what is kept of them. Other C libraries than glibc do not keep it.
 pub fn give_memory_back() {
     #[cfg(target_env = "gnu")]
-    limits_of_memory((RETURNED, RETURNED));
+    limits_of_memory(RETURNED);
     #[cfg(target_env = "gnu")]
     // SAFETY: the call has no arguments to be wrong and may be made at any time from any thread (malloc_trim(3)).
     unsafe {

@@ -62,6 +62,9 @@ impl Ports {
 
     /// The union of ranges.
     pub fn of(mut ranges: Vec<(u32, u32)>) -> Self {
+        if ranges.len() < 2 {
+            return Self(ranges);
+        }
         ranges.sort_unstable();
         let mut merged: Vec<(u32, u32)> = Vec::with_capacity(ranges.len());
         for (from, to) in ranges {

@@ -1,4 +1,4 @@
-//! A hash that is quick and no more: for maps that live as long as one reading or compiling, by what root has written.
+//! A hash that is quick and no more: for maps that live as long as one reading or compiling, of texts by those who may apply them.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};

@@ -290,8 +290,8 @@ macro_rules! shape {
                 problems: &mut Vec<$crate::diagnostic::Diagnostic>,
             ) -> Option<Self> {
                 const KNOWN: &[&str] = &[$($key),*];
-                let mut shape = Self { place: node.place, $($field: None),* };
                 const REQUIRED: &[&str] = &[$($crate::policy::shape::shape!(@missing $need $key)),*];
+                let mut shape = Self { place: node.place, $($field: None),* };
                 let entries = $crate::policy::shape::entries(node, problems)?;
                 for (key, value) in &entries {
                     match key.value {

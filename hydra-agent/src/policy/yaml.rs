@@ -345,5 +345,6 @@ fn finish<'t>(raw: Raw, text: &'t str, integer_keys: &mut bool) -> Node<'t> {
 
 /// Whether a text reads as an address or a block of addresses.
 pub fn reads_as_address(text: &str) -> bool {
-    text.parse::<IpAddr>().is_ok() || text.parse::<ipnet::IpNet>().is_ok()
+    // Every address has one of these.
+    text.contains(['.', ':']) && (text.parse::<IpAddr>().is_ok() || text.parse::<ipnet::IpNet>().is_ok())
 }

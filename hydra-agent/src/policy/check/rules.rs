@@ -248,9 +248,10 @@ impl Checker {
             let hint = "leave it out for everything".to_owned();
             self.error(list.place, "`ports` is empty: the rule can match nothing", Some(hint));
         }
-        let mut ranges = Vec::with_capacity(list.items.len());
+        let mut ranges = Vec::new();
         for port in &list.items {
             match ports::parse(&port.value.0) {
+                Ok(Term::Ranges(r)) if ranges.is_empty() => ranges = r,
                 Ok(Term::Ranges(r)) => ranges.extend(r),
                 Ok(Term::Service(name)) => {
                     ranges.extend(self.service_ports_named(port.place, &name, model));
