@@ -8,7 +8,7 @@ use hydra_agent::policy::rows::{Class, Owner};
 use hydra_common::address::Address;
 use hydra_common::id::{Container, Identity, Tier};
 use hydra_common::names;
-use hydra_common::tables::{self, Cell, Decision, IdentityRow, Limit, PrefixData, PrefixRow};
+use hydra_common::tables::{self, Cell, Decision, IdentityRow, Interval, Limit, PrefixData, PrefixRow};
 use hydra_common::verdict::Reason;
 use std::sync::Arc;
 
@@ -169,7 +169,7 @@ fn a_large_policy_is_applied_whole() {
             ));
             large.rule_sets.push(tables::RuleSet { start: rule * 3, count: 3 });
             for from in [0, 6 << 16, 7 << 16] {
-                large.intervals.push(tables::Interval { from, decision: 3 + rule });
+                large.intervals.push(Interval { from, decision: 3 + rule });
             }
         }
         let numbers: Vec<Identity> = large.identities.keys().copied().collect();
@@ -262,5 +262,41 @@ fn limits_are_written_read_back_and_watched() {
         assert_eq!(datapath.verify(&desired), Vec::new());
         let bank = datapath.held().generation & 1;
         assert_eq!(rows.get(&(bank * tables::MAX_LIMITS), 0).unwrap(), held, "mended");
+    });
+}
+
+/// Of a large policy they are written and read beside the other rows.
+#[test]
+fn many_intervals_are_written_read_back_and_mended() {
+    let many = 6_000;
+    let large = move |decision: u32| {
+        let mut compiled = policy(true);
+        let first = compiled.intervals.len();
+        compiled.intervals.extend((0..many).map(|n| Interval { from: n * 2, decision: decision + n % 2 }));
+        (Arc::new(compiled), first as u32)
+    };
+    apart(move |bpffs| {
+        let (mut desired, ..) = two_containers();
+        let mut datapath = open(bpffs);
+        let mut apply = |revision: u32| {
+            let (compiled, first) = large(revision % 2 + 1);
+            (desired.revision, desired.compiled) = (revision, compiled);
+            let report = datapath.sync(&desired).unwrap();
+            assert_eq!((report.generation, report.flipped), (revision, true));
+            assert_eq!(datapath.verify(&desired), Vec::new());
+            (revision & 1) * tables::MAX_INTERVALS + first
+        };
+        let mut rows = Array::<_, Interval>::try_from(map(bpffs, names::INTERVALS)).unwrap();
+        let at = apply(1) + 5_000;
+        let held = rows.get(&at, 0).unwrap();
+        assert_eq!(held, Interval { from: 10_000, decision: 2 });
+        apply(2);
+        // What nobody looks at now, and is not to be written again.
+        rows.set(at, Interval::default(), 0).unwrap();
+        assert_eq!(apply(3) + 5_000, at);
+        assert_eq!(rows.get(&at, 0).unwrap(), held, "it was read back");
+        rows.set(at, Interval::default(), 0).unwrap();
+        let wrong = datapath.verify(&desired);
+        assert!(wrong.iter().any(|w| w.why.contains("intervals")), "{wrong:?}");
     });
 }
