@@ -44,7 +44,7 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     if judged_before(hook, mark) || own_copy(&frame, hook, mark) {
         return NEXT;
     }
-    let Some(Scratch { tick, packet, outcome, flow: fresh }) = maps::scratch() else {
+    let Some(Scratch { tick, packet, outcome, flow: fresh, .. }) = maps::scratch() else {
         return TC_ACT_SHOT;
     };
     let now = coarse(tick);

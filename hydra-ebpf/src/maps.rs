@@ -96,6 +96,8 @@ pub struct Scratch {
     pub outcome: Outcome,
     /// The flow entry being made.
     pub flow: Flow,
+    /// Nothing: with another size this is another layout, since the maps of it are pinned.
+    pub spare: [u64; 3],
 }
 
 /// This CPU's scratch.

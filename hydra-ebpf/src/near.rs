@@ -66,8 +66,8 @@ pub struct NearEndpoint {
     endpoint: Endpoint,
 }
 
-/// What passes an interface to the outside unseen where it opens nothing: one line of the cache.
-#[repr(C, align(64))]
+/// What passes an interface to the outside unseen where it opens nothing.
+#[repr(C, align(8))]
 pub struct NearPass {
     rows: u64,
     source: Address,

@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on ends here")]
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use aya_obj::generated::bpf_map_type::{self, *};
 use aya_obj::{Object, ProgramSection};
 use hydra_agent::datapath::OBJECT;
+use hydra_common::ABI;
 use hydra_common::address::Address;
 use hydra_common::event::EventWindow;
 use hydra_common::flow::{Flow, FlowKey};
@@ -67,6 +69,24 @@ fn every_map_has_its_type_and_the_sizes_of_its_rows() {
         assert_eq!(map.value_size() as usize, value, "{name}: value size");
         assert!(map.max_entries() > 0, "{name}: no room");
     }
+}
+
+/// What an agent compares with the pins that it finds: where they differ it does not start. Another layout has another number.
+#[test]
+fn pins_of_the_same_layout_have_the_same_shape() {
+    let object = Object::parse(OBJECT).unwrap();
+    let mut shapes = String::new();
+    for name in names::MAPS {
+        let map = &object.maps[name];
+        let (kind, key, value) = (map.map_type(), map.key_size(), map.value_size());
+        let _ = writeln!(
+            shapes,
+            "{name:<16} type {kind:2}  key {key:2}  value {value:3}  rows {:7}  flags {:#x}",
+            map.max_entries(),
+            map.map_flags()
+        );
+    }
+    insta::assert_snapshot!(format!("layout_{ABI}"), shapes);
 }
 
 #[test]

@@ -31,7 +31,8 @@ use super::sync::Datapath;
 pub const GRACE: u64 = 2_000_000_000;
 /// A round begins at the earliest so long after the one before has begun, in nanoseconds: of a small table it takes one step.
 const PACE: u64 = 10_000_000_000;
-/// The same where there is plenty of room: less than a quarter of the first table is taken, and nothing had to go to the second.
+/// The same where there is plenty of room: all sources together have less than half of what one may have, and less than a quarter of
+/// the first table; nothing had to go to the second.
 const LEISURE: u64 = 3 * PACE;
 /// A count that is off by less is left: entries come and go while the table is read.
 const SLACK: u64 = 64;
@@ -49,7 +50,7 @@ pub struct Collector {
     batch: Batch<FlowKey, Flow>,
     round: Round,
     /// When the last round began.
-    begun: u64,
+    begun: Option<u64>,
 }
 
 /// What a round knows so far.
@@ -110,20 +111,21 @@ impl Datapath {
             cursor: Cursor::default(),
             batch: Batch::default(),
             round: Round::default(),
-            begun: 0,
+            begun: None,
         })
     }
 }
 
 impl Collector {
-    /// Steps that make a round in about twenty seconds where two seconds lie between two ticks.
+    /// Steps that make a round in about twenty seconds where two and a half lie between two ticks.
     pub fn steps(&self) -> usize {
-        (self.first.room() as usize / BATCH / 10).max(8)
+        (self.first.room() as usize / BATCH / 8).max(8)
     }
 
     /// Whether it is time for a step: a round goes on, or may begin.
     pub fn due(&self) -> bool {
-        self.round.before.is_some() || raw::monotonic().saturating_sub(self.begun) >= self.pace()
+        let rested = |begun| raw::monotonic().saturating_sub(begun) >= self.pace();
+        self.round.before.is_some() || self.begun.is_none_or(rested)
     }
 
     /// Takes out every entry of a flow with one of these containers; gives their number. For a container that is gone: the next one
@@ -175,7 +177,7 @@ impl Collector {
         if self.round.before.is_none() {
             self.round.filling = self.places.begin(&self.words)?;
             self.round.before = Some(self.counted()?);
-            self.begun = raw::monotonic();
+            self.begun = Some(raw::monotonic());
         }
         let table = if self.round.second.is_none() { &self.first } else { &self.second };
         let more = table.some(&mut self.cursor, &mut self.batch)?;
@@ -215,10 +217,10 @@ impl Collector {
     }
 
     fn pace(&self) -> u64 {
-        let words = [Word::Used, Word::Capacity, Word::Spilled, Word::Empty];
+        let words = [Word::Used, Word::Capacity, Word::Share, Word::Spilled, Word::Empty];
         let read: io::Result<Vec<u64>> = words.into_iter().map(|word| self.words.get(word)).collect();
         match read.as_deref() {
-            Ok(&[used, capacity, spilled, empty]) => pace(used, capacity, spilled != empty),
+            Ok(&[used, capacity, share, spilled, empty]) => pace(used, capacity, share, spilled != empty),
             Ok(_) | Err(_) => PACE,
         }
     }
@@ -255,9 +257,10 @@ impl Collector {
     }
 }
 
-/// How long after a round's begin the next one may begin.
-fn pace(used: u64, capacity: u64, spilled: bool) -> u64 {
-    if used < capacity / 4 && !spilled { LEISURE } else { PACE }
+/// How long after a round's begin the next one may begin. `share`: hundredths that one source may have.
+fn pace(used: u64, capacity: u64, share: u64, spilled: bool) -> u64 {
+    let roomy = used < capacity.saturating_mul(share.min(50)) / 200;
+    if roomy && !spilled { LEISURE } else { PACE }
 }
 
 /// What a count should be, if it was the same before and after the entries were counted and they were another number.
@@ -271,11 +274,13 @@ mod tests {
 
     #[test]
     fn where_room_is_wanted_nothing_is_put_off() {
-        assert_eq!(pace(0, 131_072, false), LEISURE);
-        assert_eq!(pace(32_767, 131_072, false), LEISURE);
-        assert_eq!(pace(32_768, 131_072, false), PACE);
-        assert_eq!(pace(1, 131_072, true), PACE, "a source has used up its share");
-        assert_eq!(pace(0, 0, false), PACE, "the agent has not written the word");
+        assert_eq!(pace(0, 131_072, 50, false), LEISURE);
+        assert_eq!(pace(32_767, 131_072, 50, false), LEISURE);
+        assert_eq!(pace(32_768, 131_072, 50, false), PACE);
+        assert_eq!(pace(32_768, 131_072, 100, false), PACE);
+        assert_eq!(pace(3_276, 131_072, 5, false), PACE, "what has ended counts for a source");
+        assert_eq!(pace(1, 131_072, 50, true), PACE, "a source has used up its share");
+        assert_eq!(pace(0, 0, 0, false), PACE, "the agent has not written the words");
     }
 
     #[test]

@@ -61,13 +61,25 @@ pub(super) struct Loop {
     retry: Option<Instant>,
     ready: bool,
     ticks: u32,
+    /// When the service manager was told last that this one is alive.
+    alive: Option<Instant>,
     /// When a text was read last whose memory is not given back yet.
     spent: Option<Instant>,
 }
 
 impl Loop {
     pub fn new(agent: Agent, inventory: Inventory, queue: mpsc::Receiver<Command>) -> Self {
-        Self { agent, inventory, queue, wait: FIRST_WAIT, retry: None, ready: false, ticks: 0, spent: None }
+        Self {
+            agent,
+            inventory,
+            queue,
+            wait: FIRST_WAIT,
+            retry: None,
+            ready: false,
+            ticks: 0,
+            alive: None,
+            spent: None,
+        }
     }
 
     /// The policy in force, then the policy file if it has to be taken over. Only without any policy in force is a refusal the end.
@@ -94,7 +106,7 @@ impl Loop {
 
     /// Until a signal says stop.
     pub async fn turn(&mut self, signals: &mut Signals) {
-        let period = systemd::watchdog().map_or(VERIFY, |limit| VERIFY.min(limit / 6));
+        let period = systemd::watchdog().map_or(VERIFY, |limit| VERIFY.min(limit / 3));
         let mut tick = tokio::time::interval(period);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -149,7 +161,7 @@ impl Loop {
         }
     }
 
-    /// The regular look at the kernel's side. The sign of life comes after both halves of it: a loop that hangs in the kernel is not alive.
+    /// The regular look at the kernel's side. The sign of life comes after it: a loop that hangs in the kernel is not alive.
     async fn tick(&mut self) {
         if self.retry.is_none() && self.agent.verify().await {
             self.look().await;
@@ -158,15 +170,18 @@ impl Loop {
             self.agent.settle().await;
         }
         self.ticks = self.ticks.wrapping_add(1);
-        if self.ticks.is_multiple_of(2) {
-            systemd::alive();
-        }
         if self.ticks.is_multiple_of(UPKEEP) {
             self.agent.kernel.collect();
             self.agent.flush();
             if self.spent.take_if(|since| since.elapsed() >= SPENT).is_some() {
                 spawn_blocking(datapath::give_memory_back);
             }
+        }
+        // Not each time: it is asked for much more seldom.
+        let often = systemd::watchdog().map_or(LONGEST_WAIT, |limit| limit / 10);
+        if self.alive.is_none_or(|last| last.elapsed() >= often) {
+            self.alive = Some(Instant::now());
+            systemd::alive();
         }
     }
 

@@ -88,8 +88,9 @@ pub fn decide<'t, T: Parts>(
     out: &mut Outcome,
 ) -> Option<T::Flow<'t>> {
     *out = Outcome::CLOSED;
-    let mut known = (None, None);
+    let (mut known, mut before) = ((None, None), 0);
     if matches!(at.hook, Hook::UplinkIn) {
+        before = tables.generation();
         let since = published::goes_on(packet, parsed).then(|| tables.moment());
         known = match published::business(tables, packet, parsed, at, since) {
             Business::Nobodys => {
@@ -102,6 +103,10 @@ pub fn decide<'t, T: Parts>(
     }
     if !ready(tables, at, out) {
         return None;
+    }
+    // A row is written before the flip: what was read before it may be another than the policy's that has come meanwhile.
+    if out.generation != before {
+        known = (None, None);
     }
     let said = enter(tables, packet, parsed, at, known, out);
     settled(out, said)
