@@ -75,6 +75,22 @@ fn what_was_written_counts_for_what_has_passed_before() {
     assert_eq!(comes(&t, USER, 8081, ACK).reason, Reason::SpoofedAddress);
 }
 
+#[test]
+fn a_row_of_before_the_flip_is_not_judged_by_the_policy_behind_it() {
+    let mut t = keeping();
+    assert_eq!(comes(&t, USER, 8081, SYN).reason, Reason::Rule);
+    let before = (t.published.clone(), t.generation);
+    // The port leads to somebody whom nobody outside may call, and a flip says so: while a call is under way that has looked already.
+    publish(&mut t, "0.0.0.0", 8081, APP, 4, 0);
+    flip(&mut t);
+    assert_eq!(comes(&t, USER, 8081, SYN).reason, Reason::NoRule);
+    t.before = Some(before);
+    // To the called address, and to all.
+    t.looks.set(2);
+    let called = comes(&t, USER, 8081, SYN);
+    assert_eq!((called.reason, called.destination, t.looks.get()), (Reason::NoRule, APP, 0));
+}
+
 const FROM: [&str; 7] = [USER, "203.0.113.9", "10.1.0.11", "10.2.0.99", OWN, "127.0.0.1", "2001:db8::77"];
 const TO: [&str; 7] =
     [OWN, "10.1.0.1", "10.2.0.21", "203.0.113.8", "127.0.0.1", "224.0.0.251", "2001:db8::1"];
