@@ -138,7 +138,7 @@ struct Entries<'t> {
 
 impl<'t> Entries<'t> {
     /// Reads lines that begin with an entry, and that `before` lines are before: those that are an entry each for themselves, what is
-    /// between them by the parser. Each of these begins where an entry does and must end as pieces do.
+    /// between them by the parser. Each of these begins where an entry does and must end as pieces do: the entry behind it is read with it.
     fn of(text: &'t str, before: u32, column: u32) -> Option<Self> {
         let mut reader = by_line::Reader { indent: column as usize - 1, nodes: 0 };
         let mut all = Self { list: Vec::new(), nodes: 0 };
@@ -147,10 +147,11 @@ impl<'t> Entries<'t> {
         let (mut at, mut line) = (0, before);
         for one in text.split_inclusive('\n') {
             if let Some(entry) = reader.entry(one, line + 1) {
-                if let Some(run) = run.take() {
-                    all.parse(&text[run.0..at], run.1, column)?;
+                match run.take() {
+                    // Its nodes are counted twice.
+                    Some(run) => all.parse(&text[run.0..at + one.len()], run.1, column)?,
+                    None => all.list.push(entry),
                 }
-                all.list.push(entry);
             } else if run.is_none() && !by_line::says_nothing(one) {
                 if !reader.begins(one) {
                     return None;
@@ -416,6 +417,23 @@ mod tests {
         assert!(taken_apart(&format!("{HEAD}{}{TAIL}", rules(9))));
         assert!(taken_apart(&format!("{HEAD}{}\n  # a word\n\n{}{TAIL}", rules(5), rules(5))));
         assert!(taken_apart(&format!("{HEAD}{}", rules(9)).replace("\n  - ", "\n     - ")));
+    }
+
+    #[test]
+    fn a_list_is_read_in_pieces_whatever_stands_between_entries_in_one_line() {
+        let words = "  - { name: web, from: [a, b], to: c }\n".repeat(9);
+        for between in [
+            "  - name: x\n    from: a\n    to: b\n",
+            "  - name: x\n    from: a\n\n    # of it\n    to: b\n",
+            "  - name: x\n  - name: y\n    to: |\n      z\n  # and\n",
+            "  - - x\n",
+        ] {
+            for list in [&words, &rules(9)] {
+                assert!(taken_apart(&format!("{HEAD}{list}{between}{list}{TAIL}")), "{between}");
+            }
+        }
+        // The last of a piece has none behind it that shows where it ends.
+        assert!(!taken_apart(&format!("{HEAD}{words}  - name: x\n    from: a\n")));
     }
 
     /// Whether a line is read without the parser; what is read so is what the library reads.
