@@ -43,11 +43,15 @@ impl Reader {
     }
 }
 
-/// Whether a line says nothing, wherever it stands between entries.
+/// Whether a line says nothing, wherever it stands between entries: it is empty, or a comment of characters that YAML lets one have
+/// (1.2.2, 5.1 and 6.6). None of them ends a line for the parser.
 pub(super) fn says_nothing(line: &str) -> bool {
     let text = content(line).trim_start_matches(' ');
-    let printable = |b: u8| matches!(b, b' '..=b'~');
-    text.is_empty() || (text.starts_with('#') && text.bytes().all(printable))
+    let allowed = |c: char| {
+        c != '\u{feff}'
+            && matches!(c, '\t' | ' '..='~' | '\u{a0}'..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
+    };
+    text.is_empty() || (text.starts_with('#') && text.chars().all(allowed))
 }
 
 /// A line without its end.

@@ -427,6 +427,9 @@ mod tests {
             "  - name: x\n    from: a\n\n    # of it\n    to: b\n",
             "  - name: x\n  - name: y\n    to: |\n      z\n  # and\n",
             "  - - x\n",
+            "# Zugriffe für X\n",
+            "  #\tü \u{2028}\u{2029}\u{1f980}\n  - name: ü\n    to: '\u{1f980}'\n",
+            "# ü\n  - name: x\n    # ü\n    to: b\n\n # \u{2028}- { a: b }\n",
         ] {
             for list in [&words, &rules(9)] {
                 assert!(taken_apart(&format!("{HEAD}{list}{between}{list}{TAIL}")), "{between}");
@@ -602,6 +605,14 @@ mod tests {
             "%BAD",
             "@",
             "# c",
+            "# Zugriffe für X",
+            "    #\tc\u{2028}  - { a: b }\u{2029}",
+            "#\u{fffd}\u{e000}\u{10ffff}",
+            "# \u{fffe}",
+            "# \u{7f}\u{85}",
+            "# \u{feff}",
+            "# \u{1}",
+            "\t# c",
             "",
             "\t",
             " ",
@@ -653,6 +664,20 @@ mod tests {
             agrees(&if windows { text.replace('\n', "\r\n") } else { text });
         }
 
+        /// Most of the lines are entries, so that most texts are taken apart.
+        #[test]
+        fn comments_shift_nothing_of_the_entries_behind_them(
+            lines in prop::collection::vec(prop::sample::select(vec![
+                "  - { name: web, from: [a, b], to: c }", "  - { a: b }", "  - { a: b }", "  - { a: b }", "  - { a: 'ü' }", "  - a: b\n    c: ü",
+                "# ü", "#\t\u{1f980}", "    # \u{a0}\u{2028}\u{2029}x", "#\u{e000}\u{fffd}\u{d7ff}\u{10ffff}", "# \u{80}", "# \u{85}", "# \u{7f}",
+                "# \u{feff}", "# \u{fffe}", "# \u{1b}", "# c", "", "#",
+            ]), 1..24),
+            windows in any::<bool>(),
+        ) {
+            let text = format!("{HEAD}  - {{ a: b }}\n{}\n{TAIL}", lines.join("\n"));
+            agrees(&if windows { text.replace('\n', "\r\n") } else { text });
+        }
+
         #[test]
         fn any_line_in_braces_is_read_as_the_library_reads_it(
             words in prop::collection::vec(prop::sample::select(vec![
@@ -669,7 +694,7 @@ mod tests {
         #[test]
         fn any_text_of_such_lines_is_read_as_the_library_reads_it(
             lines in prop::collection::vec(prop::sample::select(vec![
-                "rules:", "rules:", "version: 1", "expect:", "a:", "x: 'y", "'", "\"", "x: |", "x: >2", "# c", "", "  x: y",
+                "rules:", "rules:", "version: 1", "expect:", "a:", "x: 'y", "'", "\"", "x: |", "x: >2", "# c", "# ü", "  #\t\u{1f980}", "#\u{2028}- { a: b }", "# \u{feff}", "# \u{85}", "", "  x: y",
                 "  - { a: b }", "  - { a: b }", "  - { a: b }", "  - { a: b }", "  - { a: 'b }", "  - { a: b,", "    c: d }", "  - a: b",
                 "    c: |", "      e", "  - [a, b]", "  - { a: { b: c } }", "  - - { a: b }", "- { a: b }", "   - { a: b }", " - { a: b }",
                 "  - { a: b } # c", "  - { a: b }: c", "  : d", "---", "...", "  - |", "    - { a: b }", "  - plain", "  text", "  - ? a",
