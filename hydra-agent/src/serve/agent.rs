@@ -7,6 +7,7 @@ use hydra_common::id::Container;
 use hydra_common::verdict::Hook;
 use ipnet::IpNet;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use super::damage::Damage;
 use super::kernel::Kernel;
@@ -24,7 +25,7 @@ use crate::policy::{rfc3339, unix_now};
 use crate::published::{Applied, HookView, NotEnforced, Published, Reader, Remark, RevisionView};
 use crate::reconcile;
 use crate::settings::Settings;
-use crate::state::{Containers, State};
+use crate::state::{Containers, Drafted, State, StateError};
 
 /// A policy that can be enforced.
 #[derive(Clone, Debug)]
@@ -74,7 +75,12 @@ pub(super) struct Agent {
     failed: Vec<NotEnforced>,
     damage: Damage,
     warned: BTreeSet<Remark>,
+    /// A refused text that may still be on its way to the disk: it takes itself away, and no other is written meanwhile.
+    pub(super) refused: Option<Writing>,
 }
+
+/// Writes a policy's text beside its place; nothing, and nothing left, if nobody wants it any more when it is written.
+pub(super) type Writing = JoinHandle<Option<Result<Drafted, StateError>>>;
 
 impl Agent {
     pub fn new(
@@ -109,6 +115,7 @@ impl Agent {
             failed: Vec::new(),
             damage: Damage::default(),
             warned: BTreeSet::new(),
+            refused: None,
         }
     }
 
@@ -333,7 +340,7 @@ impl Agent {
     }
 
     /// Keeps something on disk; a full disk must not keep a container unprotected.
-    fn note_disk(&mut self, write: impl FnOnce(&mut State) -> Result<(), crate::state::StateError>) {
+    fn note_disk(&mut self, write: impl FnOnce(&mut State) -> Result<(), StateError>) {
         if let Err(error) = write(&mut self.state) {
             tracing::error!(%error, "state could not be kept");
             self.failed.push(NotEnforced { what: "state".to_owned(), why: error.to_string() });

@@ -6,9 +6,10 @@ use std::fmt::Display;
 use hydra_common::flow::{Flow, FlowKey};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
-use super::agent::{Agent, Placed, Policy, world};
+use super::agent::{Agent, Placed, Policy, Writing, world};
 use super::cut::{Before, Live, cut};
 use crate::beside::both;
 use crate::diagnostic::{Diagnostic, Diagnostics};
@@ -19,6 +20,7 @@ use crate::policy::model::Model;
 use crate::policy::rows::{Compiled, Numbers};
 use crate::policy::{self, diff};
 use crate::published::{ApplyError, ApplyReport, Reader, RevisionView};
+use crate::state::{Draft, Drafted};
 
 /// What an apply is asked for.
 #[derive(Clone, Debug)]
@@ -61,11 +63,16 @@ impl Agent {
     ) -> Result<ApplyReport, ApplyError> {
         let (text, source, now) = (asked.text.clone(), asked.source.clone(), policy::unix_now());
         let revision = self.state.next_revision();
-        // On disk before it is known whether it counts: whoever refuses it takes it away.
-        let draft = (!asked.dry_run).then(|| {
-            let (draft, text) = (self.state.draft(revision), asked.text.clone());
-            spawn_blocking(move || draft.write(&text))
-        });
+        // On disk before it is known whether it counts.
+        let draft = if asked.dry_run {
+            None
+        } else {
+            // It would take away what is written now.
+            if let Some(writing) = self.refused.take() {
+                drop(writing.await);
+            }
+            Some(Writer::start(self.state.draft(revision), asked.text.clone()))
+        };
         // Neither the text nor the flows know of the world that is looked at meanwhile.
         let read = spawn_blocking(move || policy::read(&text, &source, now));
         let reader = self.reader.clone();
@@ -83,20 +90,22 @@ impl Agent {
             Some(model) => self.prepare(&asked, revision, model, warnings, now),
             None => Err(warnings),
         };
-        // Refused or not: when this goes on nobody writes there any more.
-        let drafted = match draft {
-            Some(draft) => Some(draft.await),
-            None => None,
+        let Ready { policy, numbers, placed, offline, warnings } = match ready {
+            Ok(ready) => ready,
+            // The answer does not depend on the disk.
+            Err(problems) => {
+                self.refused = draft.map(Writer::unwanted);
+                return Err(ApplyError::Refused(problems));
+            }
         };
-        let Ready { policy, numbers, placed, offline, warnings } = ready.map_err(ApplyError::Refused)?;
         let live = live.await.ok().flatten();
         let previous = self.state.current();
-        let Some(drafted) = drafted else {
+        let Some(draft) = draft else {
             let earlier = Earlier { policy: self.policy.clone(), placement: self.placement().clone(), live };
             return Ok(report(&asked, &earlier, (&policy, &placed.placement), &offline, warnings));
         };
         let full = |error: &dyn Display| ApplyError::Disk(error.to_string());
-        let drafted = drafted.map_err(|e| full(&e))?.map_err(|e| full(&e))?;
+        let drafted = draft.written().await.map_err(ApplyError::Disk)?;
         self.state.set_numbers(numbers).map_err(|e| full(&e))?;
         self.state.begin(drafted).map_err(|e| full(&e))?;
         self.clear_failed();
@@ -206,6 +215,39 @@ impl Agent {
     }
 }
 
+/// A text on its way to the disk. Gone with this, too: where that is lost, what was written takes itself away.
+struct Writer {
+    wanted: oneshot::Sender<()>,
+    writing: Writing,
+}
+
+impl Writer {
+    fn start(draft: Draft, text: String) -> Self {
+        let (wanted, decided) = oneshot::channel();
+        let writing = spawn_blocking(move || {
+            let written = draft.write(&text);
+            decided.blocking_recv().is_ok().then_some(written)
+        });
+        Self { wanted, writing }
+    }
+
+    /// Waits for the disk.
+    async fn written(self) -> Result<Drafted, String> {
+        let asked = self.wanted.send(());
+        match self.writing.await {
+            Ok(Some(written)) if asked.is_ok() => written.map_err(|e| e.to_string()),
+            Ok(_) => Err("the policy was not written".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Waits for nothing.
+    fn unwanted(self) -> Writing {
+        drop(self.wanted);
+        self.writing
+    }
+}
+
 /// What a policy does, beside what was in force before.
 fn report(
     asked: &Asked,
@@ -312,8 +354,35 @@ fn rendered(warnings: &Diagnostics, asked: &Asked) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::stat::Mode;
+
     use super::*;
     use crate::placement::Nowhere;
+    use crate::state::State;
+
+    #[tokio::test]
+    async fn a_refused_text_waits_for_no_disk_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut state, _) = State::open(dir.path()).unwrap();
+        let beside = dir.path().join("policies/1.yaml.new");
+        let start = |state: &State| Writer::start(state.draft(1), "one".to_owned());
+        // A pipe that nobody reads stands for a disk that hangs.
+        nix::unistd::mkfifo(&beside, Mode::S_IRWXU).unwrap();
+        let mut writing = start(&state).unwanted();
+        let waited = tokio::time::timeout(std::time::Duration::from_millis(50), &mut writing).await;
+        assert!(waited.is_err() && beside.exists(), "it hangs");
+        let reader = std::fs::File::open(&beside).unwrap();
+        assert!(writing.await.unwrap().is_none());
+        assert!(!beside.exists());
+        drop(reader);
+        assert!(start(&state).unwanted().await.unwrap().is_none());
+        assert!(!beside.exists());
+        // One that is not refused is there.
+        let drafted = start(&state).written().await.unwrap();
+        assert!(beside.exists());
+        state.begin(drafted).unwrap();
+        assert_eq!((state.text(1).as_deref(), beside.exists()), (Some("one"), false));
+    }
 
     #[test]
     fn a_tier_that_is_nowhere_is_shown_where_the_file_names_it() {
