@@ -396,8 +396,10 @@ pub fn give_memory_back() {
 
 #[cfg(target_env = "gnu")]
 fn limits_of_memory((trim, map): (libc::c_int, libc::c_int)) {
-    // SAFETY: these set one word each, under the lock of the first arena; whoever reads it meanwhile on another thread finds one value or
-    // the other, and both are good (`do_set_trim_threshold` and `do_set_mmap_threshold` of glibc's malloc).
+    // SAFETY: the numbers are ones that mallopt(3) knows. The manual calls it unsafe beside itself and the first allocation (`MT-Unsafe
+    // init const:mallopt`): the first is long made here, the setting is under the lock of the first arena, and what is set is a word each,
+    // a limit and that limits are no longer found out (`no_dyn_threshold`). Others read them without a lock, and `free` on another thread
+    // may put its own limits in their place until it sees the second: any value is good, they only say when memory goes back.
     unsafe {
         libc::mallopt(libc::M_TRIM_THRESHOLD, trim);
         libc::mallopt(libc::M_MMAP_THRESHOLD, map);
