@@ -56,10 +56,10 @@ impl Checker {
             self.error(over.place, message, None);
         }
         let apart = if rules.len() < MANY || self.full() { None } else { self.in_two(rules, model, now) };
-        model.rules = apart.unwrap_or_else(|| self.in_order(rules, model, now).0);
+        model.rules = apart.unwrap_or_else(|| self.in_order(rules, model, now, Self::full).0);
     }
 
-    /// Checks one half beside the other, if nothing is wrong with either: what is wrong is told in order.
+    /// Checks one half beside the other, if nothing is wrong with either: what is wrong is told in order. A half ends where something is.
     fn in_two(&mut self, rules: &[file::Rule], model: &Model, now: i64) -> Option<Vec<Rule>> {
         if !self.misread.is_empty() {
             return None;
@@ -67,13 +67,12 @@ impl Checker {
         let (first, second) = rules.split_at(rules.len() / 2);
         let half = |rules| {
             let mut checker = Self::default();
-            let (checked, names) = checker.in_order(rules, model, now);
+            let (checked, names) = checker.in_order(rules, model, now, |checker| !checker.right());
             (checker, checked, names)
         };
         let ((later, others, twice), (checker, mut all, names)) =
             both("hydra-reader", || half(second), || half(first));
-        let right = |checker: &Self| checker.errors == 0 && checker.doubts.is_empty();
-        if !right(&checker) || !right(&later) || twice.keys().any(|name| names.contains_key(name)) {
+        if !checker.right() || !later.right() || twice.keys().any(|name| names.contains_key(name)) {
             return None;
         }
         self.problems.extend(checker.problems.into_iter().chain(later.problems));
@@ -81,12 +80,22 @@ impl Checker {
         Some(all)
     }
 
-    fn in_order<'f>(&mut self, rules: &'f [file::Rule], model: &Model, now: i64) -> Checked<'f> {
+    fn right(&self) -> bool {
+        self.errors == 0 && self.doubts.is_empty()
+    }
+
+    fn in_order<'f>(
+        &mut self,
+        rules: &'f [file::Rule],
+        model: &Model,
+        now: i64,
+        enough: fn(&Self) -> bool,
+    ) -> Checked<'f> {
         let mut names: QuickMap<&str, Place> = QuickMap::default();
         names.reserve(rules.len());
         let mut checked = Vec::with_capacity(rules.len());
         for (index, rule) in rules.iter().enumerate() {
-            if self.full() {
+            if enough(self) {
                 break;
             }
             let end = rules.get(index + 1).map(|next| next.place);
