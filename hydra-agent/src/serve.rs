@@ -175,7 +175,7 @@ async fn enforce(
     let mut looped = Loop::new(agent, inventory, queue);
     let begun = looped.first(snapshot, file).await;
     if begun.is_ok() {
-        spawn_blocking(datapath::give_memory_back);
+        turn::give_memory_back().await;
         looped.turn(signals).await;
         systemd::stopping();
         tracing::info!("stopping; what is enforced stays enforced");

@@ -24,7 +24,8 @@ const UPKEEP: u32 = 4;
 /// The first wait after the kernel refused something; doubled up to [`LONGEST_WAIT`]. New containers wait with it, closed.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// After the last apply: memory that the next one would take again is not given back before it.
+/// After an apply: memory that the next one would take again is not given back before it. One that changes nothing is not followed by
+/// another so surely, and whoever asks for many of them puts nothing off.
 const SPENT: Duration = Duration::from_secs(10);
 
 /// SIGTERM and SIGINT end the process, SIGHUP takes the policy file over.
@@ -63,7 +64,7 @@ pub(super) struct Loop {
     ticks: u32,
     /// When the service manager was told last that this one is alive.
     alive: Option<Instant>,
-    /// When a text was read last whose memory is not given back yet.
+    /// From when on the memory is to be given back that a text took.
     spent: Option<Instant>,
 }
 
@@ -173,8 +174,8 @@ impl Loop {
         if self.ticks.is_multiple_of(UPKEEP) {
             self.agent.kernel.collect();
             self.agent.flush();
-            if self.spent.take_if(|since| since.elapsed() >= SPENT).is_some() {
-                spawn_blocking(datapath::give_memory_back);
+            if self.spent.take_if(|due| *due <= Instant::now()).is_some() {
+                give_memory_back().await;
             }
         }
         // Not each time: it is asked for much more seldom.
@@ -217,7 +218,8 @@ impl Loop {
         let dry_run = asked.dry_run;
         datapath::keep_memory();
         let done = self.agent.apply(asked, self.inventory.observe()).await;
-        self.spent = Some(Instant::now());
+        let kept = if done.is_ok() && !dry_run { SPENT } else { Duration::ZERO };
+        self.spent = Some(Instant::now() + kept);
         if matches!(done, Err(ApplyError::Kernel(_))) {
             // The tables may be half written in the bank that nothing reads: the next pass puts them in order.
             self.retry = Some(Instant::now() + self.wait);
@@ -292,6 +294,13 @@ impl Loop {
         }
         self.agent.publish();
         done
+    }
+}
+
+/// Waits for it, a few milliseconds: an apply meanwhile would have the limits set that it keeps its memory by.
+pub(super) async fn give_memory_back() {
+    if let Err(error) = spawn_blocking(datapath::give_memory_back).await {
+        tracing::warn!(%error, "memory is not given back");
     }
 }
 
