@@ -30,10 +30,24 @@ pub(super) fn read(text: &str) -> Option<Node<'_>> {
     read_in(text, pieces)
 }
 
-/// The same with the list in so many pieces, if it can be taken apart; 0: by the parser alone.
+/// The same with the list in so many pieces, if it can be taken apart; 0: by the parser alone. Of a piece that is not plain or wrong the
+/// whole has it too, but for a cut inside of quotes, which is rare enough for the library.
 fn read_in(text: &str, pieces: usize) -> Option<Node<'_>> {
-    let apart = if pieces == 0 { None } else { Pieces::of(text, pieces).and_then(Pieces::read) };
-    apart.or_else(|| Piece::of(text, 0, 0).map(|piece| piece.node))
+    let apart = if pieces == 0 { None } else { Pieces::of(text, pieces) };
+    match apart.map_or(Err(Not::Apart), Pieces::read) {
+        Ok(node) => Some(node),
+        Err(Not::Plain) => None,
+        Err(Not::Apart) => Piece::of(text, 0, 0).map(|piece| piece.node).ok(),
+    }
+}
+
+/// Why pieces are not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Not {
+    /// Cut elsewhere, or not at all, they might be.
+    Apart,
+    /// The parser refuses one, or it is none that is read here.
+    Plain,
 }
 
 /// A text that is taken apart where entries of its list of rules begin.
@@ -77,11 +91,11 @@ impl<'t> Pieces<'t> {
         Some(Self { head: &text[..cuts[0]], middle, tail: &text[end..], column: indent as u32 + 1 })
     }
 
-    fn read(self) -> Option<Node<'t>> {
+    fn read(self) -> Result<Node<'t>, Not> {
         let Self { head, middle, tail, column } = self;
         let first = Piece::of(head, 0, 0)?;
         if first.ends != Some(End { depth: 1, column }) {
-            return None;
+            return Err(Not::Apart);
         }
         let mut line = lines(head);
         let later: Vec<(&str, u32)> = middle
@@ -96,38 +110,40 @@ impl<'t> Pieces<'t> {
         let rest = if tail.is_empty() { None } else { Some(Piece::of(tail, line, 0)?) };
         let nodes = first.nodes + rest.as_ref().map_or(0, |piece| piece.nodes);
         if nodes + others.iter().map(|entries| entries.nodes).sum::<usize>() > MAX_NODES {
-            return None;
+            return Err(Not::Apart);
         }
-        let Node { value: Value::Map(mut pairs), place } = first.node else { return None };
+        let Node { value: Value::Map(mut pairs), place } = first.node else { return Err(Not::Apart) };
         if !first.block || place.column != 1 {
-            return None;
+            return Err(Not::Apart);
         }
-        let Some((_, Node { value: Value::List(list), .. })) = pairs.last_mut() else { return None };
+        let Some((_, Node { value: Value::List(list), .. })) = pairs.last_mut() else {
+            return Err(Not::Apart);
+        };
         list.reserve(others.iter().map(|entries| entries.list.len()).sum());
         list.extend(others.into_iter().flat_map(|entries| entries.list));
         if let Some(piece) = rest {
-            let Value::Map(sections) = piece.node.value else { return None };
+            let Value::Map(sections) = piece.node.value else { return Err(Not::Apart) };
             if !piece.block || piece.node.place.column != 1 {
-                return None;
+                return Err(Not::Apart);
             }
             pairs.extend(sections);
         }
-        Some(Node { value: Value::Map(pairs), place })
+        Ok(Node { value: Value::Map(pairs), place })
     }
 }
 
 /// Reads entries, each text on a thread of its own.
-fn side_by_side<'t>(texts: &[(&'t str, u32)], column: u32) -> Option<Vec<Entries<'t>>> {
-    let Some(((text, line), rest)) = texts.split_first() else { return Some(Vec::new()) };
+fn side_by_side<'t>(texts: &[(&'t str, u32)], column: u32) -> Result<Vec<Entries<'t>>, Not> {
+    let Some(((text, line), rest)) = texts.split_first() else { return Ok(Vec::new()) };
     let first = || Entries::of(text, *line, column);
     let (others, first) = if rest.is_empty() {
-        (Some(Vec::new()), first())
+        (Ok(Vec::new()), first())
     } else {
         both("hydra-reader", || side_by_side(rest, column), first)
     };
     let mut all = vec![first?];
     all.extend(others?);
-    Some(all)
+    Ok(all)
 }
 
 /// A part of a list: whole entries.
@@ -139,7 +155,7 @@ struct Entries<'t> {
 impl<'t> Entries<'t> {
     /// Reads lines that begin with an entry, and that `before` lines are before: those that are an entry each for themselves, what is
     /// between them by the parser. Each of these begins where an entry does and must end as pieces do: the entry behind it is read with it.
-    fn of(text: &'t str, before: u32, column: u32) -> Option<Self> {
+    fn of(text: &'t str, before: u32, column: u32) -> Result<Self, Not> {
         let mut reader = by_line::Reader { indent: column as usize - 1, nodes: 0 };
         let mut all = Self { list: Vec::new(), nodes: 0 };
         // Where what the parser has to read begins, and how many lines are before it.
@@ -154,7 +170,7 @@ impl<'t> Entries<'t> {
                 }
             } else if run.is_none() && !by_line::says_nothing(one) {
                 if !reader.begins(one) {
-                    return None;
+                    return Err(Not::Apart);
                 }
                 run = Some((at, line));
             }
@@ -165,18 +181,18 @@ impl<'t> Entries<'t> {
             all.parse(&text[run.0..], run.1, column)?;
         }
         all.nodes += reader.nodes;
-        Some(all)
+        Ok(all)
     }
 
-    fn parse(&mut self, text: &'t str, before: u32, column: u32) -> Option<()> {
+    fn parse(&mut self, text: &'t str, before: u32, column: u32) -> Result<(), Not> {
         let piece = Piece::of(text, before, 1)?;
-        let Value::List(entries) = piece.node.value else { return None };
+        let Value::List(entries) = piece.node.value else { return Err(Not::Apart) };
         if piece.ends != Some(End { depth: 1, column }) || piece.node.place.column != column {
-            return None;
+            return Err(Not::Apart);
         }
         self.nodes += piece.nodes;
         self.list.extend(entries);
-        Some(())
+        Ok(())
     }
 }
 
@@ -216,7 +232,11 @@ struct End {
 
 impl<'t> Piece<'t> {
     /// Reads a text that `line` lines are before, and that lies in `under` lists and mappings.
-    fn of(text: &'t str, line: u32, under: usize) -> Option<Self> {
+    fn of(text: &'t str, line: u32, under: usize) -> Result<Self, Not> {
+        Self::plain(text, line, under).ok_or(Not::Plain)
+    }
+
+    fn plain(text: &'t str, line: u32, under: usize) -> Option<Self> {
         let mut options = Options::default();
         options.emit_comments = false;
         // As the library has them.
@@ -368,7 +388,11 @@ mod tests {
             if let Some(node) = read_in(text, pieces) {
                 assert_eq!(by_library(text).as_ref(), Ok(&node), "{pieces} pieces of {text:?}");
             } else {
-                assert!(whole.is_none());
+                let apart = Pieces::of(text, pieces).map(Pieces::read);
+                assert!(
+                    whole.is_none() || matches!(apart, Some(Err(Not::Plain))),
+                    "{pieces} pieces of {text:?}"
+                );
             }
         }
         whole.is_some()
@@ -377,7 +401,7 @@ mod tests {
     fn taken_apart(text: &str) -> bool {
         let pieces = Pieces::of(text, 3).filter(|pieces| !pieces.middle.is_empty());
         agrees(text);
-        pieces.is_some_and(|pieces| pieces.read().is_some())
+        pieces.is_some_and(|pieces| pieces.read().is_ok())
     }
 
     fn rules(n: usize) -> String {
@@ -437,6 +461,22 @@ mod tests {
         }
         // The last of a piece has none behind it that shows where it ends.
         assert!(!taken_apart(&format!("{HEAD}{words}  - name: x\n    from: a\n")));
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_piece_is_not_read_again_as_a_whole() {
+        for entry in
+            ["  - &a { a: b }\n", "  - { a: 0x1 }\n", "  - { a: b\n", "  - {}\n    @\n", "  - { true: a }\n"]
+        {
+            let text = format!("{HEAD}{}{entry}{}{TAIL}", rules(9), rules(9));
+            let pieces = Pieces::of(&text, 3).unwrap().read();
+            assert_eq!(pieces.err(), Some(Not::Plain), "{entry}");
+            assert!(!agrees(&text), "{entry}");
+        }
+        // Nothing is wrong, but where it ends.
+        let text = format!("{HEAD}{}  - name: x\n    from: a\n{TAIL}", rules(9));
+        assert_eq!(Pieces::of(&text, 3).unwrap().read().err(), Some(Not::Apart));
+        assert!(agrees(&text));
     }
 
     /// Whether a line is read without the parser; what is read so is what the library reads.
