@@ -92,9 +92,11 @@ impl Agent {
         };
         let Ready { policy, numbers, placed, offline, warnings } = match ready {
             Ok(ready) => ready,
-            // The answer does not depend on the disk.
+            // The answer does not depend on the disk. A dry run leaves one before it to the next that writes.
             Err(problems) => {
-                self.refused = draft.map(Writer::unwanted);
+                if let Some(draft) = draft {
+                    self.refused = Some(draft.unwanted());
+                }
                 return Err(ApplyError::Refused(problems));
             }
         };
