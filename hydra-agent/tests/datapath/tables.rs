@@ -265,7 +265,6 @@ fn limits_are_written_read_back_and_watched() {
     });
 }
 
-/// Of a large policy they are written and read beside the other rows.
 #[test]
 fn many_intervals_are_written_read_back_and_mended() {
     let many = 6_000;
