@@ -779,10 +779,10 @@ pub trait Tables {
     fn receiver(&self, destination: &Address) -> Option<&Endpoint> {
         self.endpoint(destination)
     }
-    /// Now, for the two that follow: before any row is read.
+    /// Now: before any row is read. By default nothing is kept.
     #[inline(always)]
     fn moment(&self) -> Moment {
-        Moment::default()
+        Moment { rows: 0, generation: self.generation() }
     }
     /// Whether what [`Tables::passes`] was told holds for a frame: from and to the same addresses, to the same port, by the same interface.
     #[inline(always)]

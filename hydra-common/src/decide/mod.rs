@@ -88,24 +88,24 @@ pub fn decide<'t, T: Parts>(
     out: &mut Outcome,
 ) -> Option<T::Flow<'t>> {
     *out = Outcome::CLOSED;
-    let (mut known, mut before) = ((None, None), 0);
+    let (mut known, mut since) = ((None, None), Moment::default());
     if matches!(at.hook, Hook::UplinkIn) {
-        before = tables.generation();
-        let since = published::goes_on(packet, parsed).then(|| tables.moment());
-        known = match published::business(tables, packet, parsed, at, since) {
+        since = tables.moment();
+        let goes_on = published::goes_on(packet, parsed).then_some(since);
+        known = match published::business(tables, packet, parsed, at, goes_on) {
             Business::Nobodys => {
                 out.not_judged(Way::Leave);
                 return None;
             }
-            Business::Port(row) => (Some(row), since),
-            Business::Other => (None, since),
+            Business::Port(row) => (Some(row), goes_on),
+            Business::Other => (None, goes_on),
         };
     }
     if !ready(tables, at, out) {
         return None;
     }
     // A row is written before the flip: what was read before it may be another than the policy's that has come meanwhile.
-    if out.generation != before {
+    if out.generation != since.generation {
         known = (None, None);
     }
     let said = enter(tables, packet, parsed, at, known, out);
