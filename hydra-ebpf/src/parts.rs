@@ -12,10 +12,6 @@ use hydra_common::verdict::{Reason, Verdict};
 use crate::global::{BAD, coded, coded_unit, decoded, decoded_unit, global};
 use crate::maps::Maps;
 
-global!(fn concerns = hydra_concerns(packet: of Packet, parsed: plain u32, at: of At) -> u32 or 1; {
-    u32::from(part::concerns(&Maps, packet, decoded_unit(parsed), at))
-});
-
 global!(fn resolve = hydra_resolve(packet: into Packet, at: of At, out: into Outcome) -> u32 or BAD; {
     coded(part::resolve(&Maps, packet, at, out))
 });
@@ -107,11 +103,6 @@ fn closed() -> Ruling {
 }
 
 impl Parts for Maps {
-    #[inline(always)]
-    fn concerns(&self, packet: &Packet, parsed: Result<(), Reason>, at: &At) -> bool {
-        concerns(packet, coded_unit(parsed), at) != 0
-    }
-
     #[inline(always)]
     fn resolve(&self, packet: &mut Packet, at: &At, out: &mut Outcome) -> Result<bool, Reason> {
         decoded(resolve(packet, at, out))

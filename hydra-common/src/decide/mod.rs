@@ -28,7 +28,6 @@ pub mod part {
     pub use super::ends::{named, source};
     pub use super::fragment::resolve;
     pub use super::own::{claimed, may_be_left};
-    pub use super::published::concerns;
     pub use super::related::{related, stands};
     pub use super::ruling::{alive, ruling};
     pub use super::{denied, first, open, way};
@@ -92,7 +91,7 @@ pub fn decide<'t, T: Parts>(
     if matches!(at.hook, Hook::UplinkIn) {
         since = tables.moment();
         let goes_on = published::goes_on(packet, parsed).then_some(since);
-        known = match published::business(tables, packet, parsed, at, goes_on) {
+        known = match published::concerns(tables, packet, parsed, at, goes_on) {
             Business::Nobodys => {
                 out.not_judged(Way::Leave);
                 return None;

@@ -11,11 +11,6 @@ use crate::verdict::Reason;
 
 /// What each part is stands at the function that it is by default.
 pub trait Parts: Tables + Sized {
-    /// Whether a frame at the uplink is any business of ours.
-    fn concerns(&self, packet: &Packet, parsed: Result<(), Reason>, at: &At) -> bool {
-        part::concerns(self, packet, parsed, at)
-    }
-
     /// What a later piece belongs to.
     fn resolve(&self, packet: &mut Packet, at: &At, out: &mut Outcome) -> Result<bool, Reason> {
         part::resolve(self, packet, at, out)

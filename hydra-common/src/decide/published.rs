@@ -186,14 +186,15 @@ pub enum Business<'t> {
     Nobodys,
     /// A call of a published port, with its row.
     Port(&'t Publish),
-    /// Anything else that [`concerns`] us.
+    /// Anything else that [`uplink`] judges.
     Other,
 }
 
-/// [`concerns`], and of the commonest frames that do, those to a published port, its row: one look for both. `since`: a frame that
-/// [`goes_on`], which is no business of ours where its like has passed.
+/// What a frame at an interface to the outside, or at a bridge that the policy does not name, is to us: all that is nobody's business
+/// here passes unseen, whatever state the tables are in. `since`: a frame that [`goes_on`], which is none of ours where its like has
+/// passed.
 #[inline(always)]
-pub fn business<'t, T: Parts>(
+pub fn concerns<'t, T: Tables>(
     tables: &'t T,
     packet: &Packet,
     parsed: Result<(), Reason>,
@@ -203,25 +204,6 @@ pub fn business<'t, T: Parts>(
     if since.is_some_and(|since| tables.passed(packet, at, &since)) {
         return Business::Nobodys;
     }
-    if parsed.is_ok() && matches!(packet.kind, Kind::Ip) && !loopback(packet) && !packet.is_group() {
-        let Some(e) = tables.receiver(&packet.destination) else { return Business::Nobodys };
-        if e.flags & Endpoint::HOST != 0 {
-            if let Some(row) = behind(tables, packet, false) {
-                return Business::Port(row);
-            }
-            if let Some(since) = since {
-                tables.passes(packet, at, &since);
-            }
-            return Business::Nobodys;
-        }
-    }
-    if tables.concerns(packet, parsed, at) { Business::Other } else { Business::Nobodys }
-}
-
-/// Whether a frame at an interface to the outside, or at a bridge that the policy does not name, is any business of ours: everything
-/// else there passes unseen, whatever state the tables are in.
-#[inline(always)]
-pub fn concerns<T: Tables>(tables: &T, packet: &Packet, parsed: Result<(), Reason>, at: &At) -> bool {
     let judged = matches!(packet.kind, Kind::Ip | Kind::DhcpClient | Kind::DhcpServer);
     let hidden = match parsed {
         // A frame of priority alone, of VLAN 0, is this host's.
@@ -232,21 +214,32 @@ pub fn concerns<T: Tables>(tables: &T, packet: &Packet, parsed: Result<(), Reaso
         Err(Reason::Fragment) if !matches!(packet.piece, Piece::Later) => {
             !matches!(packet.protocol, protocol::ICMP | protocol::ICMPV6)
         }
-        Ok(()) | Err(_) => return false,
+        Ok(()) | Err(_) => return Business::Nobodys,
     };
     if loopback(packet) {
-        return true;
+        return Business::Other;
     }
-    if packet.is_group() {
-        return hidden || behind(tables, packet, true).is_some();
+    let group = packet.is_group();
+    if !group {
+        let Some(e) = tables.receiver(&packet.destination) else { return Business::Nobodys };
+        if e.flags & Endpoint::HOST == 0 {
+            // With `bridge-nf-call-iptables` the address was translated inside the bridge: the source will be before it arrives.
+            let unmanaged = |kind| matches!(LinkKind::from_row(kind), LinkKind::Unmanaged);
+            let translated = e.container != Container::NONE
+                && tables.link(at.ifindex).is_some_and(|link| unmanaged(link.kind));
+            return if translated { Business::Other } else { Business::Nobodys };
+        }
     }
-    let Some(e) = tables.endpoint(&packet.destination) else { return false };
-    if e.flags & Endpoint::HOST != 0 {
-        return hidden || behind(tables, packet, false).is_some();
+    if hidden {
+        return Business::Other;
     }
-    // With `bridge-nf-call-iptables` the address was translated inside the bridge: the source will be before it arrives.
-    let unmanaged = |kind| matches!(LinkKind::from_row(kind), LinkKind::Unmanaged);
-    e.container != Container::NONE && tables.link(at.ifindex).is_some_and(|link| unmanaged(link.kind))
+    if let Some(row) = behind(tables, packet, group) {
+        return Business::Port(row);
+    }
+    if let Some(since) = since {
+        tables.passes(packet, at, &since);
+    }
+    Business::Nobodys
 }
 
 #[inline(always)]
@@ -255,7 +248,7 @@ fn behind<'t, T: Tables>(tables: &'t T, packet: &Packet, all: bool) -> Option<&'
 }
 
 /// Judges what [`concerns`] us. Denied here, where `docker-proxy` would hide who calls; what passes is judged again by the port
-/// that it is led to, but for [`Publish::PROXIED`] ports, whose flows are kept here. `called` and `since` are [`business`]'s.
+/// that it is led to, but for [`Publish::PROXIED`] ports, whose flows are kept here. `called` and `since` are those of [`concerns`].
 #[inline(always)]
 pub fn uplink<'t, T: Parts>(
     tables: &'t T,
