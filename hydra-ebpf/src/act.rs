@@ -22,6 +22,7 @@ use crate::global::{decoded_unit, global};
 use crate::maps::{self, LiveFlow, Maps, Scratch};
 use crate::report;
 use crate::skb::{self, ETHERNET, Frame};
+use crate::sock;
 
 /// `TCX_NEXT` and `TC_ACT_UNSPEC`: the next program, then the kernel, decide.
 const NEXT: i32 = -1;
@@ -85,22 +86,7 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     // Not by what is known already: the verifier would follow both to the end.
     let headless = matches!(hook, Hook::UplinkIn) && u64::from(packet.network) < ETHERNET;
     let count = frame.wire(packet.payload, if headless { ETHERNET } else { 0 });
-    if matches!(outcome.verdict, Verdict::Allowed | Verdict::Audited) {
-        match (outcome.step, live) {
-            (Step::Nothing | Step::End, _) => {}
-            (Step::Create, _) => create(packet, outcome, fresh, &count, at),
-            (Step::Count, Some(flow)) => {
-                tally(packet, outcome, flow.pointer(), &count, now);
-                along(packet, flow.pointer());
-            }
-            (Step::Renew, Some(flow)) => {
-                renewed(packet, outcome, flow.pointer(), &count, at);
-            }
-            (Step::Count | Step::Renew, None) => outcome.verdict = Verdict::Denied,
-        }
-    } else if matches!(outcome.step, Step::End) {
-        end(packet, live);
-    }
+    note(packet, outcome, fresh, live, &count, at);
     if matches!(outcome.verdict, Verdict::Allowed | Verdict::Audited) && fragment::begins(packet, at, outcome)
     {
         remember(packet, outcome, at);
@@ -196,23 +182,53 @@ fn draw = hydra_draw(packet: of Packet, outcome: into Outcome, at: of At, carrie
     }
 });
 
+/// Notes a packet in the flow table. What finds no room there is denied: its replies could not return.
+#[inline(always)]
+pub fn note(
+    packet: &Packet,
+    outcome: &mut Outcome,
+    fresh: &mut Flow,
+    live: Option<LiveFlow>,
+    count: &Count,
+    at: &At,
+) {
+    if matches!(outcome.verdict, Verdict::Denied) {
+        if let (Step::End, Some(flow)) = (outcome.step, live) {
+            flows::end(&packet.key, flow.created, 0);
+        }
+        return;
+    }
+    match (outcome.step, live) {
+        (Step::Nothing | Step::End, _) => {}
+        (Step::Create, _) => create(packet, outcome, fresh, count, at),
+        (Step::Count, Some(flow)) => {
+            tally(packet, outcome, flow.pointer(), count, at);
+            along(packet, flow.pointer());
+        }
+        (Step::Renew, Some(flow)) => renew(packet, outcome, flow.pointer(), count, at),
+        (Step::Count | Step::Renew, None) => outcome.verdict = Verdict::Denied,
+    }
+}
+
 global!(
-/// Writes a new flow. One that finds no room is denied: its replies could not return.
+/// Writes a new flow.
 fn create = hydra_create(
     packet: of Packet, outcome: into Outcome, fresh: into Flow, count: of Count, at: of At
 ) {
     let traffic = outcome.traffic(&Maps);
     entry(packet, outcome, traffic, at.now, fresh);
-    let side = packet.side().index();
-    fresh.packets[side] = count.packets;
-    fresh.bytes[side] = count.bytes;
+    if !counted_there(outcome, at) {
+        let side = packet.side().index();
+        fresh.packets[side] = count.packets;
+        fresh.bytes[side] = count.bytes;
+    }
     fresh.counted = share::counted(fresh, outcome);
     match make(packet, fresh, |fresh| join(packet, outcome, fresh, count, at)) {
         Made::Fresh if outcome.elsewhere => {}
-        Made::Fresh => report::add(maps::traffic(traffic), count),
+        Made::Fresh => add(maps::traffic(traffic), count, at),
         Made::Twin => {}
         Made::No => {
-            report::count(Gauge::FlowsRefused, 1);
+            sock::gauge(Gauge::FlowsRefused);
             no_room(outcome);
         }
     }
@@ -224,13 +240,13 @@ fn join = hydra_join(
     packet: of Packet, outcome: of Outcome, fresh: of Flow, count: of Count, at: of At
 ) -> u32 or 0; {
     let Some(live) = twin(packet, fresh, at.now) else { return 0 };
-    tally(packet, outcome, live.pointer(), count, at.now);
+    tally(packet, outcome, live.pointer(), count, at);
     advance(packet, live.pointer());
     1
 });
 
 /// What became of a new entry.
-pub enum Made {
+enum Made {
     /// It is there, with what it counts.
     Fresh,
     /// Another CPU was first with the same flow: its entry has counted this packet too.
@@ -242,7 +258,7 @@ pub enum Made {
 /// Puts a new entry in the place of none, or of an old one that counts no more. `join` counts the packet on the entry of another CPU, if
 /// that has just made it for the same flow: it says 0 where not.
 #[inline(always)]
-pub fn make(packet: &Packet, fresh: &mut Flow, join: impl Fn(&Flow) -> u32) -> Made {
+fn make(packet: &Packet, fresh: &mut Flow, join: impl Fn(&Flow) -> u32) -> Made {
     let mut made = flows::begin(&packet.key, fresh);
     for _ in 0..TRIES {
         if made != flows::THERE {
@@ -258,7 +274,7 @@ pub fn make(packet: &Packet, fresh: &mut Flow, join: impl Fn(&Flow) -> u32) -> M
 
 /// The entry that another CPU has just made for the flow of a new one.
 #[inline(always)]
-pub fn twin(packet: &Packet, fresh: &Flow, now: u64) -> Option<LiveFlow> {
+fn twin(packet: &Packet, fresh: &Flow, now: u64) -> Option<LiveFlow> {
     Maps.flow(&packet.key).filter(|twin| {
         twin.created != 0
             && twin.generation == fresh.generation
@@ -272,17 +288,9 @@ pub fn twin(packet: &Packet, fresh: &Flow, now: u64) -> Option<LiveFlow> {
 
 /// What becomes of a packet whose flow cannot be written.
 #[inline(always)]
-pub fn no_room(outcome: &mut Outcome) {
+fn no_room(outcome: &mut Outcome) {
     outcome.verdict = if outcome.audit { Verdict::Audited } else { Verdict::Denied };
     outcome.reason = Reason::FlowTableFull;
-}
-
-/// Takes the entry away that a packet was denied on.
-#[inline(always)]
-pub fn end(packet: &Packet, live: Option<LiveFlow>) {
-    if let Some(flow) = live {
-        flows::end(&packet.key, flow.created, 0);
-    }
 }
 
 global!(
@@ -292,38 +300,42 @@ fn remember = hydra_remember(packet: of Packet, outcome: of Outcome, at: of At) 
     maps::put_fragment(&key, &row);
 });
 
-/// Counts a packet on its flow: exact, also from two CPUs at once.
+/// Whether another hook counts a process's packet on the same entry.
 #[inline(always)]
-fn tally(packet: &Packet, outcome: &Outcome, live: *mut Flow, count: &Count, now: u64) {
+fn counted_there(outcome: &Outcome, at: &At) -> bool {
+    of_process(at) && outcome.elsewhere
+}
+
+#[inline(always)]
+fn of_process(at: &At) -> bool {
+    matches!(at.hook, Hook::CgroupIn | Hook::CgroupOut)
+}
+
+/// Adds to a counter of this CPU, at the hooks of processes in one instruction each: a classifier may come between.
+#[inline(always)]
+fn add(cell: Option<*mut Count>, count: &Count, at: &At) {
+    if of_process(at) { sock::add(cell, count) } else { report::add(cell, count) }
+}
+
+/// Counts a packet on its flow: exact, also from two CPUs at once; and notes when the flow was seen last, and who answered first.
+#[inline(always)]
+fn tally(packet: &Packet, outcome: &Outcome, live: *mut Flow, count: &Count, at: &At) {
     // SAFETY: as below.
     let traffic = unsafe { (*live).traffic };
     if !outcome.elsewhere {
-        report::add(maps::traffic(traffic), count);
+        add(maps::traffic(traffic), count, at);
     }
     let side = packet.side().index();
     // SAFETY: the entry lives until the program ends, and its fields are aligned. Counters are only ever added to, atomically;
     // of two stores to the other fields at once either is true enough.
     unsafe {
-        add_atomic(&raw mut (*live).packets[side], count.packets);
-        add_atomic(&raw mut (*live).bytes[side], count.bytes);
-    }
-    seen(packet, outcome, live, now);
-}
-
-/// Notes when a flow was seen last, who answered first, and how far its connection is.
-#[inline(always)]
-pub fn touch(packet: &Packet, outcome: &Outcome, live: *mut Flow, now: u64) {
-    seen(packet, outcome, live, now);
-    advance(packet, live);
-}
-
-#[inline(always)]
-fn seen(packet: &Packet, outcome: &Outcome, live: *mut Flow, now: u64) {
-    // SAFETY: as in `tally`.
-    unsafe {
-        core::ptr::write_volatile(&raw mut (*live).seen, now);
+        if !counted_there(outcome, at) {
+            add_atomic(&raw mut (*live).packets[side], count.packets);
+            add_atomic(&raw mut (*live).bytes[side], count.bytes);
+        }
+        core::ptr::write_volatile(&raw mut (*live).seen, at.now);
         // The first answer of an end that is no container.
-        let end = &raw mut (*live).ends[packet.side().index()];
+        let end = &raw mut (*live).ends[side];
         if *end == 0 {
             core::ptr::write_volatile(end, outcome.near() as u8);
         }
@@ -334,27 +346,15 @@ fn seen(packet: &Packet, outcome: &Outcome, live: *mut Flow, now: u64) {
 #[inline(always)]
 fn along(packet: &Packet, live: *mut Flow) {
     // SAFETY: as in `tally`.
-    let Some((next, acked)) = track::along(unsafe { &*live }, packet) else { return advance(packet, live) };
-    let side = packet.side().index();
-    // SAFETY: as in `tally`. What stays is not written.
-    unsafe {
-        if next != (*live).next[side] {
-            core::ptr::write_volatile(&raw mut (*live).next[side], next);
-        }
-        if acked != (*live).acked[side] {
-            core::ptr::write_volatile(&raw mut (*live).acked[side], acked);
-        }
+    match track::along(unsafe { &*live }, packet) {
+        Some((next, acked)) => reached(packet, live, next, acked),
+        None => advance(packet, live),
     }
 }
 
 global!(
 /// Notes how far the sender is.
 fn advance = hydra_advance(packet: of Packet, live: live Flow) {
-    follow(packet, live);
-});
-
-#[inline(always)]
-fn follow(packet: &Packet, live: *mut Flow) {
     // SAFETY: as in `tally`.
     let stand = track::follow(unsafe { &*live }, packet);
     let side = packet.side().index();
@@ -363,9 +363,23 @@ fn follow(packet: &Packet, live: *mut Flow) {
         if stand.flags != (*live).flags[side] {
             core::ptr::write_volatile(&raw mut (*live).flags[side], stand.flags);
         }
-        core::ptr::write_volatile(&raw mut (*live).next[side], stand.next);
-        core::ptr::write_volatile(&raw mut (*live).acked[side], stand.acked);
         core::ptr::write_volatile(&raw mut (*live).syn, stand.syn);
+    }
+    reached(packet, live, stand.next, stand.acked);
+});
+
+/// The same of sequence numbers. What stays is not written.
+#[inline(always)]
+fn reached(packet: &Packet, live: *mut Flow, next: u32, acked: u32) {
+    let side = packet.side().index();
+    // SAFETY: as in `tally`.
+    unsafe {
+        if next != (*live).next[side] {
+            core::ptr::write_volatile(&raw mut (*live).next[side], next);
+        }
+        if acked != (*live).acked[side] {
+            core::ptr::write_volatile(&raw mut (*live).acked[side], acked);
+        }
     }
 }
 
@@ -380,8 +394,8 @@ pub unsafe fn add_atomic(p: *mut u64, n: u64) {
 }
 
 global!(
-/// Writes a new decision into an old entry, the generation last: whoever sees it sees the rest.
-pub fn renew = hydra_renew(packet: of Packet, outcome: of Outcome, live: live Flow) {
+/// Writes a new decision into an old entry, the generation last: whoever sees it sees the rest. Then counts the packet.
+fn renew = hydra_renew(packet: of Packet, outcome: of Outcome, live: live Flow, count: of Count, at: of At) {
     let traffic = outcome.traffic(&Maps);
     let side = packet.side();
     // SAFETY: the entry lives until the program ends. Two CPUs that renew at once write the same.
@@ -401,13 +415,7 @@ pub fn renew = hydra_renew(packet: of Packet, outcome: of Outcome, live: live Fl
         (*live).containers[side.other().index()] = outcome.destination_container;
         core::ptr::write_volatile(&raw mut (*live).generation, outcome.generation);
     }
-});
-
-global!(
-/// The same, and counts the packet.
-fn renewed = hydra_renewed(packet: of Packet, outcome: of Outcome, live: live Flow, count: of Count, at: of At) {
-    renew(packet, outcome, live);
-    tally(packet, outcome, live, count, at.now);
+    tally(packet, outcome, live, count, at);
     advance(packet, live);
 });
 

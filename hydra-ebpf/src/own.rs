@@ -14,21 +14,19 @@ use hydra_common::address::{Address, Mac};
 use hydra_common::decide::ends::LOOPBACK;
 use hydra_common::decide::lan::concerns;
 use hydra_common::decide::own::{left, own};
-use hydra_common::decide::{self, At, Outcome, Step, Way, counts, entry};
-use hydra_common::flow::Flow;
+use hydra_common::decide::{self, At, Outcome, Way, counts};
 use hydra_common::id::{Container, Identity};
 use hydra_common::names::{MARK_CHECKED, MARK_IDENTITY, MARK_LEFT, MARK_MASK, carried, carrier};
 use hydra_common::packet::{Bytes, Chunk, Packet};
-use hydra_common::share;
-use hydra_common::tables::{Cgroup, CgroupKey, Count, Endpoint, Gauge, Tables as _};
+use hydra_common::tables::{Cgroup, CgroupKey, Count, Endpoint, Tables as _};
 use hydra_common::verdict::{Hook, Verdict};
 
-use crate::act::{Made, PACKET_LOOPBACK, add_atomic, end, limit, make, no_room, renew, touch, twin};
+use crate::act::{PACKET_LOOPBACK, limit, note};
 use crate::global::{decoded_unit, global};
-use crate::maps::{self, LiveFlow, Maps, Scratch};
+use crate::maps::{self, Maps, Scratch};
 use crate::report::{drop_key, event, noteworthy};
 use crate::skb::{self, BROADCAST, ETHERNET, Frame, MULTICAST};
-use crate::sock::{add, gauge, tell};
+use crate::sock::{add, tell};
 
 const DROP: i32 = 0;
 const PASS: i32 = 1;
@@ -159,20 +157,7 @@ fn walk(skb: *mut __sk_buff, hook: Hook, row: &Cgroup, lan: u64, room: &mut Scra
         limit(packet, outcome, at, taken);
     }
     let count = wire(skb, packet.payload);
-    if !matches!(outcome.verdict, Verdict::Denied) {
-        match (outcome.step, live) {
-            (Step::Nothing | Step::End, _) => {}
-            (Step::Create, _) => create(packet, outcome, fresh, &count, at),
-            (Step::Count, Some(flow)) => tally(packet, outcome, flow, &count, now),
-            (Step::Renew, Some(flow)) => {
-                renew(packet, outcome, flow.pointer());
-                tally(packet, outcome, flow, &count, now);
-            }
-            (Step::Count | Step::Renew, None) => outcome.verdict = Verdict::Denied,
-        }
-    } else if matches!(outcome.step, Step::End) {
-        end(packet, live);
-    }
+    note(packet, outcome, fresh, live, &count, at);
     if matches!(outcome.verdict, Verdict::Denied) || !outcome.elsewhere {
         record(packet, outcome, at, &count);
     }
@@ -200,57 +185,6 @@ fn wire(skb: *mut __sk_buff, payload: u16) -> Count {
     let segments = if segments == 0 { 1 } else { u64::from(segments) };
     let headers = u64::from(payload) + ETHERNET;
     Count { packets: segments, bytes: u64::from(length) + ETHERNET + (segments - 1) * headers }
-}
-
-global!(
-/// Writes a new flow. One that finds no room is denied: its replies could not return.
-fn create = hydra_own_create(
-    packet: of Packet, outcome: into Outcome, fresh: into Flow, count: of Count, at: of At
-) {
-    let traffic = outcome.traffic(&Maps);
-    entry(packet, outcome, traffic, at.now, fresh);
-    let counted = outcome.elsewhere;
-    if !counted {
-        let side = packet.side().index();
-        fresh.packets[side] = count.packets;
-        fresh.bytes[side] = count.bytes;
-    }
-    fresh.counted = share::counted(fresh, outcome);
-    match make(packet, fresh, |fresh| join(packet, outcome, fresh, count, at)) {
-        Made::Fresh if counted => {}
-        Made::Fresh => add(maps::traffic(traffic), count),
-        Made::Twin => {}
-        Made::No => {
-            gauge(Gauge::FlowsRefused);
-            no_room(outcome);
-        }
-    }
-});
-
-global!(
-/// Counts a packet on the entry that another CPU has just made for the same flow. 0: there is none.
-fn join = hydra_own_join(
-    packet: of Packet, outcome: of Outcome, fresh: of Flow, count: of Count, at: of At
-) -> u32 or 0; {
-    let Some(live) = twin(packet, fresh, at.now) else { return 0 };
-    tally(packet, outcome, live, count, at.now);
-    1
-});
-
-/// Counts a packet on its flow, unless another hook has.
-#[inline(always)]
-fn tally(packet: &Packet, outcome: &Outcome, flow: LiveFlow, count: &Count, now: u64) {
-    let side = packet.side().index();
-    let live = flow.pointer();
-    // SAFETY: as in `act`.
-    unsafe {
-        if !outcome.elsewhere {
-            add(maps::traffic((*live).traffic), count);
-            add_atomic(&raw mut (*live).packets[side], count.packets);
-            add_atomic(&raw mut (*live).bytes[side], count.bytes);
-        }
-    }
-    touch(packet, outcome, live, now);
 }
 
 global!(
