@@ -10,7 +10,7 @@ use aya_ebpf::helpers::{
     bpf_skb_ancestor_cgroup_id,
 };
 use aya_ebpf::programs::{SkBuffContext, TcContext};
-use hydra_common::address::{Address, Mac};
+use hydra_common::address::Address;
 use hydra_common::decide::ends::LOOPBACK;
 use hydra_common::decide::lan::concerns;
 use hydra_common::decide::own::{left, own};
@@ -25,7 +25,7 @@ use crate::act::{PACKET_LOOPBACK, limit, note};
 use crate::global::{decoded_unit, global};
 use crate::maps::{self, Maps, Scratch};
 use crate::report::{drop_key, event, noteworthy};
-use crate::skb::{self, BROADCAST, ETHERNET, Frame, MULTICAST};
+use crate::skb::{self, ETHERNET, Frame};
 use crate::sock::{add, tell};
 
 const DROP: i32 = 0;
@@ -142,8 +142,8 @@ fn walk(skb: *mut __sk_buff, hook: Hook, row: &Cgroup, lan: u64, room: &mut Scra
         at.ifindex = LOOPBACK;
     }
     let at = &at;
-    if lan != 0 && matches!(hook, Hook::CgroupIn) && matches!(kind, BROADCAST | MULTICAST) {
-        packet.destination_mac = Mac::BROADCAST;
+    if lan != 0 && matches!(hook, Hook::CgroupIn) {
+        skb::for_many(kind, packet);
     }
     let live = if lan == 0 {
         own(&Maps, packet, parsed, at, row, outcome)
@@ -156,7 +156,8 @@ fn walk(skb: *mut __sk_buff, hook: Hook, row: &Cgroup, lan: u64, room: &mut Scra
         let taken = if carried { unsafe { (*skb).tc_index } } else { 0 };
         limit(packet, outcome, at, taken);
     }
-    let count = wire(skb, packet.payload);
+    // As if a wire's header stood in front.
+    let count = Frame::new(&TcContext::new(skb)).wire(packet.payload, ETHERNET);
     note(packet, outcome, fresh, live, &count, at);
     if matches!(outcome.verdict, Verdict::Denied) || !outcome.elsewhere {
         record(packet, outcome, at, &count);
@@ -175,16 +176,6 @@ fn row(skb: *mut __sk_buff, cgroup: &mut u64) -> Option<&'static Cgroup> {
     let (id, row) = maps::nearest_cgroup(|level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level) })?;
     *cgroup = id;
     Some(row)
-}
-
-/// Wire packets and wire bytes, as if a wire's header stood in front: under GSO every segment repeats the headers up to `payload`.
-#[inline(always)]
-fn wire(skb: *mut __sk_buff, payload: u16) -> Count {
-    // SAFETY: the context is valid while the program runs.
-    let (length, segments) = unsafe { ((*skb).len, (*skb).gso_segs) };
-    let segments = if segments == 0 { 1 } else { u64::from(segments) };
-    let headers = u64::from(payload) + ETHERNET;
-    Count { packets: segments, bytes: u64::from(length) + ETHERNET + (segments - 1) * headers }
 }
 
 global!(

@@ -19,10 +19,9 @@ use crate::global::{BAD, coded_unit, decoded_unit, global};
 const FARTHEST: usize = 0x0fff;
 /// Ethernet header: what the wire carries in front of the packet.
 pub const ETHERNET: u64 = 14;
-/// `PACKET_BROADCAST` and `PACKET_MULTICAST` (linux/if_packet.h): how a frame came that has no header any more. Only so is known what a
-/// network's broadcast address is.
-pub const BROADCAST: u32 = 1;
-pub const MULTICAST: u32 = 2;
+/// `PACKET_BROADCAST` and `PACKET_MULTICAST` (linux/if_packet.h).
+const BROADCAST: u32 = 1;
+const MULTICAST: u32 = 2;
 
 /// One frame, or, at the hooks on packets of processes, one packet from its IP header on.
 pub struct Frame<'a> {
@@ -205,9 +204,7 @@ global!(
 pub fn parse_behind = hydra_parse_behind(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
     // SAFETY: the context is valid while the program runs.
     let (ethertype, kind) = unsafe { (u16::from_be((*skb).protocol as u16), (*skb).pkt_type) };
-    if matches!(kind, BROADCAST | MULTICAST) {
-        packet.destination_mac = Mac::BROADCAST;
-    }
+    for_many(kind, packet);
     coded_unit(packet.parse_behind(&Frame::new(&TcContext::new(skb)), ethertype))
 });
 
@@ -232,6 +229,15 @@ global!(fn transport_header = hydra_transport(skb: plain *mut __sk_buff, packet:
 global!(fn icmp = hydra_icmp(skb: plain *mut __sk_buff, packet: into Packet) -> u32 or BAD; {
     coded_unit(packet.icmp(&Frame::new(&TcContext::new(skb))))
 });
+
+/// Gives a packet that came in a frame for many, by its type, the MAC that it no longer has. Only so is known what a network's broadcast
+/// address is.
+#[inline(always)]
+pub fn for_many(kind: u32, packet: &mut Packet) {
+    if matches!(kind, BROADCAST | MULTICAST) {
+        packet.destination_mac = Mac::BROADCAST;
+    }
+}
 
 /// Makes a packet what [`Packet::default`] is. The compiler, left to itself, calls a loop of bytes.
 #[inline(always)]
