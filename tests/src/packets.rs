@@ -180,6 +180,8 @@ pub struct Packet {
     pub fragment: (u16, bool),
     /// IPv6 extension headers in their order.
     pub extensions: Vec<Extension>,
+    /// TCP's sequence number, and what it acknowledges.
+    pub numbers: [u32; 2],
     /// What it carries.
     pub transport: Transport,
 }
@@ -195,6 +197,7 @@ impl Packet {
             id: 1,
             fragment: (0, false),
             extensions: Vec::new(),
+            numbers: [1, 0],
             transport,
         }
     }
@@ -242,6 +245,13 @@ impl Packet {
     #[must_use]
     pub fn options(mut self, options: &[u8]) -> Self {
         self.options = options.to_vec();
+        self
+    }
+
+    /// With these numbers of TCP.
+    #[must_use]
+    pub fn numbers(mut self, sequence: u32, acknowledged: u32) -> Self {
+        self.numbers = [sequence, acknowledged];
         self
     }
 
@@ -336,7 +346,8 @@ impl Packet {
         let (number, mut bytes, sum_at) = match &self.transport {
             Transport::Tcp(from, to, flags, data) => {
                 let mut bytes = [from.to_be_bytes(), to.to_be_bytes()].concat();
-                bytes.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, *flags, 0x10, 0, 0, 0, 0, 0]);
+                bytes.extend(self.numbers.map(u32::to_be_bytes).concat());
+                bytes.extend([0x50, *flags, 0x10, 0, 0, 0, 0, 0]);
                 bytes.extend(data);
                 (protocol::TCP, bytes, Some(16))
             }
@@ -404,11 +415,13 @@ mod tests {
     fn etherparse_reads_what_is_built() {
         for v6 in [false, true] {
             let (s, d) = ends(v6);
-            let frame = Frame::ip(A, B, &Packet::syn(s, d, 1000, 5432)).tag(0x88a8, 7).tag(0x8100, 8).bytes();
+            let packet = Packet::syn(s, d, 1000, 5432).numbers(7, 9);
+            let frame = Frame::ip(A, B, &packet).tag(0x88a8, 7).tag(0x8100, 8).bytes();
             let sliced = SlicedPacket::from_ethernet(&frame).unwrap();
             assert_eq!(sliced.link_exts.len(), 2);
             let Some(TransportSlice::Tcp(tcp)) = sliced.transport else { panic!("no TCP: {sliced:?}") };
             assert_eq!((tcp.source_port(), tcp.destination_port(), tcp.syn()), (1000, 5432, true));
+            assert_eq!((tcp.sequence_number(), tcp.acknowledgment_number()), (7, 9));
             let sum = match sliced.net {
                 Some(NetSlice::Ipv4(ip)) => {
                     tcp.calc_checksum_ipv4(ip.header().source(), ip.header().destination())
