@@ -1,7 +1,8 @@
 //! Pieces of fragmented datagrams: the first one, which has the ports, is judged like a whole packet and remembered when it passed;
 //! the others are what it says, and are judged as such. They grant nothing by themselves.
 
-use super::{At, Outcome, Way, left_to_port};
+use super::enter::left_to_port;
+use super::{At, Outcome, Way};
 use crate::packet::{Kind, Packet, Piece};
 use crate::tables::{Fragment, FragmentKey, Tables};
 use crate::verdict::{Hook, Reason};

@@ -1,7 +1,9 @@
 //! ICMP errors: they belong to the flow that they quote, or to nothing.
 
 use super::ends::Sender;
-use super::{At, Outcome, Parts, Way, left_to_port, path, published};
+use super::enter::left_to_port;
+use super::way::path;
+use super::{At, Outcome, Parts, Way, published};
 use crate::flow::{Flow, Path, Side};
 use crate::id::{Container, Identity};
 use crate::packet::Packet;
