@@ -18,9 +18,9 @@ use hydra_common::flow::{Flow, FlowKey};
 use hydra_common::share::{self, MAX_SHARES, Meetings, Place, WORDS, Word};
 use hydra_common::tables::{SWEEPS, Sweep};
 
-use crate::act::add_atomic;
 use crate::global::global;
 use crate::maps::{LiveFlow, compare_exchange};
+use crate::report::add_atomic;
 
 // The sizes of the two and of `HYDRA_MEETINGS` are the agent's to say when it loads them.
 #[map]

@@ -6,12 +6,14 @@
 #![feature(asm_experimental_arch)]
 
 mod act;
+mod entry;
 mod flows;
 mod global;
 mod maps;
 mod near;
 mod own;
 mod parts;
+mod pass;
 mod predrop;
 mod report;
 mod skb;

@@ -21,7 +21,8 @@ use hydra_common::packet::{Bytes, Chunk, Packet};
 use hydra_common::tables::{Cgroup, CgroupKey, Count, Endpoint, Tables as _};
 use hydra_common::verdict::{Hook, Verdict};
 
-use crate::act::{PACKET_LOOPBACK, limit, note};
+use crate::act::{PACKET_LOOPBACK, limit};
+use crate::entry::note;
 use crate::global::{decoded_unit, global};
 use crate::maps::{self, Maps, Scratch};
 use crate::report::{drop_key, event, noteworthy};

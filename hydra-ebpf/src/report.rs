@@ -6,7 +6,6 @@ use hydra_common::packet::Packet;
 use hydra_common::tables::{Count, DropKey, Gauge};
 use hydra_common::verdict::Verdict;
 
-use crate::act::add_atomic;
 use crate::global::global;
 use crate::maps::{self, Maps};
 
@@ -100,6 +99,16 @@ pub fn add(cell: Option<*mut Count>, count: &Count) {
             (*cell).bytes += count.bytes;
         }
     }
+}
+
+/// `lock *(u64 *)p += n`: `AtomicU64::fetch_add` does not exist for this target.
+///
+/// # Safety
+/// `p` points to an aligned `u64` of a live map value.
+#[inline(always)]
+pub unsafe fn add_atomic(p: *mut u64, n: u64) {
+    // SAFETY: as promised by the caller.
+    unsafe { core::arch::asm!("lock *(u64 *)({p} + 0) += {n}", p = in(reg) p, n = in(reg) n) };
 }
 
 /// Whether this CPU may write another event now; takes one of its share.

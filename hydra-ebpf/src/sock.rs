@@ -15,9 +15,8 @@ use hydra_common::event::Event;
 use hydra_common::tables::{CgroupKey, Count, DropKey, Gauge, Tables as _};
 use hydra_common::verdict::{Hook, Verdict};
 
-use crate::act::add_atomic;
 use crate::maps::{self, Maps};
-use crate::report;
+use crate::report::{self, add_atomic};
 
 /// What the kernel turns into EPERM, and what lets the call go on.
 const REFUSE: i32 = 0;
