@@ -80,11 +80,26 @@ pub struct Stay(CpuSet);
 /// Keeps this thread on the first CPU that it may use until the answer goes: what is compared would else be on one or the other, whose
 /// caches and tables are not alike.
 pub fn stay() -> Result<Stay> {
+    stay_on(Cpu::First)
+}
+
+/// One of the CPUs that a thread may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cpu {
+    /// The one with the lowest number.
+    First,
+    /// With the highest: another, where there are two.
+    Last,
+}
+
+/// The same on another CPU.
+pub fn stay_on(cpu: Cpu) -> Result<Stay> {
     let this = Pid::from_raw(0);
     let all = sched_getaffinity(this)?;
-    let first = (0..CpuSet::count()).find(|cpu| all.is_set(*cpu) == Ok(true)).context("no CPU")?;
+    let mut usable = (0..CpuSet::count()).filter(|cpu| all.is_set(*cpu) == Ok(true));
+    let chosen = if cpu == Cpu::First { usable.next() } else { usable.next_back() };
     let mut one = CpuSet::new();
-    one.set(first)?;
+    one.set(chosen.context("no CPU")?)?;
     sched_setaffinity(this, &one).context("cannot stay on a CPU")?;
     Ok(Stay(all))
 }

@@ -2,7 +2,8 @@
 //! closed; between two networks, inside one, and from outside to a published port, with Docker's rules alone and with hydra beside them.
 //!
 //! Between networks Docker's own way is that of an operator who has allowed it (`DOCKER-USER`); hydra's is that of a host where nobody
-//! has. What goes on in the two processes and the kernel's TCP is in the figures, as in life.
+//! has. What goes on in the two processes and the kernel's TCP is in the figures, as in life. Which CPU they run on is not left to the
+//! scheduler: two hosts without hydra would else differ by up to a fifth, by whose server it happened to wake where.
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -15,6 +16,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::docker::Form::Raw;
 use crate::docker::{SERVED, published};
+use crate::environment::{Cpu, stay, stay_on};
 use crate::guard::{Guard, RECEIVER};
 use crate::progress::Progress;
 use crate::report::{Goal, Report};
@@ -31,9 +33,9 @@ pub struct Form {
 }
 
 impl Form {
-    /// Three quarters of a minute.
+    /// A minute and a half.
     pub const SHORT: Self = Self { rounds: 20, time: Duration::from_millis(100), long: false };
-    /// Three minutes.
+    /// Six minutes.
     pub const LONG: Self = Self { rounds: 30, time: Duration::from_millis(300), long: true };
 }
 
@@ -99,6 +101,30 @@ impl fmt::Display for Way {
     }
 }
 
+/// Where client and server run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// On the same CPU, which is never idle: all that either does, and the kernel for them, is in the figure and nothing else.
+    Together,
+    /// On one each, and the first waits idle for the second: half of a short answer's time may be how long a CPU takes to wake.
+    Apart,
+}
+
+impl Place {
+    const ALL: [Self; 2] = [Self::Together, Self::Apart];
+
+    /// Where the client runs. The server is on the first.
+    fn client(self) -> Cpu {
+        if self == Self::Together { Cpu::First } else { Cpu::Last }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Self::Together { "one CPU" } else { "a CPU each" })
+    }
+}
+
 /// Containers on the host beside those that talk.
 const CONTAINERS: u16 = 10;
 /// Bytes of one write, and of a question.
@@ -118,6 +144,7 @@ struct Case {
     host: usize,
     way: Way,
     work: Work,
+    place: Place,
 }
 
 /// Measures.
@@ -137,19 +164,25 @@ pub fn run(form: &Form, progress: &mut Progress) -> Result<Report> {
     let mut cases = Vec::new();
     for way in Way::ALL {
         for work in Work::ALL {
-            cases.extend(way.hosts().map(|host| Case { host, way, work }));
+            for place in Place::ALL
+                .into_iter()
+                .filter(|place| report.environment.cpus > 1 || *place == Place::Together)
+            {
+                cases.extend(way.hosts().map(|host| Case { host, way, work, place }));
+            }
         }
     }
     let samples = interleave(
         &mut cases,
         form.rounds,
-        |case| hosts[case.host].work(case.way, case.work, form.time),
+        |case| hosts[case.host].work(case, form.time),
         |done| progress.at(&format!("round {done} of {}", form.rounds)),
     )?;
     for live in hosts.iter().filter_map(|host| host.hydra.as_ref()) {
         ensure!(live.flows()? > 0, "what was measured did not go by hydra");
     }
-    let name = |case: &Case| format!("{}, {}, {}", case.work, case.way, hosts[case.host].what);
+    let name =
+        |case: &Case| format!("{}, {}, {}, {}", case.work, case.way, case.place, hosts[case.host].what);
     for (case, samples) in cases.iter().zip(samples) {
         report.add(&name(case), case.work.unit(), samples)?;
     }
@@ -170,6 +203,8 @@ impl Host {
         }
         let mut links = Vec::new();
         let mut hydra = None;
+        // The servers, which are started here, too.
+        let _stay = stay()?;
         for guard in guards {
             hydra = guard.stand(&scene, open, &mut links)?;
         }
@@ -186,16 +221,20 @@ impl Host {
     }
 
     /// Works for so long; thousands, or gigabits, a second.
-    fn work(&self, way: Way, work: Work, time: Duration) -> Result<f64> {
-        let (from, to) = match way {
+    fn work(&self, case: &Case, time: Duration) -> Result<f64> {
+        let work = case.work;
+        let (from, to) = match case.way {
             Way::Between => (NAMES[0].0, SocketAddr::new(RECEIVER.parse()?, ALLOWED)),
             Way::Inside => (NAMES[1].0, SocketAddr::new("10.81.0.13".parse()?, ALLOWED)),
             Way::Published => (CLIENT, self.scene.published()?),
         };
-        let done = self.scene.world.enter(from, || match work {
-            Work::Bulk => bulk(to, time),
-            Work::Ask => ask(to, time),
-            Work::Connect => connections(to, time),
+        let done = self.scene.world.enter(from, || {
+            let _stay = stay_on(case.place.client())?;
+            match work {
+                Work::Bulk => bulk(to, time),
+                Work::Ask => ask(to, time),
+                Work::Connect => connections(to, time),
+            }
         })?;
         done.with_context(|| format!("{work} from {from} {}", self.what))
     }

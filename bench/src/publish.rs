@@ -41,7 +41,9 @@ const LEVELS: [(&str, &str, &str); 4] = [
     (
         "L3",
         "applications",
-        "A client and a server in two containers, on all CPUs. Between networks `without hydra` is a host where an operator has allowed \
+        "A client and a server in two containers: on the same CPU (`one CPU`), which is never idle, so that the figure is what all that either \
+         does costs; and on `a CPU each`, of which one waits idle for the other, so that half of a short answer's time may be how long a CPU \
+         takes to wake, long on a virtual machine. Left to the scheduler two hosts without hydra differ by up to a fifth. Between networks `without hydra` is a host where an operator has allowed \
          it in `DOCKER-USER`, `with hydra` one where Docker would drop it and hydra's policy allows it. `To a published port` a client \
          behind an interface to the outside calls an address of the host, whose port Docker's rules lead to the container (DNAT in `nat`, \
          let pass in `DOCKER`): the same rules on both hosts, and with hydra its programs at that interface, at the bridges and at the \
