@@ -178,8 +178,10 @@ impl Report {
 
     /// For a terminal.
     pub fn table(&self) -> String {
+        let name = |r: &Ratio| format!("{} / {}", r.of, r.to);
+        let width = self.measured.iter().map(|m| m.what.len()).max().unwrap_or_default();
         let mut text = format!(
-            "{:<58} {:>10} {:>21} {:>10} {:>4}  target\n",
+            "{:<width$} {:>15} {:>21} {:>10} {:>4}  target\n",
             "measured", "median", "95 % interval", "largest", "N"
         );
         for m in &self.measured {
@@ -187,18 +189,20 @@ impl Report {
             let interval = format!("{} to {}", number(low), number(high));
             let _ = writeln!(
                 text,
-                "{:<58} {:>10} {interval:>21} {:>10} {n:>4}  {}",
+                "{:<width$} {:>15} {interval:>21} {:>10} {n:>4}  {}",
                 m.what,
                 m.figure(),
                 number(m.most()),
                 target(m.goal, &m.estimate)
             );
         }
-        let _ = writeln!(text, "\n{:<58} {:>10} {:>21}  target", "ratio", "median", "95 % interval");
+        let width = self.ratios.iter().map(|r| name(r).len()).max().unwrap_or_default();
+        let _ = writeln!(text, "\n{:<width$} {:>10} {:>21}  target", "ratio", "median", "95 % interval");
         for r in &self.ratios {
             let Estimate { median, low, high, .. } = r.estimate;
-            let (of, interval) = (format!("{} / {}", r.of, r.to), format!("{low:.2} to {high:.2}"));
-            let _ = writeln!(text, "{of:<58} {median:>10.2} {interval:>21}  {}", target(r.goal, &r.estimate));
+            let (of, interval) = (name(r), format!("{low:.2} to {high:.2}"));
+            let _ =
+                writeln!(text, "{of:<width$} {median:>10.2} {interval:>21}  {}", target(r.goal, &r.estimate));
         }
         text
     }
