@@ -77,18 +77,25 @@ fn what_was_written_counts_for_what_has_passed_before() {
 
 #[test]
 fn a_row_of_before_the_flip_is_not_judged_by_the_policy_behind_it() {
-    let mut t = keeping();
-    assert_eq!(comes(&t, USER, 8081, SYN).reason, Reason::Rule);
-    let before = (t.published.clone(), t.generation);
-    // The port leads to somebody whom nobody outside may call, and a flip says so: while a call is under way that has looked already.
-    publish(&mut t, "0.0.0.0", 8081, APP, 4, 0);
-    flip(&mut t);
-    assert_eq!(comes(&t, USER, 8081, SYN).reason, Reason::NoRule);
-    t.before = Some(before);
-    // To the called address, and to all.
-    t.looks.set(2);
-    let called = comes(&t, USER, 8081, SYN);
-    assert_eq!((called.reason, called.destination, t.looks.get()), (Reason::NoRule, APP, 0));
+    // To one address, the same in a frame of priority, and to all of the link. So many looks until a row is found.
+    let plain = frame(99, 2, USER, OWN, 6, &tcp(4000, 8081, SYN));
+    let tagged = [&plain[..12], &[0x81, 0, 0, 0], &plain[12..]].concat();
+    let group = frame(99, 2, USER, "224.0.0.251", 17, &udp(4000, 8081));
+    for (f, looks) in [(plain, 2), (tagged, 2), (group, 1)] {
+        let mut t = keeping();
+        t.cells.insert((Identity::EXTERNAL.0, DB.0), Cell::decision(4));
+        let comes = |t: &Plain| judge(t, &f, &at(Hook::UplinkIn, 2, 2)).1;
+        assert_eq!(comes(&t).reason, Reason::Rule);
+        let before = (t.published.clone(), t.generation);
+        // The port leads to somebody whom nobody outside may call, and a flip says so: while a call is under way that has looked already.
+        publish(&mut t, "0.0.0.0", 8081, APP, 4, 0);
+        flip(&mut t);
+        assert_eq!(comes(&t).reason, Reason::NoRule);
+        t.before = Some(before);
+        t.looks.set(looks);
+        let called = comes(&t);
+        assert_eq!((called.reason, called.destination, t.looks.get()), (Reason::NoRule, APP, 0));
+    }
 }
 
 const FROM: [&str; 7] = [USER, "203.0.113.9", "10.1.0.11", "10.2.0.99", OWN, "127.0.0.1", "2001:db8::77"];

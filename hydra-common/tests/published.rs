@@ -358,6 +358,37 @@ fn a_container_of_no_tier_is_carried_from_its_bridge() {
 }
 
 #[test]
+fn what_a_bridge_has_translated_is_no_call_of_the_host_s_port_of_that_number() {
+    for (own, stranger, container) in
+        [("10.1.0.1", "10.3.0.31", "10.1.0.11"), ("2001:db8::1", "fd00:3::31", "fd00:1::11")]
+    {
+        let mut t = published();
+        let row = PrefixRow { identity: Identity::UNMANAGED, flags: PrefixRow::INTERIOR };
+        t.prefixes.extend([(ip("10.3.0.0"), 120, row), (ip("fd00:3::"), 64, row)]);
+        for allowed in [false, true] {
+            if allowed {
+                t.cells.insert((Identity::UNMANAGED.0, DB.0), Cell::decision(4));
+            }
+            for (protocol, payload) in [(6, tcp(4000, 8081, SYN)), (17, udp(4000, 8081))] {
+                let calls = |to| {
+                    judge(&t, &frame(31, 30, stranger, to, protocol, &payload), &at(Hook::UplinkIn, 30, 30)).1
+                };
+                // The control: of the host's address it is a call of the databases.
+                let o = calls(own);
+                assert_eq!((says(&o), o.destination), (if allowed { RULE } else { NO_RULE }, DB), "{own}");
+                // 8081 of an application is its own, and nothing of the databases': its port judges, by the mark.
+                let o = calls(container);
+                assert_eq!(
+                    (o.reason, o.way, o.step, o.source),
+                    (Reason::NotJudged, Way::Carried, Step::Nothing, Identity::UNMANAGED),
+                    "{container}, {protocol}, the databases allowed: {allowed}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn ends_that_are_no_container_are_not_interchangeable() {
     let mut t = world();
     t.cells.insert((APP.0, Identity::EXTERNAL.0), Cell::decision(4));

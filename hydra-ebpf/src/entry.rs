@@ -1,4 +1,4 @@
-//! What a packet that passes leaves in its entry of the flow table, and the entry that a first one makes.
+//! What a packet leaves in its entry of the flow table: that it was there, the entry that a first one makes, or none any more.
 
 use hydra_common::decide::{At, Outcome, Step, entry, opens};
 use hydra_common::flow::Flow;

@@ -172,6 +172,8 @@ fn the_outside_and_strangers_are_judged_before_anybody_hides_them() {
             let unmanaged = carried(hydra_common::id::Identity::UNMANAGED);
             let led = outer(b, "hyother", &Packet::syn(stranger, b.address("db", v6), 40_000, 5432));
             b.expect_on("a stranger whose call the bridge has translated", &led, unmanaged, None);
+            let led = outer(b, "hyother", &Packet::syn(stranger, b.address("cron", v6), 40_000, 8081));
+            b.expect_on("the same to a port that is the database's at the host", &led, unmanaged, None);
             let arrives = Packet::syn(b.addresses("host", v6)[2], b.address("db", v6), 40_000, 5432);
             let arrives = Shot { mark: unmanaged, ..b.received("db", b.link("hyother"), &arrives) };
             b.expect("the same where it arrives", &arrives, &no_rule);

@@ -267,7 +267,10 @@ pub fn uplink<'t, T: Parts>(
     out.opener = packet.side();
     let unmanaged = matches!(out.sender, Sender::Unmanaged);
     let group = packet.is_group();
-    let Some(row) = called.or_else(|| behind(tables, packet, group)) else {
+    // What a bridge has translated is for the container itself: this host's port of that number may be another's.
+    let here =
+        || group || tables.receiver(&packet.destination).is_some_and(|e| e.flags & Endpoint::HOST != 0);
+    let Some(row) = called.or_else(|| here().then(|| behind(tables, packet, group)).flatten()) else {
         // A container already: its port judges by the mark, or without one, as it does anybody.
         let known = tables.source(packet, out, None).is_ok();
         out.not_judged(if known { Way::Carried } else { Way::Leave });
