@@ -242,7 +242,12 @@ impl Runner {
 
     /// Gives a frame to a program.
     pub fn run(&mut self, shot: &Shot) -> Result<Seen> {
-        self.watch(|runner| runner.fire(shot))
+        self.watch(|runner| runner.fire(shot, 0))
+    }
+
+    /// The same with one frame for several, which its sender wants to be cut after each `size` bytes of data and has not counted.
+    pub fn coalesced(&mut self, shot: &Shot, size: u32) -> Result<Seen> {
+        self.watch(|runner| runner.fire(shot, size))
     }
 
     /// Gives a frame to the program of XDP, as if it had come in by `lo`.
@@ -290,7 +295,7 @@ impl Runner {
 
     /// Gives a frame to a program and looks only at what that returns: for many frames, and from several threads at once.
     pub fn action(&self, shot: &Shot) -> Result<i32> {
-        Ok(self.fire(shot)?.action)
+        Ok(self.fire(shot, 0)?.action)
     }
 
     /// All counters, as the agent reads them.
@@ -303,11 +308,12 @@ impl Runner {
         Ok(self.datapath.as_ref().context("the tables are an agent's")?.reader()?)
     }
 
-    fn fire(&self, shot: &Shot) -> Result<Ran> {
+    fn fire(&self, shot: &Shot, size: u32) -> Result<Ran> {
         let mut context = [0; CONTEXT];
         context[MARK..MARK + 4].copy_from_slice(&shot.mark.to_ne_bytes());
         context[INGRESS..INGRESS + 4].copy_from_slice(&shot.ingress.to_ne_bytes());
         context[IFINDEX..IFINDEX + 4].copy_from_slice(&shot.ifindex.to_ne_bytes());
+        context[GSO_SIZE..GSO_SIZE + 4].copy_from_slice(&size.to_ne_bytes());
         let mut after = [0; CONTEXT];
         let mut frame = vec![0; shot.frame.len() + 256];
         let program = self.programs.get(shot.hook as usize).context("no such program")?;
@@ -345,3 +351,4 @@ const CONTEXT: usize = 192;
 const MARK: usize = 8;
 const INGRESS: usize = 36;
 const IFINDEX: usize = 40;
+const GSO_SIZE: usize = 176;

@@ -4,9 +4,14 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
+use hydra_common::verdict::Hook;
+use hydra_tests::kernel::{Runner, Shot};
 use hydra_tests::lab::{Lab, eventually};
+use hydra_tests::packets::{Frame, Packet, Transport};
 use hydra_tests::probe::{Echo, Kind, Stream};
 use hydra_tests::sample;
+use hydra_tests::stage::Stage;
+use hydra_tests::topology::HOST;
 use serde_json::Value;
 
 fn number(flow: &Value, key: &str) -> u64 {
@@ -87,4 +92,35 @@ fn segments_of_super_packets_are_counted_as_they_are_on_the_wire() {
         // What was sent again was counted again, as it was on the wire.
         assert!(whole || stream.sent_again().unwrap() > 0, "{from}: {seen}");
     }
+}
+
+#[test]
+fn segments_that_their_sender_has_not_counted_are_counted() {
+    const DATA: usize = 950;
+    let stage = Stage::of(&sample::policy()).unwrap();
+    let bpffs = stage.world.bpffs().join("hydra");
+    let run = || {
+        let mut runner = Runner::open(&bpffs, &stage.desired).unwrap();
+        let ifindex = stage.port("cron", 0).unwrap();
+        for v6 in [false, true] {
+            let headers = 14 + if v6 { 40 } else { 20 } + 8;
+            // The control: one frame of that length is one.
+            for (size, packets) in [(0, 1), (1_000, 1), (950, 1), (100, 10)] {
+                runner.forget().unwrap();
+                let [from, to] = ["cron", "db"].map(|place| {
+                    let addresses = stage.deployment.topology.addresses(place);
+                    addresses.into_iter().find(|address| address.is_ipv6() == v6).unwrap()
+                });
+                let packet = Packet::new(from, to, Transport::Udp(4_000, 53, vec![0; DATA]));
+                let (mac, gateway) = (stage.mac("cron", 0).unwrap(), stage.gateway("cron", 0).unwrap());
+                let frame = Frame::ip(mac, gateway, &packet).bytes();
+                let shot = Shot { hook: Hook::PortIn, ifindex, ingress: ifindex, mark: 0, frame };
+                let (_, flow) = runner.coalesced(&shot, size).unwrap().flow.unwrap();
+                let counted: Vec<_> = flow.packets.into_iter().zip(flow.bytes).collect();
+                let wire = (packets, DATA as u64 + packets * headers);
+                assert!(counted.contains(&wire), "{size}, IPv6 {v6}: {counted:?}, not {wire:?}");
+            }
+        }
+    };
+    stage.world.enter(HOST, run).unwrap();
 }

@@ -48,7 +48,7 @@ impl<'a> Sweep<'a> {
 
     /// Whether a frame comes to what it must. After a "no" the round is over.
     pub fn holds(&mut self, shot: &Shot, wanted: &Wanted) -> Result<bool> {
-        let action = self.runner.fire(shot)?.action;
+        let action = self.runner.fire(shot, 0)?.action;
         let denied = wanted.verdict == Verdict::Denied;
         let now = self.runner.count(wanted.reason)?;
         self.counted.0 += 1;
