@@ -58,7 +58,7 @@ pub struct Applied {
     /// The kernel's generation that carries it.
     pub generation: u32,
     /// Its text as it was given.
-    pub text: String,
+    pub text: Arc<str>,
     /// Its meaning.
     pub model: Arc<Model>,
     /// Its rows.

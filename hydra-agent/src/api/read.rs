@@ -168,7 +168,7 @@ async fn policy(
     let applied = state.applied.as_deref().ok_or_else(no_policy)?;
     match asked.revision {
         Some(revision) if revision != applied.revision => earlier(&app, revision).await.map(Json),
-        _ => Ok(Json(reply(applied.revision, &applied.model, applied.text.clone()))),
+        _ => Ok(Json(reply(applied.revision, &applied.model, applied.text.to_string()))),
     }
 }
 

@@ -39,6 +39,11 @@ impl Bits {
         }
     }
 
+    /// Whether a number is in it.
+    pub fn has(&self, n: usize) -> bool {
+        self.words[n / 64] & 1 << (n % 64) != 0
+    }
+
     /// The numbers, ascending.
     pub fn iter(&self) -> impl Iterator<Item = usize> + Clone + '_ {
         let words = ones(self.some.iter().copied());

@@ -16,6 +16,7 @@ use super::precedence::{Asked, End, Otherwise, Rows, within, without_rules};
 use super::quick::QuickMap;
 use super::regions::{Regions, regions};
 use super::rows::{Block, Class, Compiled, Numbers, Owner};
+use super::taken::{Again, Basis, Last, Made, Named};
 
 /// What is known of the host. Empty for a policy that is only looked at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,14 +63,37 @@ pub enum CompileError {
 
 /// Makes the rows. Names that are new get numbers.
 pub fn compile(model: &Model, world: &World, numbers: &mut Numbers) -> Result<Compiled, CompileError> {
+    compile_after(model, world, numbers, None).map(|(compiled, _)| compiled)
+}
+
+/// The same rows, quicker where the policy before differs in a few rules; with what the next policy's can be made from.
+pub(crate) fn compile_after(
+    model: &Model,
+    world: &World,
+    numbers: &mut Numbers,
+    last: Option<Last<'_>>,
+) -> Result<Made, CompileError> {
     let regions = regions(model, world)?;
     within("address prefixes", regions.rows.len(), MAX_PREFIXES / 2)?;
     let classes = classes(model, world, &regions);
     let (identities, tiers) = number(model, &classes, &regions.groups, numbers)?;
     let parts = Parts::of(&classes);
-    let matrix = Matrix::new(model, &parts.classes, &regions.groups);
-    let mut rows = Rows::new(model, limits(model, numbers)?);
-    let cells = matrix.cells(model, &parts, &identities, &mut rows)?;
+    let limits = limits(model, numbers)?;
+    let again = last
+        .and_then(|last| Again::new(last, model, (&classes, &identities), &parts.classes, &regions.groups));
+    let named = match &again {
+        Some(again) => again.named(),
+        None => named(model, &parts.classes, &regions.groups),
+    };
+    let matrix = Matrix::new(named.clone());
+    let mut rows = Rows::new(model, limits.clone());
+    let mut cells = matrix.cells(model, &parts, &identities, &mut rows, again);
+    if cells.is_err() {
+        // What is refused is so in the same words, whatever was before.
+        rows = Rows::new(model, limits);
+        cells = matrix.cells(model, &parts, &identities, &mut rows, None);
+    }
+    let cells = cells?;
     let number_of: QuickMap<&Class, Identity> = classes.iter().zip(identities.iter().copied()).collect();
     let prefixes = regions
         .rows
@@ -92,11 +116,11 @@ pub fn compile(model: &Model, world: &World, numbers: &mut Numbers) -> Result<Co
         Some((class.owner, identity))
     });
     let names = names.collect();
-    let identities =
+    let of_numbers =
         classes.iter().zip(&identities).map(|(class, n)| (*n, (class.clone(), rows_of(class)))).collect();
-    Ok(Compiled {
+    let compiled = Compiled {
         audit: model.audit,
-        identities,
+        identities: of_numbers,
         names,
         tiers,
         cells,
@@ -107,7 +131,8 @@ pub fn compile(model: &Model, world: &World, numbers: &mut Numbers) -> Result<Co
         prefixes,
         blocks: regions.groups,
         rules: model.rules.iter().map(|r| r.name.clone()).collect(),
-    })
+    };
+    Ok((compiled, Basis { classes, identities, named }))
 }
 
 fn identity_flags(model: &Model, owner: &Owner) -> u16 {
@@ -292,24 +317,28 @@ struct Matrix {
     destinations: Vec<Bits>,
 }
 
-impl Matrix {
-    fn new(model: &Model, classes: &[Class], groups: &[Vec<Block>]) -> Self {
-        let numbers = group_numbers(groups);
-        let mut selected: QuickMap<&Selector, Vec<usize>> = QuickMap::default();
-        let mut from: Vec<Bits> = vec![Bits::new(model.rules.len()); classes.len()];
-        let mut to = from.clone();
-        for (index, rule) in model.rules.iter().enumerate() {
-            for (selectors, named) in [(&rule.from, &mut from), (&rule.to, &mut to)] {
-                for selector in selectors {
-                    let found = selected
-                        .entry(selector)
-                        .or_insert_with(|| select(model, classes, &numbers, selector));
-                    for class in found.iter().copied() {
-                        named[class].set(index);
-                    }
+/// By class: the rules that name it as source, and those that name it as destination.
+fn named(model: &Model, classes: &[Class], groups: &[Vec<Block>]) -> Named {
+    let numbers = group_numbers(groups);
+    let mut selected: QuickMap<&Selector, Vec<usize>> = QuickMap::default();
+    let mut from: Vec<Bits> = vec![Bits::new(model.rules.len()); classes.len()];
+    let mut to = from.clone();
+    for (index, rule) in model.rules.iter().enumerate() {
+        for (selectors, named) in [(&rule.from, &mut from), (&rule.to, &mut to)] {
+            for selector in selectors {
+                let found =
+                    selected.entry(selector).or_insert_with(|| select(model, classes, &numbers, selector));
+                for class in found.iter().copied() {
+                    named[class].set(index);
                 }
             }
         }
+    }
+    (from, to)
+}
+
+impl Matrix {
+    fn new((from, to): Named) -> Self {
         let (sources, source_of) = distinct(from);
         let (destinations, destination_of) = distinct(to);
         Self { groups: source_of.into_iter().zip(destination_of).collect(), sources, destinations }
@@ -321,6 +350,7 @@ impl Matrix {
         parts: &Parts,
         identities: &[Identity],
         rows: &mut Rows<'_>,
+        mut again: Option<Again<'_>>,
     ) -> Result<BTreeMap<(Identity, Identity), Cell>, CompileError> {
         let ends: Vec<End> = parts.classes.iter().map(|class| End::of(model, &class.owner)).collect();
         let mut others = Others::default();
@@ -344,6 +374,14 @@ impl Matrix {
                         pairs.push(pair);
                     }
                 }
+                let mut cell = |pairs: &[Pair], others: &Others| {
+                    if let Some(again) = &mut again
+                        && let Some(cell) = again.cell((*from, *to), (sources, destinations))
+                    {
+                        return rows.take(again, cell);
+                    }
+                    self.cell(pairs, others, rows)
+                };
                 let cell = if let [pair] = pairs[..] {
                     let row = &mut single[pair.source];
                     let place = pair.otherwise * self.destinations.len() + pair.destination;
@@ -352,12 +390,12 @@ impl Matrix {
                     }
                     match row[place] {
                         Some(cell) => cell,
-                        None => *row[place].insert(self.cell(&pairs, &others, rows)?),
+                        None => *row[place].insert(cell(&pairs, &others)?),
                     }
                 } else if let Some(cell) = several.get(&pairs) {
                     *cell
                 } else {
-                    let cell = self.cell(&pairs, &others, rows)?;
+                    let cell = cell(&pairs, &others)?;
                     several.insert(pairs.clone(), cell);
                     cell
                 };

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::compile::{CompileError, World, compile};
-use super::model::{Index, Model, Rule};
+use super::model::{Index, Model, Rule, Terms};
 use super::ports;
 use super::rfc3339;
 use super::rows::{Compiled, Numbers, Owner};
@@ -142,7 +142,7 @@ fn changed_rules<'m>(old: &'m Model, new: &'m Model) -> (Vec<&'m Rule>, Vec<&'m 
 
 /// What a policy's text says of a rule under its name.
 fn said(rule: &Rule) -> impl PartialEq + '_ {
-    let Rule { name: _, from, to, ports: _, port_texts, action, limit, expires, place: _ } = rule;
+    let Terms { name: _, from, to, ports: _, port_texts, action, limit, expires } = &**rule;
     (from, to, port_texts, *action, *limit, *expires)
 }
 

@@ -2,6 +2,7 @@
 //! construction) -> `compile` (rows). Pure: nothing here asks Docker or the
 //! kernel, and the clock only where no moment is given.
 
+mod again;
 mod bits;
 mod by_line;
 mod check;
@@ -23,6 +24,7 @@ pub mod schema;
 mod shape;
 mod suggest;
 pub mod tables;
+pub(crate) mod taken;
 mod useless;
 pub mod yaml;
 
@@ -31,10 +33,12 @@ pub(crate) use suggest::nearest;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, Severity};
+pub(crate) use again::Known;
 use compile::World;
 use model::Model;
 use rows::{Compiled, Numbers};
 use shape::{MOST_PROBLEMS, Read as _};
+use taken::{Last, Made};
 
 /// Reads, checks and tests a policy's text, which messages call `source`. `Ok` comes with the warnings, `Err` with everything that is
 /// wrong, warnings included.
@@ -65,11 +69,11 @@ pub fn parse_at(text: &str, source: &str, now: i64) -> Result<(Model, Diagnostic
 
 /// The model and its rows as far as they could be made, and everything that there is to say.
 pub(crate) fn examine(text: &str, source: &str, now: i64) -> (Option<(Model, Compiled)>, Diagnostics) {
-    let (model, mut problems) = read(text, source, now);
+    let (model, mut problems) = read(text, source, now, None);
     let mut made = None;
     if let Some(model) = model {
-        match tested(&model, source, now) {
-            Ok((compiled, failures)) => {
+        match tested(&model, source, now, None) {
+            Ok(((compiled, _), failures)) => {
                 problems.extend(failures);
                 problems.extend(remarks(&model, &compiled, now));
                 made = Some((model, compiled));
@@ -81,9 +85,19 @@ pub(crate) fn examine(text: &str, source: &str, now: i64) -> (Option<(Model, Com
     (made, problems)
 }
 
-/// Reads and checks. With a model nothing is wrong that is said; its tables are still to be asked ([`tested`], [`remarks`]).
-pub(crate) fn read(text: &str, source: &str, now: i64) -> (Option<Model>, Diagnostics) {
+/// Reads and checks. With a model nothing is wrong that is said; its tables are still to be asked ([`tested`], [`remarks`]). A text that is
+/// known makes it quicker, and no difference.
+pub(crate) fn read(
+    text: &str,
+    source: &str,
+    now: i64,
+    known: Option<&Known>,
+) -> (Option<Model>, Diagnostics) {
     let mut problems = Diagnostics::new(source, text.strip_prefix('\u{feff}').unwrap_or(text));
+    if let Some((model, warnings)) = known.and_then(|known| again::read(known, text, now)) {
+        problems.extend(warnings);
+        return (Some(model), problems);
+    }
     let mut made = None;
     match yaml::read(text) {
         Err(problem) => problems.push(problem),
@@ -141,11 +155,12 @@ pub(crate) fn tested(
     model: &Model,
     source: &str,
     now: i64,
-) -> Result<(Compiled, Vec<Diagnostic>), Diagnostic> {
-    let compiled = compile::compile(model, &World::default(), &mut Numbers::default())
+    last: Option<Last<'_>>,
+) -> Result<(Made, Vec<Diagnostic>), Diagnostic> {
+    let made = compile::compile_after(model, &World::default(), &mut Numbers::default(), last)
         .map_err(|error| Diagnostic::error(error.to_string()))?;
-    let failures = expect::failures(model, &compiled, &[], source, now);
-    Ok((compiled, failures))
+    let failures = expect::failures(model, &made.0, &[], source, now);
+    Ok((made, failures))
 }
 
 /// Warnings that take tables, those of no host: rules that never decide.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::Deref;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -143,9 +145,32 @@ pub struct Service {
     pub networks: Vec<String>,
 }
 
-/// A rule.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// A rule. Policies that follow each other share what stays of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
+    /// What it says.
+    pub terms: Arc<Terms>,
+    /// Where its name stands.
+    pub place: Place,
+}
+
+impl Deref for Rule {
+    type Target = Terms;
+
+    fn deref(&self) -> &Terms {
+        &self.terms
+    }
+}
+
+impl Serialize for Rule {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.terms.serialize(serializer)
+    }
+}
+
+/// What a rule says, wherever it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Terms {
     /// Its name.
     pub name: String,
     /// Who opens the flow: any of these.
@@ -164,9 +189,6 @@ pub struct Rule {
     pub limit: Option<Limit>,
     /// Unix seconds from which on it is as if it were not there.
     pub expires: Option<i64>,
-    /// Where its name stands.
-    #[serde(skip)]
-    pub place: Place,
 }
 
 /// One end of a rule.

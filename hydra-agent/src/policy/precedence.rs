@@ -12,6 +12,7 @@ use super::model::{Model, Rule};
 use super::ports::LAST;
 use super::quick::QuickMap;
 use super::rows::Owner;
+use super::taken::Again;
 
 /// What lines 6 and 7 say of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -359,10 +360,7 @@ impl<'m> Rows<'m> {
             let rule = rule.map_or(0, |index| index as u16 + 1);
             let (verdict, reason) = (verdict as u8, reason as u8);
             let row = (Decision { until: 0, next, limit, spent, rule, verdict, reason }, until);
-            *decision_numbers.entry(row).or_insert_with(|| {
-                decisions.push(row);
-                decisions.len() as u32 - 1
-            })
+            numbered(decisions, decision_numbers, row)
         };
         let matching = |n: usize| {
             let order = &asked[n].rules;
@@ -388,6 +386,44 @@ impl<'m> Rows<'m> {
         Ok(first)
     }
 
+    /// A cell of another compile. What is new gets its number in the same order as where it is made.
+    pub fn take(&mut self, again: &mut Again<'_>, cell: Cell) -> Result<Cell, CompileError> {
+        let (number, of_set) = cell.index();
+        if !of_set {
+            return self.take_decision(again, number).map(Cell::decision);
+        }
+        if let Some(taken) = again.rule_sets[number as usize] {
+            return Ok(Cell::rule_set(taken));
+        }
+        let pieces = again.rule_set(number);
+        let mut found = Vec::with_capacity(pieces.len());
+        for (from, decision) in pieces {
+            found.push((from, self.take_decision(again, decision)?));
+        }
+        let taken = self.rule_set(found)?;
+        again.rule_sets[number as usize] = Some(taken);
+        Ok(Cell::rule_set(taken))
+    }
+
+    /// Those that follow it come before it.
+    fn take_decision(&mut self, again: &mut Again<'_>, number: u32) -> Result<u32, CompileError> {
+        let known = again.decisions[number as usize];
+        if known != 0 {
+            return Ok(known);
+        }
+        let (mut row, until) = again.decision(number);
+        if until.is_some() {
+            row.next = self.take_decision(again, row.next)?;
+        }
+        if row.limit != 0 {
+            row.spent = self.take_decision(again, row.spent)?;
+        }
+        let taken = numbered(&mut self.decisions, &mut self.decision_numbers, (row, until));
+        again.decisions[number as usize] = taken;
+        within("decisions", self.decisions.len(), MAX_DECISIONS)?;
+        Ok(taken)
+    }
+
     fn rule_set(&mut self, found: Vec<(u32, u32)>) -> Result<u32, CompileError> {
         if let Some(number) = self.set_numbers.get(&found) {
             return Ok(*number);
@@ -401,6 +437,14 @@ impl<'m> Rows<'m> {
         within("intervals", self.intervals.len(), MAX_INTERVALS)?;
         Ok(number)
     }
+}
+
+/// The number of a row.
+fn numbered(rows: &mut Vec<DecisionKey>, numbers: &mut QuickMap<DecisionKey, u32>, row: DecisionKey) -> u32 {
+    *numbers.entry(row).or_insert_with(|| {
+        rows.push(row);
+        rows.len() as u32 - 1
+    })
 }
 
 /// Whether the tables hold that many.

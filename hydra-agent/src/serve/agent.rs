@@ -15,13 +15,15 @@ use super::routing::Routing;
 use super::times::Times;
 use crate::datapath::{Settled, SyncReport};
 use crate::desired::Desired;
+use crate::diagnostic::Diagnostic;
 use crate::inventory::Appearances;
 use crate::inventory::snapshot::{DockerState, Snapshot};
 use crate::placement::{self, Claims, LanHome, Placement};
-use crate::policy::compile::{CompileError, World, compile};
+use crate::policy::compile::{CompileError, World, compile_after};
 use crate::policy::model::Model;
 use crate::policy::rows::{Compiled, Numbers, Owner};
-use crate::policy::{rfc3339, unix_now};
+use crate::policy::taken::{Basis, Made};
+use crate::policy::{Known, rfc3339, unix_now};
 use crate::published::{Applied, HookView, NotEnforced, Published, Reader, Remark, RevisionView};
 use crate::reconcile;
 use crate::settings::Settings;
@@ -31,12 +33,33 @@ use crate::state::{Containers, Drafted, State, StateError};
 #[derive(Clone, Debug)]
 pub(super) struct Policy {
     pub revision: u32,
-    pub text: String,
+    pub text: Arc<str>,
     pub model: Arc<Model>,
     pub claims: Claims,
     pub compiled: Arc<Compiled>,
+    /// How its rows came about.
+    pub basis: Arc<Basis>,
+    /// What the next text can be read and tested from; none for one that was taken up.
+    pub tested: Option<Tested>,
     /// What it was compiled for.
     pub world: World,
+}
+
+/// What was found of a policy without a host.
+#[derive(Clone, Debug)]
+pub(super) struct Tested {
+    /// What reading it gave.
+    pub warnings: Arc<[Diagnostic]>,
+    /// Its rows for no host, and how they came about.
+    pub made: Arc<Made>,
+}
+
+impl Policy {
+    /// For the next text.
+    pub fn known(&self) -> Option<Known> {
+        let warnings = self.tested.as_ref()?.warnings.clone();
+        Some(Known { text: self.text.clone(), model: self.model.clone(), warnings })
+    }
 }
 
 /// Who is who under a policy, with the numbers that it took.
@@ -130,8 +153,9 @@ impl Agent {
         self.failed.clear();
         match recompile(&policy, &placed.placement, self.state.numbers()) {
             Ok(None) => {}
-            Ok(Some((compiled, world, numbers))) => {
-                (policy.compiled, policy.world) = (Arc::new(compiled), world);
+            Ok(Some(((compiled, basis), world, numbers))) => {
+                (policy.compiled, policy.basis) = (Arc::new(compiled), Arc::new(basis));
+                policy.world = world;
                 self.note_numbers(numbers);
             }
             // The tables of before still hold; addresses that they don't know stay closed.
@@ -425,15 +449,15 @@ pub(super) fn recompile(
     policy: &Policy,
     placement: &Placement,
     numbers: &Numbers,
-) -> Result<Option<(Compiled, World, Numbers)>, CompileError> {
+) -> Result<Option<(Made, World, Numbers)>, CompileError> {
     let world = world(placement);
     let around = |w: &World| (w.subnets.clone(), w.unmanaged.clone(), w.host.clone(), w.lan.clone());
     if around(&world) == around(&policy.world) && reconcile::missing(&policy.compiled, placement).is_empty() {
         return Ok(None);
     }
     let mut numbers = numbers.clone();
-    let compiled = compile(&policy.model, &world, &mut numbers)?;
-    Ok(Some((compiled, world, numbers)))
+    let made = compile_after(&policy.model, &world, &mut numbers, None)?;
+    Ok(Some((made, world, numbers)))
 }
 
 /// Ports that carry both of their programs; 0 where the hooks on packets of processes are there.
@@ -479,19 +503,21 @@ mod tests {
         let claims = Claims::of(&model);
         let placed = |scene: &Scene| place(&claims, &scene.snapshot, false, &mut Containers::default());
         let world = world(&placed(&scene));
-        let compiled = Arc::new(compile(&model, &world, &mut Numbers::default()).unwrap());
+        let (compiled, basis) = compile_after(&model, &world, &mut Numbers::default(), None).unwrap();
         let policy = Policy {
             revision: 1,
-            text: POLICY.to_owned(),
+            text: POLICY.into(),
             model: model.into(),
             claims: claims.clone(),
-            compiled,
+            compiled: compiled.into(),
+            basis: basis.into(),
+            tested: None,
             world,
         };
         let again = |scene: &Scene| recompile(&policy, &placed(scene), &Numbers::default()).unwrap();
         assert!(again(&scene).is_none());
         scene.link(2, "eth0", LinkType::Other, None, ["198.51.100.5/24"]);
-        let (compiled, ..) = again(&scene).expect("other tables");
+        let ((compiled, _), ..) = again(&scene).expect("other tables");
         assert!(!compiled.prefixes.contains_key(&"198.51.100.80/32".parse().unwrap()));
     }
 }

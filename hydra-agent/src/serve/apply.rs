@@ -2,6 +2,7 @@
 //! or the disk refuses leaves the one before in force.
 
 use std::fmt::Display;
+use std::sync::Arc;
 
 use hydra_common::flow::{Flow, FlowKey};
 use time::OffsetDateTime;
@@ -9,15 +10,16 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
-use super::agent::{Agent, Placed, Policy, Writing, world};
+use super::agent::{Agent, Placed, Policy, Tested, Writing, world};
 use super::cut::{Before, Live, cut};
 use crate::beside::both;
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::inventory::snapshot::Snapshot;
 use crate::placement::{Claims, Placement};
-use crate::policy::compile::{CompileError, World, compile};
+use crate::policy::compile::{CompileError, World, compile_after};
 use crate::policy::model::Model;
 use crate::policy::rows::{Compiled, Numbers};
+use crate::policy::taken::{Last, Made};
 use crate::policy::{self, diff};
 use crate::published::{ApplyError, ApplyReport, Reader, RevisionView};
 use crate::state::{Draft, Drafted};
@@ -25,7 +27,7 @@ use crate::state::{Draft, Drafted};
 /// What an apply is asked for.
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
-    pub text: String,
+    pub text: Arc<str>,
     pub source: String,
     pub by: String,
     pub dry_run: bool,
@@ -39,7 +41,7 @@ struct Ready {
     numbers: Numbers,
     placed: Placed,
     /// Its rows for no host.
-    offline: Compiled,
+    made: Arc<Made>,
     warnings: Diagnostics,
 }
 
@@ -74,7 +76,8 @@ impl Agent {
             Some(Writer::start(self.state.draft(revision), asked.text.clone()))
         };
         // Neither the text nor the flows know of the world that is looked at meanwhile.
-        let read = spawn_blocking(move || policy::read(&text, &source, now));
+        let known = self.policy.as_ref().and_then(Policy::known);
+        let read = spawn_blocking(move || policy::read(&text, &source, now, known.as_ref()));
         let reader = self.reader.clone();
         // What the policy cuts is what was live before it.
         let live = spawn_blocking(move || live(&*reader));
@@ -90,7 +93,7 @@ impl Agent {
             Some(model) => self.prepare(&asked, revision, model, warnings, now),
             None => Err(warnings),
         };
-        let Ready { policy, numbers, placed, offline, warnings } = match ready {
+        let Ready { policy, numbers, placed, made, warnings } = match ready {
             Ok(ready) => ready,
             // The answer does not depend on the disk. A dry run leaves one before it to the next that writes.
             Err(problems) => {
@@ -104,7 +107,7 @@ impl Agent {
         let previous = self.state.current();
         let Some(draft) = draft else {
             let earlier = Earlier { policy: self.policy.clone(), placement: self.placement().clone(), live };
-            return Ok(report(&asked, &earlier, (&policy, &placed.placement), &offline, warnings));
+            return Ok(report(&asked, &earlier, (&policy, &placed.placement), &made.0, warnings));
         };
         let full = |error: &dyn Display| ApplyError::Disk(error.to_string());
         let drafted = draft.written().await.map_err(ApplyError::Disk)?;
@@ -133,7 +136,7 @@ impl Agent {
         self.lasting.clear();
         self.note_history(view);
         self.publish();
-        let report = report(&asked, &earlier, (&policy, self.placement()), &offline, warnings);
+        let report = report(&asked, &earlier, (&policy, self.placement()), &made.0, warnings);
         let (policy, by, cut) = (&report.policy, &asked.by, report.cut.len());
         tracing::info!(revision, policy, by, cut, "a policy is applied");
         Ok(report)
@@ -151,18 +154,22 @@ impl Agent {
         let claims = Claims::of(&model);
         let mut numbers = self.state.numbers().clone();
         // Rows for no host, which the policy is tested by, and rows for this one: neither needs the other.
-        let test = || policy::tested(&model, &asked.source, now);
+        let before = self.policy.as_ref();
+        let last = before.map(|p| Last { model: &p.model, compiled: &p.compiled, basis: &p.basis });
+        let tested = before.and_then(|p| Some((p, p.tested.as_ref()?)));
+        let offline = tested.map(|(p, t)| Last { model: &p.model, compiled: &t.made.0, basis: &t.made.1 });
+        let test = || policy::tested(&model, &asked.source, now, offline);
         let (tested, (placed, world, compiled)) = both("hydra-tested", test, || {
             let placed = self.place(&claims);
             let world = world(&placed.placement);
-            let compiled = compiled(&model, &world, &mut numbers, asked);
+            let compiled = compiled(&model, &world, &mut numbers, asked, last);
             (placed, world, compiled)
         });
-        let offline = match tested {
-            Ok((offline, failures)) if failures.is_empty() => offline,
+        let made = match tested {
+            Ok((made, failures)) if failures.is_empty() => Arc::new(made),
             refused => {
                 match refused {
-                    Ok((offline, failures)) => {
+                    Ok(((offline, _), failures)) => {
                         warnings.extend(policy::remarks(&model, &offline, now).into_iter().chain(failures));
                     }
                     Err(problem) => warnings.push(problem),
@@ -175,15 +182,19 @@ impl Agent {
         if !problems.is_empty() {
             return Err(problems);
         }
+        let (compiled, basis) = compiled?;
+        let tested = Tested { warnings: warnings.iter().cloned().collect(), made: made.clone() };
         let policy = Policy {
             revision,
             text: asked.text.clone(),
             model: model.into(),
             claims,
-            compiled: compiled?.into(),
+            compiled: compiled.into(),
+            basis: basis.into(),
+            tested: Some(tested),
             world,
         };
-        Ok(Ready { policy, numbers, placed, offline, warnings })
+        Ok(Ready { policy, numbers, placed, made, warnings })
     }
 
     /// Takes up the revision that the state directory calls current. Its text was accepted once: what a newer agent or a later day
@@ -202,17 +213,26 @@ impl Agent {
         let claims = Claims::of(&model);
         let world = world(&self.place(&claims).placement);
         let mut numbers = self.state.numbers().clone();
-        let compiled = match compile(&model, &world, &mut numbers) {
+        let (compiled, basis) = match compile_after(&model, &world, &mut numbers, None) {
             Ok(compiled) => compiled,
             // Networks of the host may contradict it by now: without them it stood.
             Err(error) => {
                 tracing::error!(revision, %error, "the policy does not fit this host any more");
-                compile(&model, &World::default(), &mut numbers).map_err(|e| e.to_string())?
+                let nowhere = World::default();
+                compile_after(&model, &nowhere, &mut numbers, None).map_err(|e| e.to_string())?
             }
         };
         self.note_numbers(numbers);
-        self.policy =
-            Some(Policy { revision, text, model: model.into(), claims, compiled: compiled.into(), world });
+        self.policy = Some(Policy {
+            revision,
+            text: text.into(),
+            model: model.into(),
+            claims,
+            compiled: compiled.into(),
+            basis: basis.into(),
+            tested: None,
+            world,
+        });
         Ok(())
     }
 }
@@ -224,7 +244,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn start(draft: Draft, text: String) -> Self {
+    fn start(draft: Draft, text: Arc<str>) -> Self {
         let (wanted, decided) = oneshot::channel();
         let writing = spawn_blocking(move || {
             let written = draft.write(&text);
@@ -313,7 +333,7 @@ pub(super) fn check_first(
     if !problems.is_empty() {
         return Err(problems);
     }
-    compiled(&model, &world(&placement), &mut Numbers::default(), asked).map(drop)
+    compiled(&model, &world(&placement), &mut Numbers::default(), asked, None).map(drop)
 }
 
 fn compiled(
@@ -321,19 +341,23 @@ fn compiled(
     world: &World,
     numbers: &mut Numbers,
     asked: &Asked,
-) -> Result<Compiled, Diagnostics> {
-    compile(model, world, numbers).map_err(|error| refused(&error, asked))
+    last: Option<Last<'_>>,
+) -> Result<Made, Diagnostics> {
+    compile_after(model, world, numbers, last).map_err(|error| refused(&error, asked))
 }
 
 fn refused(error: &CompileError, asked: &Asked) -> Diagnostics {
-    let mut problems = Diagnostics::new(&asked.source, &asked.text);
+    let mut problems = Diagnostics::new(&asked.source, &*asked.text);
     problems.push(Diagnostic::error(error.to_string()));
     problems
 }
 
 /// Tiers that are nowhere.
 fn nowhere(placement: &Placement, model: &Model, asked: &Asked) -> Diagnostics {
-    let mut problems = Diagnostics::new(&asked.source, &asked.text);
+    if placement.nowhere.is_empty() {
+        return Diagnostics::default();
+    }
+    let mut problems = Diagnostics::new(&asked.source, &*asked.text);
     for tier in &placement.nowhere {
         let message = format!("tier `{}` is nowhere on this host: {}", tier.tier, tier.looked_for);
         let mut problem = Diagnostic::error(message).hint("make it exist, or give the tier `optional: true`");
@@ -347,7 +371,7 @@ fn nowhere(placement: &Placement, model: &Model, asked: &Asked) -> Diagnostics {
 /// Each with its line and caret.
 fn rendered(warnings: &Diagnostics, asked: &Asked) -> Vec<String> {
     let one = |d: &Diagnostic| {
-        let mut one = Diagnostics::new(&asked.source, &asked.text);
+        let mut one = Diagnostics::new(&asked.source, &*asked.text);
         one.push(d.clone());
         one.render(false).trim_end().to_owned()
     };
@@ -367,7 +391,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut state, _) = State::open(dir.path()).unwrap();
         let beside = dir.path().join("policies/1.yaml.new");
-        let start = |state: &State| Writer::start(state.draft(1), "one".to_owned());
+        let start = |state: &State| Writer::start(state.draft(1), "one".into());
         // A pipe that nobody reads stands for a disk that hangs.
         nix::unistd::mkfifo(&beside, Mode::S_IRWXU).unwrap();
         let mut writing = start(&state).unwanted();

@@ -32,7 +32,7 @@ pub(super) fn unreadable(path: &Path, error: &Error) -> String {
 /// An apply of its text.
 pub(super) fn asked(path: &Path, text: String) -> Asked {
     Asked {
-        text,
+        text: text.into(),
         source: path.display().to_string(),
         by: "--policy".to_owned(),
         dry_run: false,

@@ -189,7 +189,7 @@ impl Loop {
     async fn command(&mut self, command: Command) {
         match command {
             Command::Apply { text, source, by, dry_run, reply } => {
-                let done = self.apply(Asked { text, source, by, dry_run, restores: None }).await;
+                let done = self.apply(Asked { text: text.into(), source, by, dry_run, restores: None }).await;
                 // Whoever asked may be gone; what was done is done.
                 drop(reply.send(done));
             }
@@ -198,7 +198,7 @@ impl Loop {
                     Ok((revision, text)) => {
                         let source = format!("revision {revision}");
                         self.apply(Asked {
-                            text,
+                            text: text.into(),
                             source,
                             by: format!("{by} rollback to {revision}"),
                             dry_run: false,
@@ -258,7 +258,7 @@ impl Loop {
                 return;
             }
         };
-        if self.agent.policy.as_ref().is_some_and(|p| p.text == text) {
+        if self.agent.policy.as_ref().is_some_and(|p| *p.text == text) {
             tracing::info!(path = %path.display(), "the policy file is in force already");
             return;
         }

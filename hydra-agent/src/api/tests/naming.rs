@@ -15,7 +15,7 @@ fn applied(revision: u32, rules: &str, numbers: &mut Numbers) -> Arc<Applied> {
     Arc::new(Applied {
         revision,
         generation: revision,
-        text,
+        text: text.into(),
         model: model.into(),
         compiled: Arc::new(compiled),
     })

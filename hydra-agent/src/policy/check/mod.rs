@@ -1,7 +1,7 @@
 //! Everything that can be wrong with a policy's meaning, all of it at once, each with its place. What passes becomes a `Model`.
 
 mod blocks;
-mod rules;
+pub(super) mod rules;
 mod tiers;
 
 use std::collections::BTreeMap;

@@ -9,7 +9,7 @@ use crate::diagnostic::Place;
 use crate::policy::doubt::Doubt;
 use crate::policy::file;
 use crate::policy::file::Action;
-use crate::policy::model::{Expect, Model, Party, Rule, Selector};
+use crate::policy::model::{Expect, Model, Party, Rule, Selector, Terms};
 use crate::policy::ports::{self, Ports, Term};
 use crate::policy::quick::QuickMap;
 use crate::policy::rows::{Block, Owner};
@@ -152,7 +152,7 @@ impl Checker {
                     "only what a rule allows can be limited: take `limit` away, or write `action: allow`";
                 self.error(limit.place, message, Some(hint.to_owned()));
             }
-            checked.push(Rule {
+            let terms = Terms {
                 name: name.value,
                 from,
                 to,
@@ -161,8 +161,8 @@ impl Checker {
                 action,
                 limit: limit.as_ref().map(|l| l.value.0),
                 expires: expires.as_ref().map(|e| e.value.0),
-                place: name.place,
-            });
+            };
+            checked.push(Rule { terms: terms.into(), place: name.place });
         }
         (checked, names)
     }
@@ -367,6 +367,13 @@ impl Checker {
     fn party(&mut self, text: &At<String>, model: &Model) -> Option<Party> {
         model.party(&text.value).map_err(|(message, hint)| self.error(text.place, message, hint)).ok()
     }
+}
+
+/// Rules that come into a policy without a word: neither an error nor a warning.
+pub(in crate::policy) fn of_known(rules: &[file::Rule], model: &Model, now: i64) -> Option<Vec<Rule>> {
+    let mut checker = Checker::default();
+    let (checked, _) = checker.in_order(rules, model, now, Checker::full);
+    (checker.problems.is_empty() && checker.doubts.is_empty()).then_some(checked)
 }
 
 /// What a selector can be. A tier of which only outside blocks are known has their families; everybody else may have both.

@@ -6,6 +6,7 @@
     reason = "texts of policies, put together line by line"
 )]
 
+mod again;
 mod limits;
 mod precedence;
 mod refusals;
