@@ -12,6 +12,7 @@ use hydra_common::tables::{
     Cell, Cgroup, CgroupKey, Decision, Endpoint, Head, IdentityRow, Interval, Limit, Link, MAX_DECISIONS,
     MAX_INTERVALS, MAX_LIMITS, MAX_RULE_SETS, PrefixRow, Publish, PublishKey, RuleSet, cell_index,
 };
+use ipnet::IpNet;
 
 use super::error::{DatapathError, table};
 use super::maps::{Bytes, Table};
@@ -19,6 +20,7 @@ use super::pins::Pins;
 use super::raw;
 use super::room::Words;
 use super::tables::{Bank, PrefixKey};
+use crate::beside::both;
 
 /// Every table that the agent writes.
 #[derive(Debug)]
@@ -101,47 +103,63 @@ impl Store {
     /// Makes a bank that no packet reads hold `new`, and reads it back. `old` is what it is believed to hold: rows that are there
     /// already are not written again, unless the reading back shows that they are not.
     pub fn write(&self, bank: u32, new: &Bank, old: Option<&Bank>) -> Result<(), DatapathError> {
-        self.write_over(bank, new, old)?;
-        match self.check(bank, new) {
-            Err(DatapathError::ReadBack { .. }) if old.is_some() => {
-                self.write_over(bank, new, None)?;
-                self.check(bank, new)
-            }
-            result => result,
-        }
+        // Most rows of a large policy are intervals: half of all rows are some of these.
+        let rows = new.intervals.len() + new.decisions.len() + new.rule_sets.len();
+        let half = (rows / 2).min(new.intervals.len());
+        let (first, from) = (&new.intervals[..half], bank * MAX_INTERVALS);
+        let before = old.map(|old| &old.intervals[..half.min(old.intervals.len())]);
+        let some = || hold(&self.intervals, "intervals", from, first, before);
+        let rest = || self.write_rest(bank, new, old, half);
+        let (some, rest) = if rows < MANY { (some(), rest()) } else { both("hydra-tables", some, rest) };
+        some.and(rest)
     }
 
-    /// What is not known needs no cleaning: rows count only by what points to them, and that is all written here.
-    fn write_over(&self, bank: u32, new: &Bank, old: Option<&Bank>) -> Result<(), DatapathError> {
+    /// All but the first intervals. What is not known needs no cleaning: rows count only by what points to them, and that is all written
+    /// here.
+    fn write_rest(
+        &self,
+        bank: u32,
+        new: &Bank,
+        old: Option<&Bank>,
+        first: usize,
+    ) -> Result<(), DatapathError> {
         self.heads.put(&bank, &new.head).map_err(table("write", "heads"))?;
+        equal("heads", self.head(bank)? == new.head)?;
         // Rows of identities decide what counts of all the others: the whole bank of them, always.
         let mut identities = new.identities.clone();
         identities.resize((MAX_IDENTITIES as usize).max(identities.len()), IdentityRow::default());
-        put(&self.identities, "identities", bank * MAX_IDENTITIES, &identities, None)?;
+        let from = bank * MAX_IDENTITIES;
+        put(&self.identities, "identities", from, &identities, &[])?;
+        let found = get(&self.identities, "identities", from, new.identities.len())?;
+        equal("identities", found == new.identities)?;
         for (source, row) in &new.cells {
             let from = cell_index(bank, Identity(*source), Identity(0));
-            put(&self.cells, "cells", from, row, old.and_then(|old| old.cells.get(source)))?;
+            let before = old.map(|old| old.cells.get(source).map_or(&[][..], Vec::as_slice));
+            hold(&self.cells, "cells", from, row, before)?;
         }
         for (source, row) in old.iter().flat_map(|old| &old.cells) {
             if !new.cells.contains_key(source) {
-                put(&self.cells, "cells", cell_index(bank, Identity(*source), Identity(0)), &[], Some(row))?;
+                put(&self.cells, "cells", cell_index(bank, Identity(*source), Identity(0)), &[], row)?;
             }
         }
-        let (sets, ranges) = (old.map(|old| &old.rule_sets), old.map(|old| &old.intervals));
-        put(&self.rule_sets, "rule sets", bank * MAX_RULE_SETS, &new.rule_sets, sets)?;
-        put(&self.intervals, "intervals", bank * MAX_INTERVALS, &new.intervals, ranges)?;
-        let decisions = old.map(|old| &old.decisions);
-        put(&self.decisions, "decisions", bank * MAX_DECISIONS, &new.decisions, decisions)?;
-        let limits = old.map(|old| &old.limits);
-        put(&self.limits, "limits", bank * MAX_LIMITS, &new.limits, limits)?;
-        self.write_prefixes(bank, &new.prefixes)
+        let before = old.map(|old| &*old.rule_sets);
+        hold(&self.rule_sets, "rule sets", bank * MAX_RULE_SETS, &new.rule_sets, before)?;
+        let before = old.map(|old| &old.intervals[first.min(old.intervals.len())..]);
+        let from = bank * MAX_INTERVALS + first as u32;
+        hold(&self.intervals, "intervals", from, &new.intervals[first..], before)?;
+        let before = old.map(|old| &*old.decisions);
+        hold(&self.decisions, "decisions", bank * MAX_DECISIONS, &new.decisions, before)?;
+        let before = old.map(|old| &*old.limits);
+        hold(&self.limits, "limits", bank * MAX_LIMITS, &new.limits, before)?;
+        self.write_prefixes(bank, &new.prefixes)?;
+        equal("address blocks", self.prefixes(bank)? == new.prefixes)
     }
 
     /// Makes a bank's part of the prefix table hold these.
     pub fn write_prefixes(
         &self,
         bank: u32,
-        prefixes: &BTreeMap<ipnet::IpNet, PrefixRow>,
+        prefixes: &BTreeMap<IpNet, PrefixRow>,
     ) -> Result<(), DatapathError> {
         let wanted: BTreeMap<PrefixKey, PrefixRow> =
             prefixes.iter().map(|(block, row)| (PrefixKey::new(bank, block), *row)).collect();
@@ -164,7 +182,6 @@ impl Store {
             let from = cell_index(bank, Identity(*source), Identity(0));
             cells.insert(*source, get(&self.cells, "cells", from, row.len())?);
         }
-        let prefixes = self.prefixes.all().map_err(table("read", "address blocks"))?;
         Ok(Bank {
             head: self.head(bank)?,
             identities: get(&self.identities, "identities", bank * MAX_IDENTITIES, like.identities.len())?,
@@ -173,18 +190,21 @@ impl Store {
             intervals: get(&self.intervals, "intervals", bank * MAX_INTERVALS, like.intervals.len())?,
             decisions: get(&self.decisions, "decisions", bank * MAX_DECISIONS, like.decisions.len())?,
             limits: get(&self.limits, "limits", bank * MAX_LIMITS, like.limits.len())?,
-            prefixes: prefixes
-                .into_iter()
-                .filter(|(key, _)| key.bank() == bank)
-                .filter_map(|(key, row)| Some((key.block()?, row)))
-                .collect(),
+            prefixes: self.prefixes(bank)?,
         })
+    }
+
+    /// A bank's part of the prefix table.
+    fn prefixes(&self, bank: u32) -> Result<BTreeMap<IpNet, PrefixRow>, DatapathError> {
+        let all = self.prefixes.all().map_err(table("read", "address blocks"))?;
+        let own = all.into_iter().filter(|(key, _)| key.bank() == bank);
+        Ok(own.filter_map(|(key, row)| Some((key.block()?, row))).collect())
     }
 
     /// Compares a bank with what it should hold, to the last bit.
     pub fn check(&self, bank: u32, wanted: &Bank) -> Result<(), DatapathError> {
         let found = self.read(bank, wanted)?;
-        for (equal, table) in [
+        for (same, table) in [
             (found.head == wanted.head, "heads"),
             (found.identities == wanted.identities, "identities"),
             (found.cells == wanted.cells, "cells"),
@@ -194,16 +214,38 @@ impl Store {
             (found.limits == wanted.limits, "limits"),
             (found.prefixes == wanted.prefixes, "address blocks"),
         ] {
-            if !equal {
-                return Err(DatapathError::ReadBack { table });
-            }
+            equal(table, same)?;
         }
         Ok(())
     }
 }
 
+fn equal(table: &'static str, equal: bool) -> Result<(), DatapathError> {
+    if equal { Ok(()) } else { Err(DatapathError::ReadBack { table }) }
+}
+
+/// Rows from which on a second thread is worth its while.
+const MANY: usize = 4_096;
 /// Rows that are written where one of them differs.
 const PIECE: usize = 512;
+
+/// Makes a map hold rows from `from` on, and reads them back. Where they are not what was believed to be there, all are written.
+fn hold<V: Bytes + PartialEq>(
+    map: &Table<u32, V>,
+    name: &'static str,
+    from: u32,
+    rows: &[V],
+    before: Option<&[V]>,
+) -> Result<(), DatapathError> {
+    let held = || Ok(get(map, name, from, rows.len())? == rows);
+    put(map, name, from, rows, before.unwrap_or_default())?;
+    let mut same = held()?;
+    if !same && before.is_some() {
+        put(map, name, from, rows, &[])?;
+        same = held()?;
+    }
+    equal(name, same)
+}
 
 /// Writes rows from `from` on where they are not what was there before, and zeroes over the rest of that.
 fn put<V: Bytes + PartialEq>(
@@ -211,9 +253,8 @@ fn put<V: Bytes + PartialEq>(
     name: &'static str,
     from: u32,
     rows: &[V],
-    before: Option<&Vec<V>>,
+    before: &[V],
 ) -> Result<(), DatapathError> {
-    let before = before.map_or(&[][..], Vec::as_slice);
     // What lies together is written at once.
     let mut first = 0;
     for begin in (0..rows.len()).step_by(PIECE) {

@@ -286,14 +286,19 @@ fn many_intervals_are_written_read_back_and_mended() {
             (revision & 1) * tables::MAX_INTERVALS + first
         };
         let mut rows = Array::<_, Interval>::try_from(map(bpffs, names::INTERVALS)).unwrap();
-        let at = apply(1) + 5_000;
-        let held = rows.get(&at, 0).unwrap();
-        assert_eq!(held, Interval { from: 10_000, decision: 2 });
+        // One of each half, which are written side by side.
+        let first = apply(1);
+        let (at, held) = (first + 5_000, Interval { from: 10_000, decision: 2 });
+        let (at_first, held_first) = (first + 1_000, Interval { from: 2_000, decision: 2 });
+        assert_eq!(rows.get(&at, 0).unwrap(), held);
+        assert_eq!(rows.get(&at_first, 0).unwrap(), held_first);
         apply(2);
         // What nobody looks at now, and is not to be written again.
         rows.set(at, Interval::default(), 0).unwrap();
-        assert_eq!(apply(3) + 5_000, at);
+        rows.set(at_first, Interval::default(), 0).unwrap();
+        assert_eq!(apply(3), first);
         assert_eq!(rows.get(&at, 0).unwrap(), held, "it was read back");
+        assert_eq!(rows.get(&at_first, 0).unwrap(), held_first, "it was read back");
         rows.set(at, Interval::default(), 0).unwrap();
         let wrong = datapath.verify(&desired);
         assert!(wrong.iter().any(|w| w.why.contains("intervals")), "{wrong:?}");
