@@ -10,10 +10,10 @@ use hydra_common::id::{Identity, MAX_IDENTITIES, MAX_TIERS, Tier};
 use hydra_common::tables::{Cell, IdentityRow, Limit, MAX_LIMITS, MAX_PREFIXES, PrefixRow};
 use ipnet::IpNet;
 
+use super::QuickMap;
 use super::bits::Bits;
 use super::model::{Model, Selector};
 use super::precedence::{Asked, End, Otherwise, Rows, within, without_rules};
-use super::quick::QuickMap;
 use super::regions::{Regions, regions};
 use super::rows::{Block, Class, Compiled, Numbers, Owner};
 use super::taken::{Again, Basis, Last, Made, Named};

@@ -17,7 +17,6 @@ pub mod model;
 mod plain;
 pub mod ports;
 mod precedence;
-mod quick;
 mod regions;
 pub mod rows;
 pub mod schema;
@@ -30,6 +29,7 @@ pub mod yaml;
 
 pub(crate) use suggest::nearest;
 
+use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, Severity};
@@ -39,6 +39,9 @@ use model::Model;
 use rows::{Compiled, Numbers};
 use shape::{MOST_PROBLEMS, Read as _};
 use taken::{Last, Made};
+
+/// A map that lives as long as one reading or compiling, of texts by those who may apply them: its hash is quick and no more.
+type QuickMap<K, V> = HashMap<K, V, foldhash::fast::FixedState>;
 
 /// Reads, checks and tests a policy's text, which messages call `source`. `Ok` comes with the warnings, `Err` with everything that is
 /// wrong, warnings included.

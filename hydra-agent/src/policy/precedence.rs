@@ -5,12 +5,12 @@ use hydra_common::tables::{
 };
 use hydra_common::verdict::{Reason, Verdict};
 
+use super::QuickMap;
 use super::bits::Bits;
 use super::compile::CompileError;
 use super::file::Action;
 use super::model::{Model, Rule};
 use super::ports::LAST;
-use super::quick::QuickMap;
 use super::rows::Owner;
 use super::taken::Again;
 

@@ -6,12 +6,12 @@ use ipnet::IpNet;
 use super::Checker;
 use crate::beside::both;
 use crate::diagnostic::Place;
+use crate::policy::QuickMap;
 use crate::policy::doubt::Doubt;
 use crate::policy::file;
 use crate::policy::file::Action;
 use crate::policy::model::{Expect, Model, Party, Rule, Selector, Terms};
 use crate::policy::ports::{self, Ports, Term};
-use crate::policy::quick::QuickMap;
 use crate::policy::rows::{Block, Owner};
 use crate::policy::shape::{At, Entries, List};
 
