@@ -278,9 +278,11 @@ impl State {
         read_bounded(&self.policy_path(revision)).ok()
     }
 
-    /// Where the text of a revision goes, for whoever writes it while it is not yet known whether it will be applied.
-    pub fn draft(&self, revision: u32) -> Draft {
-        Draft { revision, path: self.policy_path(revision) }
+    /// Writes the text of a revision beside its place and waits for the disk, for whoever does so while it is not yet known whether it will
+    /// be applied.
+    pub fn draft(&self, revision: u32) -> impl FnOnce(&str) -> Result<Drafted, StateError> + Send + use<> {
+        let path = self.policy_path(revision);
+        move |text| Ok(Drafted { revision, text: Beside::write(&path, text.as_bytes())? })
     }
 
     /// Keeps a policy's text and makes it the current one: a crash from here on comes back with it.
@@ -357,20 +359,6 @@ impl State {
             good.map_or("no policy can be taken up".to_owned(), |r| format!("revision {r} is taken"));
         broken.push(Broken { path, why: format!("{why}; {instead}") });
         good
-    }
-}
-
-/// See [`State::draft`].
-#[derive(Debug)]
-pub struct Draft {
-    revision: u32,
-    path: PathBuf,
-}
-
-impl Draft {
-    /// Writes the text beside its place, and waits for the disk.
-    pub fn write(self, text: &str) -> Result<Drafted, StateError> {
-        Ok(Drafted { revision: self.revision, text: Beside::write(&self.path, text.as_bytes())? })
     }
 }
 

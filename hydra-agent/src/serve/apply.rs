@@ -22,7 +22,7 @@ use crate::policy::rows::{Compiled, Numbers};
 use crate::policy::taken::{Last, Made};
 use crate::policy::{self, diff};
 use crate::published::{ApplyError, ApplyReport, Reader, RevisionView};
-use crate::state::{Draft, Drafted};
+use crate::state::{Drafted, StateError};
 
 /// What an apply is asked for.
 #[derive(Clone, Debug)]
@@ -244,10 +244,13 @@ struct Writer {
 }
 
 impl Writer {
-    fn start(draft: Draft, text: Arc<str>) -> Self {
+    fn start(
+        draft: impl FnOnce(&str) -> Result<Drafted, StateError> + Send + 'static,
+        text: Arc<str>,
+    ) -> Self {
         let (wanted, decided) = oneshot::channel();
         let writing = spawn_blocking(move || {
-            let written = draft.write(&text);
+            let written = draft(&text);
             decided.blocking_recv().is_ok().then_some(written)
         });
         Self { wanted, writing }

@@ -14,7 +14,7 @@ fn view(revision: u32) -> RevisionView {
 }
 
 fn begin(state: &mut State, revision: u32, text: &str) {
-    let drafted = state.draft(revision).write(text).unwrap();
+    let drafted = state.draft(revision)(text).unwrap();
     state.begin(drafted).unwrap();
 }
 
@@ -126,7 +126,7 @@ fn a_text_that_is_not_applied_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (mut state, _) = open(dir.path());
     populate(&mut state);
-    let drafted = state.draft(3).write("three").unwrap();
+    let drafted = state.draft(3)("three").unwrap();
     assert!(dir.path().join("policies/3.yaml.new").exists());
     assert_eq!((state.next_revision(), state.current(), state.text(3)), (3, Some(2), None));
     drop(drafted);
