@@ -27,6 +27,8 @@ pub(crate) struct Known {
     pub model: Arc<Model>,
     /// What reading it gave.
     pub warnings: Arc<[Diagnostic]>,
+    /// When that was, in Unix seconds.
+    pub now: i64,
 }
 
 /// Reads a text that differs from a known one in lines that are a rule each, in braces and of words alone ([`Reader`]), in which nothing is
@@ -37,8 +39,8 @@ pub(crate) struct Known {
 /// an entry in braces nothing is open but the list: so what follows those lines is in both texts read alike.
 pub(super) fn read(known: &Known, text: &str, now: i64) -> Option<(Model, Vec<Diagnostic>)> {
     let old = &*known.text;
-    // What an alias repeats may be more than the text.
-    if old.len().max(text.len()) >= LONGEST || old.contains('*') {
+    // What has an anchor counts as what its aliases may make of it. What has ended by a clock that was set back since has not.
+    if old.len().max(text.len()) >= LONGEST || old.contains(['&', '*']) || now < known.now {
         return None;
     }
     let Change { begin, gone, come } = Change::between(old, text)?;
@@ -160,7 +162,7 @@ struct Change<'t> {
 }
 
 impl<'t> Change<'t> {
-    /// From a line that looks like an entry in both; none if the texts are the same, or too much of them is not.
+    /// From a line that looks like an entry in both; none if too much of the texts differs.
     fn between(old: &'t str, new: &'t str) -> Option<Self> {
         let (a, b) = (old.as_bytes(), new.as_bytes());
         let start = |at: usize| a[..at].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);

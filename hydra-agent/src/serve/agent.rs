@@ -50,6 +50,8 @@ pub(super) struct Policy {
 pub(super) struct Tested {
     /// What reading it gave.
     pub warnings: Arc<[Diagnostic]>,
+    /// When, in Unix seconds.
+    pub now: i64,
     /// Its rows for no host, and how they came about.
     pub made: Arc<Made>,
 }
@@ -57,8 +59,13 @@ pub(super) struct Tested {
 impl Policy {
     /// For the next text.
     pub fn known(&self) -> Option<Known> {
-        let warnings = self.tested.as_ref()?.warnings.clone();
-        Some(Known { text: self.text.clone(), model: self.model.clone(), warnings })
+        let Tested { warnings, now, .. } = self.tested.as_ref()?;
+        Some(Known {
+            text: self.text.clone(),
+            model: self.model.clone(),
+            warnings: warnings.clone(),
+            now: *now,
+        })
     }
 }
 

@@ -183,7 +183,7 @@ impl Agent {
             return Err(problems);
         }
         let (compiled, basis) = compiled?;
-        let tested = Tested { warnings: warnings.iter().cloned().collect(), made: made.clone() };
+        let tested = Tested { warnings: warnings.iter().cloned().collect(), now, made: made.clone() };
         let policy = Policy {
             revision,
             text: asked.text.clone(),

@@ -15,17 +15,29 @@ struct Kept {
     made: Vec<Made>,
 }
 
-/// What a policy is compiled for: no host, and one with a few addresses.
-fn worlds() -> [World; 2] {
-    let live = [(Owner::Tier("web".into()), "10.1.0.5"), (Owner::External, "192.0.2.9")];
-    let live = live.map(|(owner, ip)| (owner, ip.parse().unwrap()));
-    let shared = Owner::Shared(vec![Owner::Tier("db".into()), Owner::Tier("web".into())]);
-    let both = [(shared, "10.1.0.6".parse().unwrap())];
-    [World::default(), World { live: live.into_iter().chain(both).collect(), ..World::default() }]
+/// What a policy is compiled for: no host, and one with a few addresses, which others have joined, or left, since.
+fn worlds(joined: bool) -> [World; 2] {
+    let tier = |name: &str| Owner::Tier(name.into());
+    let mut live = vec![
+        (tier("web"), "10.1.0.5"),
+        (Owner::External, "192.0.2.9"),
+        (Owner::Shared(vec![tier("db"), tier("web")]), "10.1.0.6"),
+    ];
+    if joined {
+        live[1] = (tier("db"), "192.0.2.200");
+        live.push((Owner::Shared(vec![tier("db"), Owner::External]), "192.0.2.7"));
+    }
+    let live = live.into_iter().map(|(owner, ip)| (owner, ip.parse().unwrap())).collect();
+    [World::default(), World { live, ..World::default() }]
 }
 
 /// Takes a text after another one, and holds it to what comes of it alone. With it: whether it was read from the one before.
 fn take(text: &str, before: Option<&Kept>) -> (Option<Kept>, bool) {
+    take_in(&worlds(false), text, before)
+}
+
+/// The same for other hosts than it was before.
+fn take_in(worlds: &[World; 2], text: &str, before: Option<&Kept>) -> (Option<Kept>, bool) {
     let known = before.map(|kept| &kept.known);
     let alone = read(text, "p", NOW, None);
     let again = read(text, "p", NOW, known);
@@ -34,7 +46,7 @@ fn take(text: &str, before: Option<&Kept>) -> (Option<Kept>, bool) {
     let (Some(model), problems) = again else { return (None, quick) };
     let mut numbers = before.map(|kept| kept.numbers.clone()).unwrap_or_default();
     let mut all = Vec::new();
-    for (world, at) in worlds().iter().zip(0..) {
+    for (world, at) in worlds.iter().zip(0..) {
         let last = before.map(|kept| {
             let (compiled, basis) = &kept.made[at];
             Last { model: &kept.known.model, compiled, basis }
@@ -52,8 +64,8 @@ fn take(text: &str, before: Option<&Kept>) -> (Option<Kept>, bool) {
             }
         }
     }
-    let known =
-        Known { text: text.into(), model: Arc::new(model), warnings: problems.iter().cloned().collect() };
+    let warnings = problems.iter().cloned().collect();
+    let known = Known { text: text.into(), model: Arc::new(model), warnings, now: NOW };
     (Some(Kept { known, numbers, made: all }), quick)
 }
 
@@ -154,7 +166,10 @@ fn every_other_text_is_read_as_a_whole() {
     assert!(!take(&text(&[A, block, "      # of it", B], EXPECT), kept.as_ref()).1);
     let (kept, _) = take(&text(&[A, B, block], EXPECT), None);
     assert!(!take(&text(&[A, B, block, D], EXPECT), kept.as_ref()).1);
-    // A rule of a text with an alias; and what expires while it stays.
+    // What is in an anchor counts as if it were used; a rule of a text with an alias; and what expires while it stays.
+    let anchored = |rule| text(&[rule, B], EXPECT).replace("rules:", "rules: &all");
+    let (kept, _) = take(&anchored(A), None);
+    assert!(kept.is_some() && !take(&anchored(D), kept.as_ref()).1);
     let (kept, _) = take(
         &text(&[A, "  - { name: x, from: &x web, to: out }", "  - { name: y, from: db, to: *x }", B], EXPECT),
         None,
@@ -173,7 +188,7 @@ fn every_other_text_is_read_as_a_whole() {
     let (kept, _) = take(&text(&[A, ends, B], EXPECT), None);
     let known = kept.unwrap().known;
     let changed = text(&[D, ends, B], EXPECT);
-    for (now, quick) in [(1_893_455_999, true), (1_893_456_000, false)] {
+    for (now, quick) in [(NOW, true), (NOW - 1, false), (1_893_455_999, true), (1_893_456_000, false)] {
         assert_eq!(super::super::again::read(&known, &changed, now).is_some(), quick);
         assert_eq!(
             format!("{:?}", read(&changed, "p", now, Some(&known))),
@@ -302,7 +317,7 @@ proptest! {
 
     #[test]
     fn whatever_was_before_the_same_comes_of_a_text(
-        begin in begin(), edits in prop::collection::vec(prop::collection::vec(edit(), 1..3), 1..10),
+        begin in begin(), edits in prop::collection::vec((prop::collection::vec(edit(), 1..3), any::<bool>()), 1..10),
         tail in prop::sample::select(vec!["", "expect:\n  - { from: out, to: db, port: tcp/7, verdict: denied }\n",
             "# and\nexpect:\n  - { from: web, to: db, port: tcp/80, verdict: allowed, rule: a }\ndefaults: { intra-tier: deny }\n"]),
     ) {
@@ -312,7 +327,7 @@ proptest! {
             outside.iter().fold(text(&lines, tail), |text, (from, to)| text.replacen(from, to, if *from == "\n" { 999 } else { 1 }))
         };
         let (mut kept, _) = take(&put(&lines, &outside), None);
-        for edits in edits {
+        for (edits, joined) in edits {
             let before = (lines.clone(), outside.clone());
             for edit in edits {
                 let place = |at: usize| at % lines.len().max(1);
@@ -325,7 +340,7 @@ proptest! {
                     Edit::Outside(from, to) => outside.push((from, to)),
                 }
             }
-            match take(&put(&lines, &outside), kept.as_ref()).0 {
+            match take_in(&worlds(joined), &put(&lines, &outside), kept.as_ref()).0 {
                 Some(next) => kept = Some(next),
                 // A refused text changes nothing; half of them are mended by going back.
                 None if lines.len() % 2 == 0 => (lines, outside) = before,
