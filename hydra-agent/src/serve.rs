@@ -4,6 +4,7 @@ mod agent;
 mod apply;
 mod cut;
 mod damage;
+mod enforced;
 mod errors;
 mod file;
 mod kernel;

@@ -10,8 +10,9 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
-use super::agent::{Agent, Placed, Policy, Tested, Writing, world};
+use super::agent::{Agent, Placed, Writing};
 use super::cut::{Before, Live, cut};
+use super::enforced::{Policy, Tested, world};
 use crate::beside::both;
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::inventory::snapshot::Snapshot;
