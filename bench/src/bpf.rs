@@ -226,18 +226,28 @@ pub fn read(map: &OwnedFd, index: u32) -> io::Result<u64> {
 pub fn test_run(program: &OwnedFd, frame: &[u8], ifindex: u32, repeat: u32) -> io::Result<i32> {
     let mut context = [0u8; CONTEXT];
     context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
-    run(program, frame, &context, repeat, 0)
+    run(program, frame, &context, repeat, 0).map(|run| run.returned)
 }
 
 /// Lets so many frames arrive at an interface that a program of [`XDP`] sits on, as if its driver had received them; each goes the way
-/// that this program of XDP says. Returns when all are on it.
-pub fn send(program: &OwnedFd, frame: &[u8], ifindex: u32, frames: u32) -> io::Result<()> {
+/// that this program of XDP says. Returns when all are on it, and answers the nanoseconds of one by the kernel's clock, rounded down
+/// (`bpf_test_timer_continue`, kernel 6.18): from the first frame to the last, without the pool of pages, which is made before and ends
+/// with a wait for the next tick.
+pub fn send(program: &OwnedFd, frame: &[u8], ifindex: u32, frames: u32) -> io::Result<u32> {
     // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
     let context = [0, frame.len() as u32, 0, ifindex, 0, 0].map(u32::to_ne_bytes).concat();
-    run(program, frame, &context, frames, LIVE).map(drop)
+    run(program, frame, &context, frames, LIVE).map(|run| run.duration)
 }
 
-fn run(program: &OwnedFd, frame: &[u8], context: &[u8], repeat: u32, flags: u32) -> io::Result<i32> {
+/// What the kernel says of the runs of a program.
+struct Run {
+    /// By the last.
+    returned: i32,
+    /// Nanoseconds of one.
+    duration: u32,
+}
+
+fn run(program: &OwnedFd, frame: &[u8], context: &[u8], repeat: u32, flags: u32) -> io::Result<Run> {
     #[repr(C)]
     #[derive(Default)]
     struct Attr {
@@ -269,5 +279,5 @@ fn run(program: &OwnedFd, frame: &[u8], context: &[u8], repeat: u32, flags: u32)
         ..Attr::default()
     };
     call(PROG_TEST_RUN, &mut attr)?;
-    Ok(attr.returned.cast_signed())
+    Ok(Run { returned: attr.returned.cast_signed(), duration: attr.duration })
 }

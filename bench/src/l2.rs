@@ -32,7 +32,7 @@ pub struct Form {
 
 impl Form {
     /// Less than a minute.
-    pub const SHORT: Self = Self { rounds: 20, frames: 50_000, long: false };
+    pub const SHORT: Self = Self { rounds: 30, frames: 50_000, long: false };
     /// Some minutes.
     pub const LONG: Self = Self { rounds: 30, frames: 200_000, long: true };
 }
