@@ -29,5 +29,5 @@ pub mod user;
 pub mod verdict;
 
 /// The layout's number: part of the pin path, so that an agent never reads another layout's tables. Raised with every
-/// change of a row, a key or the meaning of either.
-pub const ABI: u32 = 5;
+/// change of a row, a key, the meaning of either, or how a table is made.
+pub const ABI: u32 = 6;

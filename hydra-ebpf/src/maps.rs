@@ -4,7 +4,7 @@
 use core::ops::Deref;
 use core::ptr::NonNull;
 
-use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::ring_buf::RingBufEntry;
@@ -33,15 +33,16 @@ static HYDRA_GEN: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 static HYDRA_HEADS: Array<Head> = Array::with_max_entries(2, 0);
 #[map]
-static HYDRA_IDS: Array<IdentityRow> = Array::with_max_entries(2 * MAX_IDENTITIES, 0);
+static HYDRA_IDS: Array<IdentityRow> = Array::with_max_entries(2 * MAX_IDENTITIES, BPF_F_MMAPABLE);
 #[map]
-static HYDRA_CELLS: Array<Cell> = Array::with_max_entries(2 * MAX_IDENTITIES * MAX_IDENTITIES, 0);
+static HYDRA_CELLS: Array<Cell> =
+    Array::with_max_entries(2 * MAX_IDENTITIES * MAX_IDENTITIES, BPF_F_MMAPABLE);
 #[map]
-static HYDRA_SETS: Array<RuleSet> = Array::with_max_entries(2 * MAX_RULE_SETS, 0);
+static HYDRA_SETS: Array<RuleSet> = Array::with_max_entries(2 * MAX_RULE_SETS, BPF_F_MMAPABLE);
 #[map]
-static HYDRA_RANGES: Array<Interval> = Array::with_max_entries(2 * MAX_INTERVALS, 0);
+static HYDRA_RANGES: Array<Interval> = Array::with_max_entries(2 * MAX_INTERVALS, BPF_F_MMAPABLE);
 #[map]
-static HYDRA_DECIDE: Array<Decision> = Array::with_max_entries(2 * MAX_DECISIONS, 0);
+static HYDRA_DECIDE: Array<Decision> = Array::with_max_entries(2 * MAX_DECISIONS, BPF_F_MMAPABLE);
 #[map]
 static HYDRA_PREFIX: LpmTrie<PrefixData, PrefixRow> =
     LpmTrie::with_max_entries(MAX_PREFIXES, BPF_F_NO_PREALLOC);
@@ -57,7 +58,7 @@ static HYDRA_CGROUPS: HashMap<CgroupKey, Cgroup> = HashMap::with_max_entries(MAX
 #[map]
 static HYDRA_FRAGS: LruHashMap<FragmentKey, Fragment> = LruHashMap::with_max_entries(MAX_FRAGMENTS, 0);
 #[map]
-static HYDRA_LIMITS: Array<Limit> = Array::with_max_entries(2 * MAX_LIMITS, 0);
+static HYDRA_LIMITS: Array<Limit> = Array::with_max_entries(2 * MAX_LIMITS, BPF_F_MMAPABLE);
 #[map]
 static HYDRA_BUCKETS: LruHashMap<BucketKey, u64> = LruHashMap::with_max_entries(MAX_BUCKETS, 0);
 #[map]

@@ -201,33 +201,10 @@ impl<V: Bytes + PartialEq> Table<u32, V> {
         Ok(())
     }
 
-    /// Reads a range of an array.
+    /// Reads a range of an array that was made with `BPF_F_MMAPABLE`, from the memory that programs read.
     pub fn range(&self, from: u32, count: usize) -> io::Result<Vec<V>> {
-        let mut values = vec![V::new_zeroed(); count];
-        let mut done = 0;
-        while done < count {
-            let next = from + done as u32;
-            let mut cursor = if next == 0 { Cursor::default() } else { Cursor::after(next - 1) };
-            let want = (count - done).min(BATCH);
-            let mut keys = vec![0u32; want];
-            match self.map.get_batch(
-                &mut cursor,
-                keys.as_mut_bytes(),
-                values[done..done + want].as_mut_bytes(),
-                want,
-            ) {
-                Ok(got) if got.count == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(got) => done += got.count,
-                Err(e) if raw::no_batches(&e) => {
-                    for (n, value) in values.iter_mut().enumerate().skip(done) {
-                        *value = self.get(&(from + n as u32))?.ok_or(io::ErrorKind::UnexpectedEof)?;
-                    }
-                    done = count;
-                }
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(values)
+        let words = self.map.words(from, count)?;
+        Ok(parts(words.as_bytes()).collect())
     }
 }
 
@@ -257,7 +234,8 @@ impl<V: Bytes> PerCpu<V> {
     }
 }
 
-/// What each CPU has, of one value or of several that follow each other.
+/// Values that follow each other: those of an array, or what each CPU has of one or of several. Each begins at a multiple of 8 bytes
+/// (`array_map_alloc`, `bpf_percpu_array_copy`).
 fn parts<V: Bytes>(values: &[u8]) -> impl Iterator<Item = V> {
     let each = values.chunks_exact(size_of::<V>().next_multiple_of(8));
     each.filter_map(|value| V::read_from_prefix(value).ok().map(|(value, _)| value))

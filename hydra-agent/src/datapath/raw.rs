@@ -16,6 +16,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 mod bits;
 mod map;
+mod pages;
 mod run;
 mod stand_in;
 
