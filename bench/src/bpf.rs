@@ -231,8 +231,8 @@ pub fn test_run(program: &OwnedFd, frame: &[u8], ifindex: u32, repeat: u32) -> i
 
 /// Lets so many frames arrive at an interface that a program of [`XDP`] sits on, as if its driver had received them; each goes the way
 /// that this program of XDP says. Returns when all are on it, and answers the nanoseconds of one by the kernel's clock, rounded down
-/// (`bpf_test_timer_continue`, kernel 6.18): from the first frame to the last, without the pool of pages, which is made before and ends
-/// with a wait for the next tick.
+/// (`bpf_test_timer_continue`, kernel 6.18): without the pool of pages, without turns that others get between batches, and without the two
+/// grace periods of a call (`bpf_dispatcher_update`), which are some ticks.
 pub fn send(program: &OwnedFd, frame: &[u8], ifindex: u32, frames: u32) -> io::Result<u32> {
     // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
     let context = [0, frame.len() as u32, 0, ifindex, 0, 0].map(u32::to_ne_bytes).concat();

@@ -31,7 +31,7 @@ pub struct Form {
 }
 
 impl Form {
-    /// Less than a minute.
+    /// A minute or two.
     pub const SHORT: Self = Self { rounds: 30, frames: 50_000, long: false };
     /// Some minutes.
     pub const LONG: Self = Self { rounds: 30, frames: 200_000, long: true };

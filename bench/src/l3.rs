@@ -33,8 +33,8 @@ pub struct Form {
 }
 
 impl Form {
-    /// A minute and a half.
-    pub const SHORT: Self = Self { rounds: 20, time: Duration::from_millis(100), long: false };
+    /// Two minutes and a half.
+    pub const SHORT: Self = Self { rounds: 30, time: Duration::from_millis(100), long: false };
     /// Six minutes.
     pub const LONG: Self = Self { rounds: 30, time: Duration::from_millis(300), long: true };
 }

@@ -104,7 +104,8 @@ impl Host {
         let hydra = self.hydra.is_some();
         ensure!(!hydra || denied == wanted, "hydra has denied {denied} of {sent} frames, not {wanted}");
         ensure!(nanoseconds > 0, "the kernel has no time of {sent} frames");
-        Ok(1e3 / f64::from(nanoseconds))
+        // Rounded down: by a half on the average.
+        Ok(1e3 / (f64::from(nanoseconds) + 0.5))
     }
 }
 

@@ -5,11 +5,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 use super::map_info;
-use super::pages::Pages;
+use super::pages::Shared;
 
-/// The rows of an array of `u64`.
+/// The rows of an array of `u64` that was made with `BPF_F_MMAPABLE`.
 #[derive(Debug)]
-pub struct Bits(Pages);
+pub struct Bits(Shared);
 
 impl Bits {
     /// Takes a map's descriptor; what is no such array is refused.
@@ -18,7 +18,7 @@ impl Bits {
         if info.value_size as usize != size_of::<u64>() || info.max_entries == 0 {
             return Err(io::Error::other(format!("its values have {} bytes, expected 8", info.value_size)));
         }
-        Pages::map(fd.as_fd(), 0, info.max_entries as usize, true).map(Self)
+        Shared::map(fd.as_fd(), info.max_entries as usize).map(Self)
     }
 
     /// Rows.

@@ -1,13 +1,11 @@
-//! Maps by system call: entries, batches, and the wait for running programs.
+//! Maps: entries and batches by system call, arrays from their pages, and the wait for running programs.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::Ordering;
 
 use zerocopy::{Immutable, IntoBytes};
 
-use super::pages::Pages;
-use super::{MapInfo, at, call, map_info, number, owned};
+use super::{MapInfo, at, call, map_info, number, owned, pages};
 
 const MAP_CREATE: u32 = 0;
 const MAP_LOOKUP_ELEM: u32 = 1;
@@ -118,8 +116,8 @@ impl Map {
         self.element(MAP_GET_NEXT_KEY, key, at(next.as_mut_ptr()))
     }
 
-    /// Values of an array that was made with `BPF_F_MMAPABLE`: each is a multiple of 8 bytes long. A call for each batch of them takes
-    /// a hundred times as long.
+    /// Values of an array that was made with `BPF_F_MMAPABLE`, each a multiple of 8 bytes long: without the look-up and the copies that
+    /// a batch takes for each.
     pub fn words(&self, from: u32, count: usize) -> io::Result<Vec<u64>> {
         if count == 0 {
             return Ok(Vec::new());
@@ -128,8 +126,7 @@ impl Map {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let each = self.value_size.div_ceil(size_of::<u64>());
-        let pages = Pages::map(self.as_fd(), from as usize * each, count * each, false)?;
-        Ok(pages.words().iter().map(|word| word.load(Ordering::Relaxed)).collect())
+        pages::copy(self.as_fd(), from as usize * each, count * each)
     }
 
     /// Reads up to `count` entries from `cursor` on and moves it.

@@ -1,36 +1,59 @@
-//! Pages of an array of the kernel's that lie in this process's memory too.
+//! Pages of an array of the kernel's that was made with `BPF_F_MMAPABLE` (Linux 5.5), in words of 8 bytes: what programs read and write.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Values of an array that was made with `BPF_F_MMAPABLE` (Linux 5.5), in words of 8 bytes: what programs read and write, not a copy.
-#[derive(Debug)]
-pub struct Pages {
-    /// The first page.
-    begin: NonNull<u8>,
-    /// Bytes from there to the last word.
-    length: usize,
-    /// Bytes from there to the first word.
-    skipped: usize,
+/// Words of an array from one of them on, as they are now: whoever reads rows while they are written may see one half written. The kernel
+/// refuses (`EINVAL`) what goes beyond the array's last page.
+pub fn copy(fd: BorrowedFd<'_>, from: usize, count: usize) -> io::Result<Vec<u64>> {
+    // SAFETY: asks for a number.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(io::Error::other)?;
+    let first = from * size_of::<u64>();
+    let skipped = first % page;
+    let length = skipped + count * size_of::<u64>();
+    let pages = Pages::map(fd, first - skipped, length, libc::PROT_READ)?;
+    // Relaxed loads of a word are what atomics may do to pages that are only read (`core::sync::atomic`).
+    let words = pages.words().iter().skip(skipped / size_of::<u64>());
+    Ok(words.map(|word| word.load(Ordering::Relaxed)).collect())
 }
 
-// SAFETY: memory that is read and changed by atomic instructions alone, and that no thread owns.
+/// An array's first words, to be changed: by atomic instructions, as programs do.
+#[derive(Debug)]
+pub struct Shared(Pages);
+
+impl Shared {
+    /// Maps so many.
+    pub fn map(fd: BorrowedFd<'_>, count: usize) -> io::Result<Self> {
+        let length = count * size_of::<u64>();
+        Pages::map(fd, 0, length, libc::PROT_READ | libc::PROT_WRITE).map(Self)
+    }
+
+    /// All of them.
+    pub fn words(&self) -> &[AtomicU64] {
+        self.0.words()
+    }
+}
+
+/// A mapping.
+#[derive(Debug)]
+struct Pages {
+    begin: NonNull<AtomicU64>,
+    /// Bytes.
+    length: usize,
+}
+
+// SAFETY: memory that no thread owns. Programs change it by atomic instructions, the kernel for system calls, and this process by the
+// atomics of `words` alone.
 unsafe impl Send for Pages {}
 // SAFETY: as above.
 unsafe impl Sync for Pages {}
 
 impl Pages {
-    /// Some words of an array, from a word on, to read or to change too. The kernel refuses (`EINVAL`) what goes beyond the array's last page.
-    pub fn map(fd: BorrowedFd<'_>, from: usize, count: usize, write: bool) -> io::Result<Self> {
-        // SAFETY: asks for a number.
-        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(io::Error::other)?;
-        let first = from * size_of::<u64>();
-        let skipped = first % page;
-        let length = skipped + count * size_of::<u64>();
-        let offset = libc::off_t::try_from(first - skipped).map_err(io::Error::other)?;
-        let access = libc::PROT_READ | if write { libc::PROT_WRITE } else { 0 };
+    /// Bytes of an array from a page on. Without `PROT_WRITE` its words may only be loaded, relaxed.
+    fn map(fd: BorrowedFd<'_>, offset: usize, length: usize, access: libc::c_int) -> io::Result<Self> {
+        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
         // SAFETY: a new mapping at a place of the kernel's choice, of pages of the array (`array_map_mmap`), which stays as long as the
         // mapping.
         let begin = unsafe {
@@ -40,15 +63,12 @@ impl Pages {
             return Err(io::Error::last_os_error());
         }
         let begin = NonNull::new(begin.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
-        Ok(Self { begin, length, skipped })
+        Ok(Self { begin, length })
     }
 
-    /// The words. Who did not map them to change them must not: the process would end.
-    pub fn words(&self) -> &[AtomicU64] {
-        let count = (self.length - self.skipped) / size_of::<u64>();
-        // SAFETY: as many words lie there as long as `self` lives, aligned because pages are and whole words are skipped; all that
-        // changes them does so atomically or where nobody reads.
-        unsafe { std::slice::from_raw_parts(self.begin.as_ptr().add(self.skipped).cast(), count) }
+    fn words(&self) -> &[AtomicU64] {
+        // SAFETY: as many words lie there as long as `self` lives, aligned as a page is.
+        unsafe { std::slice::from_raw_parts(self.begin.as_ptr(), self.length / size_of::<u64>()) }
     }
 }
 
