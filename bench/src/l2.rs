@@ -21,10 +21,12 @@ use crate::stats::interleave;
 /// What a row of frames of 1,500 bytes says.
 pub const SHARE: &str = "share of a core for 0.81 million frames of 1,500 bytes a second";
 
+/// Samples of each case, in either form.
+const ROUNDS: usize = 30;
+
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Form {
-    rounds: usize,
     /// In one sample.
     frames: u32,
     long: bool,
@@ -32,9 +34,9 @@ pub struct Form {
 
 impl Form {
     /// A minute or two.
-    pub const SHORT: Self = Self { rounds: 30, frames: 50_000, long: false };
+    pub const SHORT: Self = Self { frames: 50_000, long: false };
     /// Some minutes.
-    pub const LONG: Self = Self { rounds: 30, frames: 200_000, long: true };
+    pub const LONG: Self = Self { frames: 200_000, long: true };
 }
 
 const THOUSAND: Size = Size { containers: 1_000, ..Size::SMALL };
@@ -91,10 +93,10 @@ pub fn run(form: &Form, progress: &mut Progress) -> Result<Report> {
     }
     let samples = interleave(
         &mut hosts,
-        form.rounds,
+        ROUNDS,
         |host| host.flood(form.frames),
         |done| {
-            progress.at(&format!("round {done} of {}", form.rounds));
+            progress.at(&format!("round {done} of {ROUNDS}"));
         },
     )?;
     let mut samples = samples.into_iter();

@@ -23,10 +23,12 @@ use crate::report::{Goal, Report};
 use crate::scene::{ALLOWED, CLIENT, Live, NAMES, Scene, Size};
 use crate::stats::interleave;
 
+/// Samples of each case, in either form.
+const ROUNDS: usize = 30;
+
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Form {
-    rounds: usize,
     /// Of one sample.
     time: Duration,
     long: bool,
@@ -34,9 +36,9 @@ pub struct Form {
 
 impl Form {
     /// Two minutes and a half.
-    pub const SHORT: Self = Self { rounds: 30, time: Duration::from_millis(100), long: false };
+    pub const SHORT: Self = Self { time: Duration::from_millis(100), long: false };
     /// Six minutes.
-    pub const LONG: Self = Self { rounds: 30, time: Duration::from_millis(300), long: true };
+    pub const LONG: Self = Self { time: Duration::from_millis(300), long: true };
 }
 
 /// What an application does.
@@ -174,9 +176,9 @@ pub fn run(form: &Form, progress: &mut Progress) -> Result<Report> {
     }
     let samples = interleave(
         &mut cases,
-        form.rounds,
+        ROUNDS,
         |case| hosts[case.host].work(case, form.time),
-        |done| progress.at(&format!("round {done} of {}", form.rounds)),
+        |done| progress.at(&format!("round {done} of {ROUNDS}")),
     )?;
     for live in hosts.iter().filter_map(|host| host.hydra.as_ref()) {
         ensure!(live.flows()? > 0, "what was measured did not go by hydra");

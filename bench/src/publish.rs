@@ -138,8 +138,8 @@ Written by `cargo xtask bench --publish`; `cargo xtask bench --help` says what e
 
 Ratios are medians over rounds of what was measured in turns in the same round (A B C, C B A …), with the 95 % interval of a percentile
 bootstrap. Take an absolute figure only beside its reference: these are of whatever machine stands with them. A target is met or missed by
-the median, or by the 99th percentile where that is named (`p99`). Each section is the last run of its level; a load above 1 says that
-the machine did other things meanwhile.
+the median, or by the 99th percentile where that is named (`p99`). Each section is the last run of its level that was published; a load
+above 1 says that the machine did other things meanwhile.
 
 ## Targets
 
