@@ -190,7 +190,7 @@ impl<K, V> Batch<K, V> {
     }
 }
 
-impl<V: Bytes + PartialEq> Table<u32, V> {
+impl<V: Bytes> Table<u32, V> {
     /// Writes a range of an array.
     pub fn put_range(&self, from: u32, values: &[V]) -> io::Result<()> {
         for (n, chunk) in values.chunks(BATCH).enumerate() {

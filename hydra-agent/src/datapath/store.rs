@@ -269,7 +269,7 @@ fn put<V: Bytes + PartialEq>(
     map.put_range(from + rows.len() as u32, &vec![V::new_zeroed(); left]).map_err(table("write", name))
 }
 
-fn get<V: Bytes + PartialEq>(
+fn get<V: Bytes>(
     map: &Table<u32, V>,
     name: &'static str,
     from: u32,
